@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DMA: from a device's request to the unit that covers it, and on to RAM, registers or a fault.
+
+A device holds a :class:`DmaPort`.  The fabric finds the unit for the port's requester id, splits the request at
+4 KiB boundaries, and lets the unit translate each piece.  What a fault leaves behind is as on the bus: pieces
+before it have happened, pieces after it have not.
+"""
+
+from typing import Final
+
+from base.units import PAGE_SIZE
+from machine.iommu.unit import Fault, IommuUnit
+from machine.mmio import SystemBus
+
+
+class DmaFabric:
+    """Routes requests: a unit per segment or per requester id, none means untranslated DMA."""
+
+    def __init__(self, bus: SystemBus) -> None:
+        self.bus: Final = bus
+        self._units: Final[dict[int, IommuUnit]] = {}
+        self._default: IommuUnit | None = None
+
+    def cover(self, unit: IommuUnit, sbdf: int | None = None) -> None:
+        """Put requester ``sbdf`` (``None``: every id that no other call named) behind ``unit``."""
+        if sbdf is None:
+            self._default = unit
+        else:
+            self._units[sbdf] = unit
+
+    def unit_for(self, sbdf: int) -> IommuUnit | None:
+        """The unit that translates for requester ``sbdf``."""
+        return self._units.get(sbdf, self._default)
+
+    def port(self, sbdf: int) -> "DmaPort":
+        """The way into memory for requester ``sbdf``."""
+        return DmaPort(self, sbdf)
+
+
+class DmaPort:
+    """One requester's way to memory.  ``faults`` collects what was blocked, newest last."""
+
+    def __init__(self, fabric: DmaFabric, sbdf: int) -> None:
+        self.fabric: Final = fabric
+        self.sbdf: Final = sbdf
+        self.faults: Final[list[Fault]] = []
+
+    def read(self, iova: int, length: int) -> bytes | Fault:
+        """``length`` bytes from ``iova``, or the fault that stopped the request."""
+        unit = self.fabric.unit_for(self.sbdf)
+        bus = self.fabric.bus
+        if unit is None:
+            return bus.dma_read(iova, length)
+        first = PAGE_SIZE - (iova & PAGE_SIZE - 1)
+        if length <= first:
+            maddr = unit.translate(self.sbdf & 0xFFFF, iova, False)
+            if maddr.__class__ is not int:
+                return self._blocked(maddr)
+            return bus.dma_read(maddr, length)
+        parts = []
+        while length > 0:
+            size = min(length, PAGE_SIZE - (iova & PAGE_SIZE - 1))
+            maddr = unit.translate(self.sbdf & 0xFFFF, iova, False)
+            if maddr.__class__ is not int:
+                return self._blocked(maddr)
+            parts.append(bus.dma_read(maddr, size))
+            iova += size
+            length -= size
+        return b"".join(parts)
+
+    def write(self, iova: int, data: bytes) -> Fault | None:
+        """Store ``data`` at ``iova``; the fault that stopped the request, or ``None``."""
+        unit = self.fabric.unit_for(self.sbdf)
+        bus = self.fabric.bus
+        if unit is None:
+            bus.dma_write(iova, data)
+            return None
+        done = 0
+        while done < len(data):
+            size = min(len(data) - done, PAGE_SIZE - (iova & PAGE_SIZE - 1))
+            maddr = unit.translate(self.sbdf & 0xFFFF, iova, True)
+            if maddr.__class__ is not int:
+                return self._blocked(maddr)
+            bus.dma_write(maddr, data if size == len(data) else data[done : done + size])
+            iova += size
+            done += size
+        return None
+
+    def _blocked(self, fault: int | Fault) -> Fault:
+        assert isinstance(fault, Fault)
+        self.faults.append(fault)
+        return fault
