@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whom a failure concerns.
+
+* The guest gets a negative errno, returned, never raised.
+* Whoever develops the hypervisor gets one of the exceptions below, which the emulator does not catch:
+  they stand where Xen would BUG, and reaching one from a guest's hypercall is a finding.
+* Hardware reports faults through its own records; the drivers read them.
+* A faulty set-up (a machine description that cannot be) is a ``ValueError`` while the test bed is built.
+"""
+
+
+class XenBug(Exception):
+    """The hypervisor would have stopped the host here (BUG, ASSERT, fatal page fault)."""

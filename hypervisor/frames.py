@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every machine frame's owner, use and reference count, and the heap they are allocated from.
+
+The counts live in one word a frame: general references in the low half, writable type references in the high
+half (Xen's ``count_info`` and ``type_info``), so that taking both for a run of frames is one pass.  A frame
+whose general count falls to zero is free again; that is why a device mapping holds a reference.
+"""
+
+from array import array
+from typing import Final
+
+from base.units import DomId, Mfn
+from hypervisor.errors import XenBug
+
+DOMID_IO: Final = DomId(0x7FF1)
+DOMID_XEN: Final = DomId(0x7FF2)
+DOMID_NONE: Final = DomId(0x7FF4)
+"""Owner of a free frame."""
+
+REF: Final = 1
+"""One general reference."""
+WRITABLE_REF: Final = 1 << 32 | REF
+"""A general reference together with a writable type reference."""
+_COUNT_MASK: Final = (1 << 32) - 1
+
+
+class FrameTable:
+    """``frames`` frames of RAM, all free at first."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames: Final = frames
+        self.owner: Final = array("H", [DOMID_NONE]) * frames
+        self.refs: Final = array("Q", [0]) * frames
+        self.pagetable: Final = bytearray(frames)
+        """1 for a frame that a PV guest uses as a page table: it never gets a writable type reference."""
+        self._next = 0
+        self._free: list[int] = []
+        self.freed = 0
+        """Frames that went back to the heap so far."""
+
+    def allocate(self, owner: DomId, order: int = 0) -> Mfn | None:
+        """2^``order`` contiguous, aligned frames for ``owner`` with one reference each; ``None`` if there are none."""
+        count = 1 << order
+        if not order and self._free:
+            mfn = self._free.pop()
+        else:
+            mfn = (self._next + count - 1) // count * count
+            if mfn + count > self.frames:
+                return self._reuse(owner, count)
+            self._free.extend(range(mfn - 1, self._next - 1, -1))
+            self._next = mfn + count
+        return self._give(owner, mfn, count)
+
+    def allocate_at(self, owner: DomId, mfn: int, count: int) -> None:
+        """Take ``count`` particular frames, which must be beyond everything allocated so far (boot-time layout)."""
+        if mfn < self._next or mfn + count > self.frames:
+            raise ValueError(f"frames {mfn:#x}+{count:#x} are taken or beyond RAM")
+        self._free.extend(range(mfn - 1, self._next - 1, -1))
+        self._next = mfn + count
+        self._give(owner, mfn, count)
+
+    def get(self, mfn: int, count: int, ref: int) -> None:
+        """Take ``ref`` (:data:`REF` or :data:`WRITABLE_REF`) on each of ``count`` frames from ``mfn``."""
+        if count == 1:
+            self.refs[mfn] += ref
+        else:
+            self.refs[mfn : mfn + count] = array("Q", [r + ref for r in self.refs[mfn : mfn + count]])
+
+    def put(self, mfn: int, count: int, ref: int) -> None:
+        """Drop what :meth:`get` took.  Dropping what nobody holds is a :class:`XenBug`."""
+        refs = self.refs
+        if count == 1:
+            left = refs[mfn] - ref
+            if left < 0 or not left & _COUNT_MASK:
+                self._last_reference(mfn, left)
+            else:
+                refs[mfn] = left
+            return
+        run = [r - ref for r in refs[mfn : mfn + count]]
+        if min(run) <= 0 or not all(r & _COUNT_MASK for r in run):
+            for k, left in enumerate(run):
+                if left <= 0 or not left & _COUNT_MASK:
+                    self._last_reference(mfn + k, left)
+                else:
+                    refs[mfn + k] = left
+            return
+        refs[mfn : mfn + count] = array("Q", run)
+
+    def count(self, mfn: int) -> int:
+        """General references that ``mfn`` holds."""
+        return self.refs[mfn] & _COUNT_MASK
+
+    def writable_count(self, mfn: int) -> int:
+        """Writable type references that ``mfn`` holds."""
+        return self.refs[mfn] >> 32
+
+    def owned(self, mfn: int, count: int, owner: int) -> bool:
+        """Whether ``owner`` owns all of ``count`` frames from ``mfn``."""
+        if count == 1:
+            return self.owner[mfn] == owner
+        return self.owner[mfn : mfn + count] == array("H", [owner]) * count
+
+    def has_pagetable(self, mfn: int, count: int) -> bool:
+        """Whether any of ``count`` frames from ``mfn`` is a PV page table."""
+        return self.pagetable.find(1, mfn, mfn + count) >= 0
+
+    def save(self) -> object:
+        return (self.owner[:], self.refs[:], bytes(self.pagetable), self._next, self._free[:], self.freed)
+
+    def restore(self, state: object) -> None:
+        owner, refs, pagetable, self._next, free, self.freed = state  # type: ignore[misc]
+        self.owner[:] = owner  # type: ignore[has-type]
+        self.refs[:] = refs  # type: ignore[has-type]
+        self.pagetable[:] = pagetable  # type: ignore[has-type]
+        self._free = free[:]  # type: ignore[has-type]
+
+    def _give(self, owner: DomId, mfn: int, count: int) -> Mfn:
+        if count == 1:
+            self.owner[mfn] = owner
+            self.refs[mfn] = REF
+        else:
+            self.owner[mfn : mfn + count] = array("H", [owner]) * count
+            self.refs[mfn : mfn + count] = array("Q", [REF]) * count
+        return Mfn(mfn)
+
+    def _reuse(self, owner: DomId, count: int) -> Mfn | None:
+        """Look for freed frames that happen to form an aligned block."""
+        free = set(self._free)
+        for mfn in sorted(free):
+            if mfn % count == 0 and all(mfn + k in free for k in range(count)):
+                taken = set(range(mfn, mfn + count))
+                self._free = [frame for frame in self._free if frame not in taken]
+                return self._give(owner, mfn, count)
+        return None
+
+    def _last_reference(self, mfn: int, left: int) -> None:
+        if left:
+            raise XenBug(f"frame {mfn:#x}: a reference was dropped that nobody held")
+        self.refs[mfn] = 0
+        self.owner[mfn] = DOMID_NONE
+        self.pagetable[mfn] = 0
+        self._free.append(mfn)
+        self.freed += 1

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An IOMMU context of a domain, and the devices in it.
+
+Context 0 is the default one and belongs to Xen: devices are in it unless the guest moved them, it maps the guest's
+own memory one to one, and no sub-op may change it.  The others are the guest's.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from base.units import CtxNo, Sbdf
+from hypervisor.pagetable.radix import FramePool, PageTable
+from machine.pci import PciFunction
+
+
+class IommuContext:
+    """One address space that devices can be put into."""
+
+    __slots__ = ("devices", "dying", "hw", "identity", "number", "pool", "table")
+
+    def __init__(self, number: CtxNo, pool: FramePool) -> None:
+        self.number: Final = number
+        self.pool: Final = pool
+        self.table: PageTable | None = None
+        """The tree; ``None`` for a context that lets everything through (pass-through)."""
+        self.devices: list[PciDevice] = []
+        self.dying = False
+        """Being torn down: nothing can be attached or mapped any more."""
+        self.identity: list[IdentityRange] = []
+        """Reserved regions (RMRR) that are mapped one to one here and are not the guest's to change."""
+        self.hw: Any = None
+        """The backend's own data: tags and per-unit device counts."""
+
+    def identity_offset(self, dfn: int, pages: int) -> int | None:
+        """Offset of the first of ``pages`` pages from ``dfn`` on that lies in a reserved region, or ``None``."""
+        first: int | None = None
+        for region in self.identity:
+            start = max(dfn, region.first)
+            if start <= region.last and start < dfn + pages:
+                offset = start - dfn
+                first = offset if first is None else min(first, offset)
+        return first
+
+    def __repr__(self) -> str:
+        return f"<context {self.number}{' dying' if self.dying else ''}, {len(self.devices)} devices>"
+
+
+@dataclass(slots=True)
+class IdentityRange:
+    """Frames ``first`` to ``last`` (inclusive), mapped one to one; ``users`` devices need them."""
+
+    first: int
+    last: int
+    users: int = 1
+
+
+@dataclass(slots=True)
+class PciDevice:
+    """A PCI function as Xen manages it."""
+
+    function: PciFunction
+    requester_ids: tuple[Sbdf, ...]
+    """Every id that its DMA may carry (phantom functions, the bridge in front of it)."""
+    context: IommuContext | None = None
+    reserved: list[tuple[int, int]] = field(default_factory=list)
+    """(first, last) frames of the reserved memory regions that firmware declared for it."""
+    hw: Any = None
+    """The backend's own data."""
+
+    @property
+    def sbdf(self) -> Sbdf:
+        return self.function.sbdf
+
+    @property
+    def translated(self) -> bool:
+        """Whether the device issues DMA of its own (bridges are tracked, not programmed)."""
+        return self.function.secondary_bus is None

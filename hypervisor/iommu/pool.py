@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where page-table frames come from.
+
+The default context's tables come from Xen's heap; those of a guest's own contexts come from the domain's *arena*,
+one block of frames set aside when PV-IOMMU is initialised, so that a guest cannot eat the host's memory by
+mapping.  An arena hands out its lowest free page.
+"""
+
+from heapq import heappop, heappush
+from typing import Final
+
+from hypervisor.errors import XenBug
+from hypervisor.frames import DOMID_XEN, REF, FrameTable
+
+
+class HeapPool:
+    """Tables from the host's heap."""
+
+    def __init__(self, frames: FrameTable) -> None:
+        self._frames: Final = frames
+
+    def allocate(self) -> int | None:
+        return self._frames.allocate(DOMID_XEN)
+
+    def free(self, frame: int) -> None:
+        self._frames.put(frame, 1, REF)
+
+
+class Arena:
+    """``pages`` frames from ``base`` on, for the page tables of one domain's contexts."""
+
+    def __init__(self, base: int, pages: int) -> None:
+        self.base: Final = base
+        self.pages: Final = pages
+        self._free = list(range(base, base + pages))
+        self._is_free: Final = bytearray(b"\x01" * pages)
+
+    @property
+    def used(self) -> int:
+        """Frames handed out and not yet returned."""
+        return self.pages - len(self._free)
+
+    def allocate(self) -> int | None:
+        if not self._free:
+            return None
+        frame = heappop(self._free)
+        self._is_free[frame - self.base] = 0
+        return frame
+
+    def free(self, frame: int) -> None:
+        if not 0 <= frame - self.base < self.pages or self._is_free[frame - self.base]:
+            raise XenBug(f"frame {frame:#x} is not in use in the arena at {self.base:#x}")
+        self._is_free[frame - self.base] = 1
+        heappush(self._free, frame)
+
+    def save(self) -> object:
+        return (self._free[:], bytes(self._is_free))
+
+    def restore(self, state: object) -> None:
+        free, self._is_free[:] = state  # type: ignore[misc]
+        self._free = free[:]  # type: ignore[has-type]

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The steps around every handler, once per calling convention.
+
+Copy in, check, handle, copy out.  A request whose answer could not be written back is refused with -EFAULT before
+anything is changed; bytes of the struct that belong to no field must be zero.
+
+A preempted call is issued again with its progress in bits 31:8 of the sub-op register, in units of 256 pages, as
+Xen's memory_op does it: the guest's struct is not a place for the hypervisor's bookkeeping.  A guest that sets
+these bits itself says "the first pages are done" and fools nobody but itself.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from abi.codec import Codec
+from abi.errno import EFAULT, EINVAL, EOPNOTSUPP
+from abi.versions import Abi, Convention
+from base.units import U32_MAX
+from hypervisor.domain import Domain, Vcpu
+from hypervisor.pviommu.result import RESTART
+from hypervisor.pviommu.table import ROWS, Handler
+
+if TYPE_CHECKING:
+    from hypervisor.xen import Xen
+
+UNION_SIZE: Final = 32
+"""Bytes of the tagged union, whatever its sub-op."""
+
+
+class Entry(Protocol):
+    """A calling convention's way in."""
+
+    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...]) -> int:
+        """One pass of the hypercall with registers ``args``; may answer :data:`RESTART`."""
+        ...
+
+    def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
+        """The registers with which a preempted call is issued again."""
+        ...
+
+    def name_of(self, vcpu: Vcpu, args: tuple[int, ...]) -> str:
+        """The sub-op that registers ``args`` ask for, for people; the number if it has no name."""
+        ...
+
+    def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
+        """Sub-op ``subop`` on ``domain`` with its struct at ``arg`` in the memory of ``vcpu``."""
+        ...
+
+
+class _Prepared(NamedTuple):
+    """A sub-op's row and codec, joined for one ABI version.  ``handler`` is None for reserved numbers."""
+
+    name: str
+    handler: Handler | None
+    codec: Codec | None
+    copied_in: bool
+    copied_out: bool
+    resumes: bool
+
+
+def _prepare(abi: Abi) -> dict[int, _Prepared]:
+    prepared = {}
+    for number, subop in abi.subops.items():
+        codec = subop.codec
+        if not subop.implemented:
+            prepared[number] = _Prepared(subop.name, None, None, False, False, False)
+            continue
+        row = ROWS[subop.name]
+        prepared[number] = _Prepared(
+            subop.name,
+            row.handler,
+            codec,
+            codec is not None and codec.out != codec.fields,
+            codec is not None and bool(codec.out),
+            row.resumes,
+        )
+    return prepared
+
+
+class SubopEntry:
+    """Sub-op number and a pointer to its own struct (v4 on)."""
+
+    def __init__(self, abi: Abi) -> None:
+        self._abi: Final = abi
+        self._subops: Final = _prepare(abi)
+
+    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...]) -> int:
+        domain = vcpu.domain
+        if xen.unusable(domain):
+            return -self._abi.errno_unusable
+        return self.run(xen, vcpu, domain, args[0] & U32_MAX, args[1], 0)
+
+    def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
+        return (args[0] & 0xFF | progress[0] & ~0xFF, *args[1:])
+
+    def name_of(self, vcpu: Vcpu, args: tuple[int, ...]) -> str:
+        subop = self._subops.get(args[0] & U32_MAX) or self._subops.get(args[0] & 0xFF)
+        return subop.name if subop else f"sub-op {args[0] & U32_MAX:#x}"
+
+    def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
+        prepared = self._subops.get(subop)
+        if prepared is None:
+            prepared = self._subops.get(subop & 0xFF)
+            if prepared is None or not prepared.resumes:
+                return -self._abi.errno_unknown_subop
+            start = subop & ~0xFF
+        _, handler, codec, copied_in, copied_out, _ = prepared
+        if handler is None:
+            return -EOPNOTSUPP
+        if codec is None:
+            return handler(xen, vcpu, domain, (), start)[0]
+        memory = vcpu.memory
+        if copied_in:
+            raw = memory.read(arg, codec.size)
+            if raw is None:
+                return -EFAULT
+            if codec.hole_mask and int.from_bytes(raw, "little") & codec.hole_mask:
+                return -EINVAL
+            if copied_out and not memory.writable(arg, codec.size):
+                return -EFAULT
+            result, out = handler(xen, vcpu, domain, codec.decode(raw), start)
+        else:
+            if not memory.writable(arg, codec.size):
+                return -EFAULT
+            raw = bytes(codec.size)
+            result, out = handler(xen, vcpu, domain, (), start)
+        if copied_out and result != RESTART:
+            answer = bytearray(raw)
+            codec.patch_out(answer, *out)
+            if not memory.write(arg, answer):
+                return -EFAULT
+        return result
+
+
+class UnionEntry:
+    """One pointer to a tagged union (v1 to v3); the whole union is copied back, whatever the result."""
+
+    def __init__(self, abi: Abi) -> None:
+        self._abi: Final = abi
+        self._subops: Final = _prepare(abi)
+
+    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...]) -> int:
+        arg = args[0]
+        memory = vcpu.memory
+        raw = memory.read(arg, UNION_SIZE)
+        if raw is None or not memory.writable(arg, UNION_SIZE):
+            return -EFAULT
+        domain = vcpu.domain
+        if xen.unusable(domain):
+            return -self._abi.errno_unusable
+        prepared = self._subops.get(self._abi.subop_of(raw))
+        if prepared is None:
+            return -self._abi.errno_unknown_subop
+        handler, codec = prepared.handler, prepared.codec
+        if handler is None:
+            return -EOPNOTSUPP
+        if codec is None:
+            return handler(xen, vcpu, domain, (), 0)[0]
+        result, out = handler(xen, vcpu, domain, codec.decode(raw), 0)
+        if prepared.copied_out and result != RESTART:
+            answer = bytearray(raw)
+            codec.patch_out(answer, *out)
+            if not memory.write(arg, answer):
+                return -EFAULT
+        return result
+
+    def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
+        return args
+
+    def name_of(self, vcpu: Vcpu, args: tuple[int, ...]) -> str:
+        raw = vcpu.memory.read(args[0], UNION_SIZE)
+        if raw is None:
+            return "unreadable"
+        number = self._abi.subop_of(raw)
+        subop = self._subops.get(number)
+        return subop.name if subop else f"sub-op {number:#x}"
+
+    def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
+        return -EOPNOTSUPP  # remote_cmd, the only caller, is not in these versions
+
+
+_ENTRIES: Final[dict[Convention, Callable[[Abi], Entry]]] = {
+    Convention.SUBOP: SubopEntry,
+    Convention.UNION: UnionEntry,
+}
+
+
+def entry_for(abi: Abi) -> Entry:
+    """The way in for ``abi``'s calling convention; ``ValueError`` for one that this hypervisor does not offer."""
+    try:
+        return _ENTRIES[abi.convention](abi)
+    except KeyError:
+        raise ValueError(f"no dispatcher for {abi.name}: its calling convention is {abi.convention.name}") from None

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""May this domain let devices reach these frames, and what reference does that take?"""
+
+from typing import Final
+
+from abi.errno import EPERM
+from hypervisor.domain import Domain
+from hypervisor.frames import DOMID_IO, DOMID_NONE, DOMID_XEN, REF, WRITABLE_REF, FrameTable
+from hypervisor.p2m import OTHERS_TYPES, RAM_TYPES, READ_ONLY_TYPES, P2mType, Run
+from hypervisor.profile import Profile
+
+_NOBODY_TO_ASK: Final = frozenset({DOMID_IO, DOMID_XEN, DOMID_NONE})
+
+
+def frame_rights(profile: Profile, frames: FrameTable, domain: Domain, run: Run, write: bool) -> tuple[int, int, int]:
+    """Decide about the frames of ``run`` from its first on.
+
+    Returns (how many may be mapped, the reference to take on each, errno of the first that may not).  The
+    reference is 0 for MMIO, which has no page to refer to.
+    """
+    mfn, kind, count = run
+    if kind not in RAM_TYPES:
+        if kind is P2mType.MMIO:
+            if profile.maps_mmio and domain.may_access_mmio(mfn, 1):
+                while not domain.may_access_mmio(mfn, count):
+                    count = count + 1 >> 1
+                return count, 0, 0
+            return 0, 0, -EPERM
+        if kind is P2mType.RAM_PAGED:
+            return 0, 0, -profile.errno_paged_out
+        return 0, 0, -profile.errno_hole
+    if write and kind in READ_ONLY_TYPES:
+        return 0, 0, -EPERM
+    if mfn >= frames.frames:
+        return 0, 0, -EPERM
+    owner = frames.owner[mfn]
+    if owner != domain.domid:
+        others = profile.maps_foreign and domain.hardware and (domain.pv or kind in OTHERS_TYPES)
+        if not others or owner in _NOBODY_TO_ASK:
+            return 0, 0, -EPERM
+    if count > 1 and not frames.owned(mfn, count, owner):
+        count = next(k for k in range(count) if frames.owner[mfn + k] != owner)
+    if not (domain.pv and write):
+        return count, REF, 0
+    table = frames.pagetable.find(1, mfn, mfn + count)
+    if table == mfn:
+        return 0, 0, -EPERM
+    return (count if table < 0 else table - mfn), WRITABLE_REF, 0

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""map_pages, unmap_pages and lookup_page.
+
+A call is worked off in *passes*.  A pass changes tables, then flushes once, and only then drops references and
+frees tables: until hardware has confirmed, a device may still reach the old frames.  Between passes the hypercall
+may be preempted; how far it got travels in the re-issued call (see ``entry``), not in the guest's struct.
+
+Checks come in this order: the request itself (size limit, context, flags, page size, alignment, range), and then
+for each page: reserved region, frame, existing mapping, memory for tables.  The pages before the first that fails
+stay mapped (or unmapped) and are what ``mapped`` (``unmapped``) counts.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from abi.errno import E2BIG, EADDRNOTAVAIL, EINVAL, ENOENT
+from hypervisor.domain import Domain, Vcpu
+from hypervisor.errors import XenBug
+from hypervisor.iommu.context import IommuContext
+from hypervisor.pagetable.radix import Changes
+from hypervisor.pviommu.frame_rights import frame_rights
+from hypervisor.pviommu.result import RESTART, Result
+
+if TYPE_CHECKING:
+    from hypervisor.xen import Xen
+
+PASS_PAGES: Final = 4096
+"""Pages between two looks at whether the vCPU should yield."""
+RESUME_GRAIN: Final = 256
+"""A preempted call resumes at a multiple of this many pages."""
+MAX_PAGES: Final = 1 << 32
+"""Most 4 KiB pages that one call may cover: what a resumed call can name."""
+
+
+def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+    """Map frames ``gfn``.. of the caller at ``dfn``.. in a context."""
+    number, gfn, dfn, flags, pgsize, nr_pages, _ = args
+    abi = xen.abi
+    assert domain.iommu is not None
+    context, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
+    if context is None:
+        return error, (0,)
+    if flags & ~abi.map_flags_mask or not flags & (abi.map_readable | abi.map_writeable):
+        return -EINVAL, (0,)
+    unit = pgsize >> 12
+    if gfn & unit - 1:
+        return -EINVAL, (0,)
+    if start >= total:
+        return (0 if start == 0 else -EINVAL), (0,)
+    table = context.table
+    if table is None:
+        raise XenBug(f"{context} has no table to map into")
+
+    write = bool(flags & abi.map_writeable)
+    permission = table.format.permission[bool(flags & abi.map_readable) | write << 1]
+    profile, frames, translation = xen.profile, xen.frames, domain.translation
+    preempt = xen.preempt
+    identity = context.identity
+    changes = Changes()
+    done = start
+    error = 0
+    limit = min(total - done, PASS_PAGES - (dfn & 511))
+    while True:
+        if identity:
+            reserved = context.identity_offset(dfn + done, limit)
+            if reserved is not None:
+                if not reserved:
+                    error = -EADDRNOTAVAIL
+                    break
+                limit = reserved
+        run = translation.run(gfn + done, limit)
+        count, reference, error = frame_rights(profile, frames, domain, run, write)
+        if error:
+            break
+        mfn = run.mfn
+        if reference:
+            frames.get(mfn, count, reference)
+            bits = permission | table.format.referenced
+        else:
+            bits = permission
+        step, error = table.map(dfn + done, mfn, count, bits, changes)
+        if step != count and reference:
+            frames.put(mfn + step, count - step, reference)
+        done += step
+        if error or done >= total:
+            break
+        limit = min(total - done, PASS_PAGES - (dfn + done & 511))
+        if preempt is not None and preempt(vcpu):
+            if not done % RESUME_GRAIN:
+                flushed = xen.finish_pass(domain, context, dfn + start, done - start, changes)
+                if flushed:
+                    return flushed, (done // unit,)
+                vcpu.restart = (done,)
+                return RESTART, (done // unit,)
+            limit = min(limit, RESUME_GRAIN - done % RESUME_GRAIN)
+
+    if unit > 1 and done % unit:  # a superpage unit is mapped as a whole or not at all
+        part = done % unit
+        undone, undo_error = table.unmap(dfn + done - part, part, changes)
+        if undo_error or undone != part:
+            raise XenBug("what this call mapped could not be unmapped again")
+        touched, done = done, done - part
+    else:
+        touched = done
+    flushed = xen.finish_pass(domain, context, dfn + start, max(touched - start, 1), changes)
+    return error or flushed, (done // unit,)
+
+
+def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+    """Remove what is mapped at ``dfn``.. in a context."""
+    number, dfn, pgsize, nr_pages, _ = args
+    assert domain.iommu is not None
+    context, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
+    if context is None:
+        return error, (0,)
+    if start >= total:
+        return (0 if start == 0 else -EINVAL), (0,)
+    table = context.table
+    if table is None:
+        raise XenBug(f"{context} has no table to unmap from")
+    unit = pgsize >> 12
+    preempt = xen.preempt
+    changes = Changes()
+    done = start
+    pause = total - done if preempt is None else PASS_PAGES
+    while True:
+        left = total - done
+        if context.identity:
+            reserved = context.identity_offset(dfn + done, left)
+            if reserved is not None:
+                if not reserved:
+                    error = -EADDRNOTAVAIL
+                    break
+                left = reserved
+        if unit > 1:
+            left = min(left, unit)
+            error = _whole_unit(table.lookup, dfn + done, unit)
+            if error:
+                break
+        step, error = table.unmap(dfn + done, left, changes, min(pause, left))
+        done += step
+        if error or done >= total:
+            break
+        if preempt is not None:
+            pause = PASS_PAGES
+            if preempt(vcpu):
+                if not done % RESUME_GRAIN:
+                    flushed = xen.finish_pass(domain, context, dfn + start, done - start, changes)
+                    if flushed:
+                        return flushed, (done // unit,)
+                    vcpu.restart = (done,)
+                    return RESTART, (done // unit,)
+                pause = RESUME_GRAIN - done % RESUME_GRAIN
+    flushed = xen.finish_pass(domain, context, dfn + start, max(done - start, 1), changes)
+    return error or flushed, (done // unit,)
+
+
+def lookup_page(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+    """Which of the caller's frames ``dfn`` maps to."""
+    number, dfn, _ = args
+    assert domain.iommu is not None
+    context = domain.iommu.contexts.get(number)
+    if context is None or context.dying or context.table is None:
+        return -EINVAL, (0,)
+    found = context.table.lookup(dfn) if dfn <= xen.backend.max_iova >> 12 else None
+    if found is None:
+        return -ENOENT, (0,)
+    gfn = xen.machine_to_guest(domain, found[0])
+    return (-ENOENT, (0,)) if gfn is None else (0, (gfn,))
+
+
+def _checked(
+    xen: "Xen", domain: Domain, number: int, dfn: int, pgsize: int, nr_pages: int
+) -> tuple[IommuContext | None, int, int]:
+    """(context, number of 4 KiB pages, 0), or (``None``, 0, errno) for a request that is wrong in itself.
+
+    The default context belongs to Xen and is refused like an unknown one.
+    """
+    if xen.abi.max_nr_pages is not None and nr_pages > xen.abi.max_nr_pages:
+        return None, 0, -E2BIG
+    assert domain.iommu is not None
+    context = domain.iommu.contexts.get(number)
+    if context is None or context.dying:
+        return None, 0, -EINVAL
+    if not pgsize or pgsize & ~xen.pgsize_mask or pgsize & pgsize - 1:
+        return None, 0, -EINVAL
+    unit = pgsize >> 12
+    total = nr_pages * unit
+    if dfn & unit - 1 or dfn + total - 1 > xen.backend.max_iova >> 12:
+        return None, 0, -EINVAL
+    if total > MAX_PAGES:
+        return None, 0, -E2BIG
+    return context, total, 0
+
+
+def _whole_unit(lookup: "Lookup", dfn: int, unit: int) -> int:
+    """-ENOENT unless every page of the superpage unit at ``dfn`` is mapped."""
+    page = dfn
+    while page < dfn + unit:
+        found = lookup(page)
+        if found is None:
+            return -ENOENT
+        page = (page >> found[2]) + 1 << found[2]
+    return 0
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Lookup = Callable[[int], tuple[int, int, int] | None]

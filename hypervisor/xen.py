@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The assembled hypervisor.
+
+``hypercall(vcpu, nr, *args)`` is the one way in for guests.  Everything else here is what a toolstack or the boot
+code would do: create domains, give them memory and devices, take pages away.
+
+Optional seams, ``None`` unless somebody listens: ``preempt`` (may the calling vCPU go on?), ``rescheduled`` (a
+preempted call is about to be issued again: other vCPUs may run now), ``trace`` (one call per finished hypercall).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from abi.errno import EINVAL, ENOSYS
+from base.units import U64_MAX, CtxNo, DomId, Sbdf
+from hypervisor.domain import Domain, DomainIommu, Vcpu
+from hypervisor.errors import XenBug
+from hypervisor.frames import DOMID_IO, DOMID_XEN, REF, WRITABLE_REF, FrameTable
+from hypervisor.guest_access import GuestMemory
+from hypervisor.iommu.backend import Backend
+from hypervisor.iommu.context import IommuContext, PciDevice
+from hypervisor.iommu.moves import move_device
+from hypervisor.iommu.pool import HeapPool
+from hypervisor.p2m import P2m, P2mType, PvFrames, Translation
+from hypervisor.pagetable.radix import Changes
+from hypervisor.platform import Platform
+from hypervisor.profile import Profile
+from hypervisor.pviommu import contexts as pviommu_contexts
+from hypervisor.pviommu.entry import Entry, entry_for
+from hypervisor.pviommu.result import RESTART
+
+XEN_FRAMES: Final = 256
+"""Frames at the bottom of RAM that Xen itself occupies (1 MiB)."""
+
+
+class Xen:
+    """One host's hypervisor: ``platform`` underneath, ``profile`` for the hypercall, a backend for the IOMMUs."""
+
+    def __init__(
+        self, platform: Platform, profile: Profile, make_backend: Callable[[Platform, "FrameTable"], Backend]
+    ) -> None:
+        self.platform: Final = platform
+        self.profile: Final = profile
+        self.abi: Final = profile.abi
+        self.frames: Final = FrameTable(platform.memory.frames)
+        self.frames.allocate_at(DOMID_XEN, 0, XEN_FRAMES)
+        self.heap: Final = HeapPool(self.frames)
+        self.backend: Final = make_backend(platform, self.frames)
+        self.entry: Final[Entry] = entry_for(profile.abi)
+        self.pgsize_mask: Final = sum(
+            4096 << order for order in (self.backend.orders if profile.superpage_units else (0,))
+        )
+        self.domains: Final[dict[int, Domain]] = {}
+        self.calls: Final[Counter[tuple[str, int]]] = Counter()
+        """(sub-op name, return value) to the number of hypercalls, kept while ``count_calls`` is set."""
+        self.count_calls = False
+        self.folds = 0
+        self.splits = 0
+        self.preempt: Callable[[Vcpu], bool] | None = None
+        self.rescheduled: Callable[[Vcpu], None] | None = None
+        self.trace: Callable[[Vcpu, int, tuple[int, ...], int], None] | None = None
+        self._console: list[str] = []
+        error = self.backend.enable()
+        if error:
+            raise XenBug(f"the {self.backend.name} units could not be enabled ({error})")
+
+    # ------------------------------------------------------------------------------------------ hypercalls
+
+    def hypercall(self, vcpu: Vcpu, number: int, *args: int) -> int:
+        """Hypercall ``number`` with the given argument registers; returns what the guest finds in its result
+        register, as a signed number: 0 or a negative errno."""
+        if number != self.abi.hypercall:
+            return -ENOSYS
+        if len(args) < 2:
+            args = (*args, 0, 0)
+        args = tuple([arg & U64_MAX for arg in args])
+        count = self.count_calls
+        name = self.entry.name_of(vcpu, args) if count else ""
+        result = self.entry.enter(self, vcpu, args)
+        while result == RESTART:
+            args = self.entry.again(args, vcpu.restart)
+            if self.rescheduled is not None:
+                self.rescheduled(vcpu)
+            result = self.entry.enter(self, vcpu, args)
+        if count:
+            self.calls[name, result] += 1
+        if self.trace is not None:
+            self.trace(vcpu, number, args, result)
+        return result
+
+    def unusable(self, domain: Domain) -> bool:
+        """Whether PV-IOMMU is not for this domain."""
+        iommu = domain.iommu
+        return iommu is None or not iommu.allowed or not (domain.hardware or self.profile.every_domain)
+
+    # ---------------------------------------------------------------------------------- what a pass leaves
+
+    def finish_pass(self, domain: Domain, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
+        """Tell hardware about ``changes`` within ``pages`` pages from ``dfn``, then let go of what went away.
+
+        If hardware does not confirm (-EIO), frames and tables stay allocated for good: losing memory is better than
+        a device that writes into somebody else's.
+        """
+        if not (changes.modified or changes.added):
+            return 0
+        error = self.backend.flush(context, dfn, pages, changes)
+        if error:
+            self.log(f"{context}: flush of dfn {dfn:#x}+{pages:#x} failed ({error}); its frames are kept")
+            return error
+        if changes.removed or changes.tables or changes.folded or changes.split:
+            self._let_go(domain, context, changes)
+        return 0
+
+    def finish_teardown_pass(self, domain: Domain, context: IommuContext, changes: Changes) -> int:
+        """The same for a context that goes away: everything it ever translated is forgotten first."""
+        if not changes.modified:
+            return 0
+        error = self.backend.flush_all(context)
+        if error:
+            self.log(f"{context}: flush failed ({error}) while tearing down; its frames are kept")
+            return error
+        self._let_go(domain, context, changes)
+        return 0
+
+    def _let_go(self, domain: Domain, context: IommuContext, changes: Changes) -> None:
+        frames = self.frames
+        assert context.table is not None
+        fmt = context.table.format
+        referenced, write = fmt.referenced, fmt.write if domain.pv else 0
+        for mfn, count, entry in changes.removed:
+            if entry & referenced:
+                frames.put(mfn, count, WRITABLE_REF if entry & write else REF)
+        for table in changes.tables:
+            context.pool.free(table)
+        self.folds += changes.folded
+        self.splits += changes.split
+
+    # ------------------------------------------------------------------------------------ domains, devices
+
+    def create_domain(
+        self,
+        domid: int,
+        *,
+        hardware: bool = False,
+        pv: bool = False,
+        p2m_frames: int = 0,
+        iommu: bool = True,
+        mmio: Iterable[tuple[int, int]] = (),
+    ) -> Domain:
+        """A domain without memory, vCPUs and devices.  ``mmio``: (first, last) frames that it may access."""
+        if domid in self.domains or not 0 <= domid < 0x7FF0:
+            raise ValueError(f"domain id {domid} is taken or reserved")
+        mmio_ranges = list(mmio)
+        translation: Translation
+        if pv:
+            last = max((last for _, last in mmio_ranges), default=self.frames.frames - 1)
+            translation = PvFrames(self.frames, last)
+        else:
+            translation = P2m(p2m_frames)
+        domain_iommu = None
+        if iommu:
+            context = IommuContext(CtxNo(0), self.heap)
+            error = self.backend.context_init(context)
+            if error:
+                raise ValueError(f"no memory for the default context of domain {domid} ({error})")
+            domain_iommu = DomainIommu(context)
+        domain = Domain(DomId(domid), translation, domain_iommu, hardware, pv)
+        domain.mmio.extend(mmio_ranges)
+        self.domains[domid] = domain
+        if domain_iommu is not None and self.profile.contexts_at_creation and hardware:
+            error = pviommu_contexts.set_up(
+                self, domain, self.profile.contexts_at_creation, self.profile.arena_order_at_creation
+            )
+            if error:
+                raise ValueError(f"no memory for the PV-IOMMU arena of domain {domid} ({error})")
+        return domain
+
+    def add_vcpu(self, domain: Domain, memory: GuestMemory) -> Vcpu:
+        vcpu = Vcpu(domain, len(domain.vcpus), memory)
+        domain.vcpus.append(vcpu)
+        return vcpu
+
+    def map_default(self, domain: Domain, dfn: int, mfn: int, count: int) -> None:
+        """Let the domain's devices in context 0 reach ``count`` frames from ``mfn`` at ``dfn`` (boot-time)."""
+        assert domain.iommu is not None
+        context = domain.iommu.default
+        assert context.table is not None
+        changes = Changes()
+        fmt = context.table.format
+        done, error = context.table.map(dfn, mfn, count, fmt.permission[3], changes)
+        error = self.finish_pass(domain, context, dfn, max(done, 1), changes) or error
+        if error:
+            raise ValueError(f"default context of domain {domain.domid}: dfn {dfn + done:#x} ({error})")
+
+    def unmap_default(self, domain: Domain, dfn: int, count: int) -> int:
+        """The reverse; 0 or the errno that stopped it."""
+        assert domain.iommu is not None
+        context = domain.iommu.default
+        assert context.table is not None
+        changes = Changes()
+        done, error = context.table.unmap(dfn, count, changes)
+        return self.finish_pass(domain, context, dfn, max(done, 1), changes) or error
+
+    def remove_page(self, domain: Domain, gfn: int) -> int:
+        """Take a RAM page away from a domain (balloon, decrease_reservation): out of its p2m and of context 0, and
+        its owner's reference dropped.  The frame is free once no device mapping holds it.  -EINVAL if not RAM."""
+        mfn, kind, _ = domain.translation.run(gfn, 1)
+        if kind is not P2mType.RAM_RW or mfn >= self.frames.frames or self.frames.owner[mfn] != domain.domid:
+            return -EINVAL
+        table = domain.iommu.default.table if domain.iommu is not None else None
+        if table is not None and table.lookup(gfn) is not None:
+            error = self.unmap_default(domain, gfn, 1)
+            if error:
+                return error
+        if not domain.pv:
+            domain.p2m.clear(gfn)
+        self.frames.put(mfn, 1, REF)
+        return 0
+
+    def assign_device(self, domain: Domain, device: PciDevice) -> int:
+        """Give a device to a domain; it starts in the domain's default context."""
+        assert domain.iommu is not None
+        error = move_device(self, domain, device, domain.iommu.default)
+        if not error:
+            domain.devices[device.sbdf] = device
+        return error
+
+    def find_device(self, domain: Domain, sbdf: int) -> PciDevice | None:
+        """The domain's device at ``sbdf``."""
+        return domain.devices.get(Sbdf(sbdf))
+
+    def machine_to_guest(self, domain: Domain, mfn: int) -> int | None:
+        """The guest frame number of machine frame ``mfn`` in ``domain``, ``None`` if it has none."""
+        if domain.pv:
+            return mfn
+        for gfn in range(domain.p2m.size):
+            found, kind, _ = domain.p2m.run(gfn, 1)
+            if found == mfn and kind is not P2mType.NONE:
+                return gfn
+        return None
+
+    def reserve_for_firmware(self, first: int, last: int) -> None:
+        """Frames ``first`` to ``last`` belong to firmware (E820 reserved)."""
+        self.frames.allocate_at(DOMID_IO, first, last - first + 1)
+
+    # --------------------------------------------------------------------------------------- observability
+
+    def log(self, line: str) -> None:
+        """A line on Xen's console."""
+        self._console.append(line)
+
+    @property
+    def console(self) -> tuple[str, ...]:
+        return tuple(self._console)
+
+    def save(self) -> Any:
+        """All state beside the bytes of RAM and the units' registers; see :mod:`testbed.snapshot`."""
+        return (
+            self.frames.save(),
+            self.backend.save(),
+            {domid: _save_domain(domain) for domid, domain in self.domains.items()},
+            self.calls.copy(),
+            self.folds,
+            self.splits,
+            len(self._console),
+        )
+
+    def restore(self, state: Any) -> None:
+        frames, backend, domains, calls, self.folds, self.splits, console = state
+        self.frames.restore(frames)
+        self.backend.restore(backend)
+        for domid in [domid for domid in self.domains if domid not in domains]:
+            del self.domains[domid]
+        for domid, saved in domains.items():
+            _restore_domain(self.domains[domid], saved)
+        self.calls.clear()
+        self.calls.update(calls)
+        del self._console[console:]
+
+
+def _save_domain(domain: Domain) -> Any:
+    iommu = domain.iommu
+    devices = {sbdf: (device, device.context, device.hw) for sbdf, device in domain.devices.items()}
+    contexts = None
+    if iommu is not None:
+        contexts = (
+            [(c, _save_context(c)) for c in (iommu.default, *iommu.contexts.values())],
+            iommu.limit,
+            iommu.arena,
+            iommu.arena.save() if iommu.arena is not None else None,
+            iommu.initialised,
+            iommu.allowed,
+        )
+    return (domain.translation.save(), devices, contexts)
+
+
+def _save_context(context: IommuContext) -> Any:
+    return (
+        context.table,
+        context.table.save() if context.table is not None else None,
+        context.devices[:],
+        context.dying,
+        [(region.first, region.last, region.users) for region in context.identity],
+        context.hw,
+    )
+
+
+def _restore_domain(domain: Domain, state: Any) -> None:
+    from hypervisor.iommu.context import IdentityRange
+
+    translation, devices, contexts = state
+    domain.translation.restore(translation)
+    domain.devices.clear()
+    for sbdf, (device, context, hw) in devices.items():
+        domain.devices[sbdf] = device
+        device.context, device.hw = context, hw
+    iommu = domain.iommu
+    if iommu is None or contexts is None:
+        return
+    saved, iommu.limit, iommu.arena, arena, iommu.initialised, iommu.allowed = contexts
+    if iommu.arena is not None:
+        iommu.arena.restore(arena)
+    iommu.contexts.clear()
+    for context, (table, table_state, members, context.dying, identity, context.hw) in saved:
+        context.table = table
+        if table is not None:
+            table.restore(table_state)
+        context.devices[:] = members
+        context.identity[:] = [IdentityRange(*region) for region in identity]
+        if context.number:
+            iommu.contexts[context.number] = context
