@@ -68,10 +68,12 @@ class Translation(Protocol):
 
 
 class P2m:
-    """A table of ``size`` guest frames, all holes at first."""
+    """A table of ``size`` guest frames, all holes at first; ``mmio`` lists (first, last) frames above the table that
+    are MMIO under their machine frame numbers."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, mmio: tuple[tuple[int, int], ...] = ()) -> None:
         self.size: Final = size
+        self._mmio: Final = mmio
         self._delta: Final = array("q", [0]) * size
         self._kind: Final = bytearray(size)
 
@@ -88,7 +90,10 @@ class P2m:
 
     def run(self, gfn: int, limit: int) -> Run:
         if gfn >= self.size:
-            return Run(0, P2mType.NONE, limit)
+            for first, last in self._mmio:
+                if first <= gfn <= last:
+                    return Run(gfn, P2mType.MMIO, min(limit, last + 1 - gfn))
+            return Run(0, P2mType.NONE, 1)
         delta, kind = self._delta[gfn], self._kind[gfn]
         if limit == 1:
             return Run(gfn + delta, _TYPES[kind], 1)

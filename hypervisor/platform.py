@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from machine.firmware import Firmware
+from machine.interrupts import MessageInterrupts
 from machine.memory import PhysicalMemory
 from machine.mmio import SystemBus
 from machine.pci import PciTopology
@@ -17,3 +18,7 @@ class Platform:
     bus: SystemBus
     pci: PciTopology
     firmware: Firmware
+    interrupts: MessageInterrupts
+    """Where this host's own message interrupts arrive."""
+    doorbell: int
+    """Machine address that a unit writes to raise one."""

@@ -157,7 +157,7 @@ class Xen:
             last = max((last for _, last in mmio_ranges), default=self.frames.frames - 1)
             translation = PvFrames(self.frames, last)
         else:
-            translation = P2m(p2m_frames)
+            translation = P2m(p2m_frames, tuple(mmio_ranges))
         domain_iommu = None
         if iommu:
             context = IommuContext(CtxNo(0), self.heap)

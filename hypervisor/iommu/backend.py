@@ -37,8 +37,6 @@ class Backend(Protocol):
     """log2 of the pages of the leaf sizes that *every* unit walks: (0,), (0, 9) or (0, 9, 18)."""
     max_iova: int
     """Last I/O virtual address that every unit can translate."""
-    default_identity_passthrough: bool
-    """Whether context 0 may bypass translation in hardware instead of having an identity table."""
 
     def enable(self) -> int:
         """Switch every unit on with nothing attached: all DMA is blocked until :meth:`attach`."""

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The VT-d backend: contexts and devices over all remapping units of the machine.
+
+Every context has the same tree for all units, as deep as the deepest that each of them can walk; superpage sizes
+are those that every unit can walk.  A context's domain ids (one per unit) are taken when the context is made.
+"""
+
+from typing import Any, Final, NamedTuple
+
+from abi.errno import ENOMEM, ENOSPC
+from hypervisor.frames import FrameTable
+from hypervisor.iommu.backend import FaultReport
+from hypervisor.iommu.context import IommuContext, PciDevice
+from hypervisor.pagetable.format import Format
+from hypervisor.pagetable.radix import Changes, PageTable
+from hypervisor.platform import Platform
+from hypervisor.vtd import layouts as reg
+from hypervisor.vtd.format import SECOND_STAGE
+from hypervisor.vtd.unit import INVALID_DID, Unit
+
+FIRST_VECTOR: Final = 0xE0
+"""Interrupt data of unit 0's fault event; the units count upwards from it."""
+
+
+class VtdContext(NamedTuple):
+    """What the driver keeps in ``IommuContext.hw``."""
+
+    dids: tuple[int, ...]
+    """Domain id on each unit."""
+    used: frozenset[int]
+    """Units behind which the context ever had a device: their caches may know it."""
+
+
+class VtdBackend:
+    """Xen's VT-d driver over the units in the DMAR table."""
+
+    name: Final = "vtd"
+    format: Final[Format] = SECOND_STAGE
+
+    def __init__(self, platform: Platform, frames: FrameTable) -> None:
+        if not platform.firmware.drhds:
+            raise ValueError("firmware describes no VT-d unit (no DRHD)")
+        self._memory: Final = platform.memory
+        self.units: Final = tuple(
+            Unit(platform, frames, drhd, index, FIRST_VECTOR + index)
+            for index, drhd in enumerate(platform.firmware.drhds)
+        )
+        depths = [depth for depth in (4, 3) if all(depth in unit.levels for unit in self.units)]
+        if not depths:
+            raise ValueError("the VT-d units have no depth of tree in common")
+        self.levels: Final = depths[0]
+        self.orders: tuple[int, ...] = tuple(o for o in (0, 9, 18) if all(o in unit.orders for unit in self.units))
+        width = min(12 + 9 * self.levels, *(unit.address_width for unit in self.units))
+        self.max_iova: int = (1 << width) - 1
+        for unit in self.units:
+            platform.interrupts.connect(FIRST_VECTOR + unit.index, unit.on_fault_interrupt)
+
+    def enable(self) -> int:
+        for unit in self.units:
+            error = unit.enable()
+            if error:
+                return error
+        return 0
+
+    def context_init(self, context: IommuContext) -> int:
+        root = context.pool.allocate()
+        if root is None:
+            return -ENOMEM
+        dids: list[int] = []
+        for unit in self.units:
+            did = unit.take_did()
+            if did == INVALID_DID:
+                for other, taken in zip(self.units, dids):
+                    other.give_did(taken)
+                context.pool.free(root)
+                return -ENOSPC
+            dids.append(did)
+        self._memory.zero_frame(root)
+        context.table = PageTable(self._memory, self.format, self.levels, root, context.pool, self.orders)
+        context.hw = VtdContext(tuple(dids), frozenset())
+        return 0
+
+    def context_release(self, context: IommuContext) -> None:
+        for unit, did in zip(self.units, context.hw.dids):
+            unit.give_did(did)
+        assert context.table is not None
+        context.pool.free(context.table.root)
+        context.table = None
+        context.hw = None
+
+    def attach(self, device: PciDevice, context: IommuContext) -> int:
+        unit = self._unit_of(device)
+        hw: VtdContext = context.hw
+        assert context.table is not None
+        low = reg.ContextEntryLow.pack(p=1, slptptr=context.table.root)
+        high = reg.ContextEntryHigh.pack(aw=self.levels - 2, did=hw.dids[unit.index])
+        context.hw = VtdContext(hw.dids, hw.used | {unit.index})
+        return self._write_all(unit, device, low, high)
+
+    def detach(self, device: PciDevice) -> int:
+        return self._write_all(self._unit_of(device), device, 0, 0)
+
+    def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
+        hw: VtdContext = context.hw
+        for index in hw.used:
+            unit = self.units[index]
+            if changes.modified or unit.caching_mode:
+                error = unit.flush_pages(hw.dids[index], dfn, pages)
+                if error:
+                    return error
+        return 0
+
+    def flush_all(self, context: IommuContext) -> int:
+        hw: VtdContext = context.hw
+        for index in hw.used:
+            error = self.units[index].flush_did(hw.dids[index])
+            if error:
+                return error
+        return 0
+
+    def take_faults(self) -> list[FaultReport]:
+        return [report for unit in self.units for report in unit.take_faults()]
+
+    def save(self) -> Any:
+        return [unit.save() for unit in self.units]
+
+    def restore(self, state: Any) -> None:
+        for unit, saved in zip(self.units, state):
+            unit.restore(saved)
+
+    def _unit_of(self, device: PciDevice) -> Unit:
+        """The unit whose scope names the device or its bridge, else the segment's catch-all unit."""
+        segment = device.sbdf >> 16
+        for unit in self.units:
+            if device.sbdf in unit.drhd.scope:
+                return unit
+        for unit in self.units:
+            if unit.drhd.include_all and unit.drhd.segment == segment:
+                return unit
+        raise ValueError(f"no VT-d unit covers {device.function}")
+
+    def _write_all(self, unit: Unit, device: PciDevice, low: int, high: int) -> int:
+        """Write the context entries of every id of the device; on failure put back what was there."""
+        done: list[int] = []
+        previous: tuple[int, int] = device.hw or (0, 0)
+        for rid in device.requester_ids:
+            error = unit.write_context(rid, low, high)
+            if error:
+                for earlier in done:
+                    unit.write_context(earlier, *previous)
+                return error
+            done.append(rid)
+        device.hw = (low, high)
+        return 0

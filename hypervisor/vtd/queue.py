@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Queued invalidation: a ring of descriptors in memory (VT-d specification 6.5.2).
+
+As Xen does, every command is followed by a wait descriptor of its own, whose status write says that it is done.  A
+command that hardware refuses is taken out of the ring again, so that the next one finds a working queue.
+"""
+
+from typing import Final
+
+from abi.errno import EIO
+from base.units import PAGE_SHIFT
+from hypervisor.vtd import layouts as reg
+from machine.memory import PhysicalMemory
+from machine.mmio import SystemBus
+
+SLOTS: Final = 256
+"""Descriptors in a ring of one page."""
+DONE: Final = 1
+_WAIT: Final = reg.WaitDescriptor.pack(type=5, sw=1, fn=1, data=DONE)
+_HARMLESS: Final = reg.WaitDescriptor.pack(type=5, fn=1)
+
+
+class InvalidationQueue:
+    """The ring of one unit: ``ring`` and ``status`` are frames of RAM, ``base`` its registers."""
+
+    def __init__(self, memory: PhysicalMemory, bus: SystemBus, base: int, ring: int, status: int) -> None:
+        self._memory: Final = memory
+        self._bus: Final = bus
+        self._base: Final = base
+        self._tail_register: Final = base + reg.IQT
+        self._ring: Final = ring
+        self._ring_word: Final = ring << 9
+        self._status: Final = status
+        self._status_word: Final = status << 9
+        self._status_address: Final = status << PAGE_SHIFT
+        self.tail = 0
+        self.submitted = 0
+
+    def start(self) -> None:
+        """Tell hardware where the ring is (QS = 0: one page, 16-byte descriptors)."""
+        self._bus.write64(self._base + reg.IQA, self._ring << PAGE_SHIFT)
+        self._bus.write64(self._base + reg.IQT, 0)
+
+    def submit(self, low: int, high: int = 0) -> int:
+        """Queue one command and its wait; 0 once hardware has confirmed, -EIO if it does not."""
+        memory = self._memory
+        words = memory.words
+        if not memory.touched[self._ring]:
+            memory.touch(self._ring)
+        if not memory.touched[self._status]:
+            memory.touch(self._status)
+        tail = self.tail
+        word = self._ring_word + (tail << 1)
+        words[word] = low
+        words[word + 1] = high
+        tail = tail + 1 & SLOTS - 1
+        word = self._ring_word + (tail << 1)
+        words[word] = _WAIT
+        words[word + 1] = self._status_address
+        tail = tail + 1 & SLOTS - 1
+        words[self._status_word] = 0
+        self.tail = tail
+        self.submitted += 1
+        self._bus.write64(self._tail_register, tail << 4)
+        if words[self._status_word] == DONE:
+            return 0
+        return self._recover()
+
+    def _recover(self) -> int:
+        """Put harmless descriptors where hardware stopped, clear the error and let it go on."""
+        status = self._bus.read32(self._base + reg.FSTS)
+        head = self._bus.read64(self._base + reg.IQH) >> 4 & SLOTS - 1
+        while head != self.tail:
+            word = self._ring_word + (head << 1)
+            self._memory.words[word] = _HARMLESS
+            self._memory.words[word + 1] = 0
+            head = head + 1 & SLOTS - 1
+        errors = reg.FaultStatus.iqe.mask | reg.FaultStatus.ite.mask | reg.FaultStatus.ice.mask
+        self._bus.write32(self._base + reg.FSTS, status & errors)
+        self._bus.write64(self._tail_register, self.tail << 4)
+        return -EIO
+
+    def save(self) -> tuple[int, int]:
+        return (self.tail, self.submitted)
+
+    def restore(self, state: tuple[int, int]) -> None:
+        self.tail, self.submitted = state
