@@ -85,7 +85,7 @@ class Layout:
             taken |= field.mask
 
     @classmethod
-    def pack(cls, **values: int) -> int:
+    def pack(cls, /, **values: int) -> int:
         """A word with the named fields set and all other bits 0."""
         word = 0
         for name, value in values.items():
