@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The registry of translation backends: which software half drives which hardware half.
+
+Other packages add theirs with an entry point in the group ``pviommu.backends`` that loads a
+:class:`TranslationBackend`; the name of the entry point is the name of the backend.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Final
+
+from hypervisor.frames import FrameTable
+from hypervisor.iommu.backend import Backend
+from hypervisor.platform import Platform
+from hypervisor.smmuv3.driver import Smmuv3Backend
+from hypervisor.vtd.driver import VtdBackend
+from machine.firmware import Drhd, Firmware, SmmuNode
+from machine.interrupts import (
+    ITS_DOORBELL_OFFSET,
+    ITS_DOORBELL_PAGE,
+    X86_DOORBELL_BASE,
+    X86_DOORBELL_SIZE,
+)
+from machine.iommu.smmuv3.config import Smmuv3Config
+from machine.iommu.smmuv3.unit import Smmuv3Unit
+from machine.iommu.unit import IommuUnit
+from machine.iommu.vtd.config import VtdConfig
+from machine.iommu.vtd.unit import VtdUnit
+from machine.mmio import SystemBus
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationBackend:
+    """A vendor: both halves and the platform facts around them."""
+
+    name: str
+    title: str
+    make_unit: Callable[[SystemBus, int | None], IommuUnit]
+    """Hardware half: (bus, IOTLB capacity) to a unit out of reset."""
+    unit_base: int
+    """Machine address of the unit's registers."""
+    firmware: Callable[[int], Firmware]
+    """The tables that describe a unit at that address."""
+    make_driver: Callable[[Platform, FrameTable], Backend]
+    """Software half."""
+    default_guest: str
+    doorbell_window: tuple[int, int]
+    """(base, length) of the addresses that are message interrupts."""
+    doorbell: int
+    """Address that devices write to raise one."""
+    doorbell_is_translated: bool
+    """Whether a device's write to the doorbell goes through translation (Arm) or around it (x86)."""
+
+
+def _vtd_unit(bus: SystemBus, capacity: int | None) -> IommuUnit:
+    return VtdUnit("dmar0", bus, VtdConfig(), capacity)
+
+
+def _smmuv3_unit(bus: SystemBus, capacity: int | None) -> IommuUnit:
+    return Smmuv3Unit("smmu0", bus, Smmuv3Config(), capacity)
+
+
+VTD: Final = TranslationBackend(
+    name="vtd",
+    title="Intel VT-d",
+    make_unit=_vtd_unit,
+    unit_base=0xFED9_0000,
+    firmware=lambda base: Firmware(drhds=(Drhd(base),)),
+    make_driver=VtdBackend,
+    default_guest="pv",
+    doorbell_window=(X86_DOORBELL_BASE, X86_DOORBELL_SIZE),
+    doorbell=X86_DOORBELL_BASE,
+    doorbell_is_translated=False,
+)
+
+SMMUV3: Final = TranslationBackend(
+    name="smmuv3",
+    title="Arm SMMUv3",
+    make_unit=_smmuv3_unit,
+    unit_base=0xFD00_0000,
+    firmware=lambda base: Firmware(smmus=(SmmuNode(base),)),
+    make_driver=Smmuv3Backend,
+    default_guest="pvh",
+    doorbell_window=(ITS_DOORBELL_PAGE, 0x1000),
+    doorbell=ITS_DOORBELL_PAGE + ITS_DOORBELL_OFFSET,
+    doorbell_is_translated=True,
+)
+
+_BUILT_IN: Final = {VTD.name: VTD, SMMUV3.name: SMMUV3}
+_GROUP: Final = "pviommu.backends"
+
+
+def names() -> tuple[str, ...]:
+    """Every registered backend, ours first."""
+    others = sorted(point.name for point in entry_points(group=_GROUP) if point.name not in _BUILT_IN)
+    return (*_BUILT_IN, *others)
+
+
+def get(name: str) -> TranslationBackend:
+    """The backend called ``name``; ``ValueError`` lists what there is."""
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    for point in entry_points(group=_GROUP, name=name):
+        backend = point.load()
+        if not isinstance(backend, TranslationBackend):
+            raise ValueError(f"the entry point {point.value} does not hold a TranslationBackend")
+        return backend
+    raise ValueError(f"unknown backend {name!r}; there are: {', '.join(names())}")

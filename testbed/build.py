@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The composition root: a machine, Xen on it, a hardware domain, and devices behind the IOMMU.
+
+Memory map: RAM from 0; device registers from 0xE100_0000; the unit and the interrupt doorbell where the backend says.
+PCI: a host bridge 00:00.0; a root port 00:1c.0 with the NIC behind it at 01:00.0; a copier at 00:04.0 and a rogue
+device at 00:05.0.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+from base.units import PAGE_SHIFT, Sbdf, make_sbdf
+from hypervisor import profile as profiles
+from hypervisor.domain import Domain, Vcpu
+from hypervisor.guest_access import LinearMemory
+from hypervisor.iommu.context import PciDevice
+from hypervisor.platform import Platform
+from hypervisor.xen import XEN_FRAMES, Xen
+from machine.devices.copier import Copier
+from machine.devices.nic import Nic
+from machine.devices.rogue import Rogue
+from machine.dma import DmaFabric
+from machine.interrupts import MessageInterrupts
+from machine.iommu.unit import IommuUnit
+from machine.memory import PhysicalMemory
+from machine.mmio import SystemBus
+from machine.network.wire import STATION_MAC
+from machine.pci import PciFunction, PciTopology, PortType
+from testbed import backends
+from testbed.config import Config
+from testbed.ports import BusMmio, DomainRam, MachinePci, XenHypercalls
+
+NIC: Final = make_sbdf(0, 1, 0, 0)
+COPIER: Final = make_sbdf(0, 0, 4, 0)
+ROGUE: Final = make_sbdf(0, 0, 5, 0)
+NIC_BAR: Final = 0xE100_0000
+COPIER_BAR: Final = 0xE100_1000
+ROGUE_BAR: Final = 0xE100_2000
+MMIO_START: Final = 0xE000_0000
+MMIO_END: Final = 0x1_0000_0000
+SCATTER_PAGES: Final = 64
+"""Longest run of guest pages that stay together in machine memory outside the contiguous part."""
+
+
+class TestBed:
+    """A machine with Xen and a hardware domain on it, ready for a guest to boot in ``dom0``."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    def __init__(self, config: Config) -> None:
+        self.config: Final = config
+        self.backend: Final = backends.get(config.backend)
+        profile = profiles.get(config.profile)
+        guest = config.guest or self.backend.default_guest
+        pv = guest == "pv"
+
+        self.memory: Final = PhysicalMemory(config.ram)
+        self.bus: Final = SystemBus(self.memory)
+        self.interrupts: Final = MessageInterrupts()
+        self.bus.map(*self.backend.doorbell_window, self.interrupts)
+        self.unit: Final[IommuUnit] = self.backend.make_unit(self.bus, config.iotlb_capacity)
+        self.bus.map(self.backend.unit_base, self.unit.register_size, self.unit)
+        self.fabric: Final = DmaFabric(self.bus)
+        self.fabric.cover(self.unit)
+        self.pci: Final = PciTopology()
+        self.nic: Final = Nic(self.fabric.port(NIC), None, STATION_MAC)
+        self.copier: Final = Copier(self.fabric.port(COPIER))
+        self.rogue: Final = Rogue(self.fabric.port(ROGUE))
+        self._plug_in()
+
+        firmware = self.backend.firmware(self.backend.unit_base)
+        self.platform: Final = Platform(
+            self.memory, self.bus, self.pci, firmware, self.interrupts, self.backend.doorbell
+        )
+        self.xen: Final = Xen(self.platform, profile, self.backend.make_driver)
+        self.mfns: Final = _scatter(config, XEN_FRAMES)
+        self.dom0: Final[Domain] = self.xen.create_domain(
+            0, hardware=True, pv=pv, p2m_frames=len(self.mfns), mmio=self._dom0_mmio()
+        )
+        self._give_memory()
+        linear = LinearMemory(
+            self.memory, self.dom0.translation, len(self.mfns), self.mfns if pv else None, reserved=pv
+        )
+        self.vcpu: Final[Vcpu] = self.xen.add_vcpu(self.dom0, linear)
+        self.linear: Final = linear
+        for sbdf in sorted(self.pci.functions):
+            error = self.xen.assign_device(self.dom0, self._xen_device(sbdf))
+            if error:
+                raise ValueError(f"{self.pci.functions[sbdf]} could not be given to dom0 ({error})")
+
+        self.hypercalls: Final = XenHypercalls(self.xen, self.vcpu)
+        self.ram: Final = DomainRam(self.memory, self.mfns, pv)
+        self.mmio: Final = BusMmio(self.bus)
+        self.guest_pci: Final = MachinePci(self.pci, self.interrupts, self.backend.doorbell)
+        self._saved: Any = None
+        self.attached: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
+        """(save, restore) of whatever else takes part, above all the guest kernel."""
+
+    # -------------------------------------------------------------------------------------------- snapshots
+
+    def snapshot(self) -> None:
+        """Remember this moment; :meth:`reset` comes back to it as often as wanted."""
+        self._saved = (
+            self.unit.save(),
+            self.xen.save(),
+            [device.save() for device in (self.nic, self.copier, self.rogue)],
+            [save() for save, _ in self.attached],
+        )
+        self.memory.snapshot()
+
+    def reset(self) -> None:
+        """Back to the last :meth:`snapshot`, at a cost that follows from what changed since."""
+        if self._saved is None:
+            raise ValueError("there is no snapshot to go back to")
+        unit, xen, devices, attached = self._saved
+        self.memory.reset()
+        self.unit.restore(unit)
+        self.xen.restore(xen)
+        for device, state in zip((self.nic, self.copier, self.rogue), devices):
+            device.restore(state)
+        for (_, restore), state in zip(self.attached, attached):
+            restore(state)
+
+    # ----------------------------------------------------------------------------------------------- wiring
+
+    def _plug_in(self) -> None:
+        self.pci.add(PciFunction(make_sbdf(0, 0, 0, 0), PortType.HOST_BRIDGE, class_code=0x060000))
+        self.pci.add(
+            PciFunction(
+                make_sbdf(0, 0, 0x1C, 0), PortType.ROOT_PORT, class_code=0x060400, secondary_bus=1, acs=True
+            )
+        )
+        for device, sbdf, bar in (
+            (self.nic, NIC, NIC_BAR),
+            (self.copier, COPIER, COPIER_BAR),
+            (self.rogue, ROGUE, ROGUE_BAR),
+        ):
+            self.pci.add(device.pci_function(sbdf, bar))
+            device.attach(self.bus, bar)
+
+    def _dom0_mmio(self) -> list[tuple[int, int]]:
+        """Every frame of the MMIO window except the unit's own registers."""
+        first, last = MMIO_START >> PAGE_SHIFT, (MMIO_END >> PAGE_SHIFT) - 1
+        unit = self.backend.unit_base >> PAGE_SHIFT
+        after = unit + (self.unit.register_size >> PAGE_SHIFT)
+        return [(first, unit - 1), (after, last)]
+
+    def _give_memory(self) -> None:
+        """Populate dom0: its frames, its p2m, and its default context (one to one in its own frame numbers)."""
+        xen, dom0, mfns = self.xen, self.dom0, self.mfns
+        base = min(mfns)
+        xen.frames.allocate_at(dom0.domid, base, len(mfns))
+        if dom0.pv:
+            xen.map_default(dom0, base, base, len(mfns))
+            return
+        start = 0
+        for pfn in range(1, len(mfns) + 1):
+            if pfn == len(mfns) or mfns[pfn] != mfns[pfn - 1] + 1:
+                dom0.p2m.set(start, mfns[start], pfn - start)
+                xen.map_default(dom0, start, mfns[start], pfn - start)
+                start = pfn
+
+    def _xen_device(self, sbdf: Sbdf) -> PciDevice:
+        return PciDevice(self.pci.functions[sbdf], self.pci.requester_ids(sbdf))
+
+
+def _scatter(config: Config, after: int) -> list[int]:
+    """Machine frame of every guest page: the lower half contiguous and 2 MiB-aligned, the upper half in pieces of up to
+    :data:`SCATTER_PAGES` pages in an order that ``config.seed`` decides."""
+    count = config.guest_ram >> PAGE_SHIFT
+    base = (after + 511) // 512 * 512
+    contiguous = count // 2 // 512 * 512
+    mfns = list(range(base, base + contiguous))
+    rng = random.Random(config.seed)
+    pieces = []
+    at = contiguous
+    while at < count:
+        length = min(rng.randint(1, SCATTER_PAGES), count - at)
+        pieces.append(range(base + at, base + at + length))
+        at += length
+    rng.shuffle(pieces)
+    for piece in pieces:
+        mfns.extend(piece)
+    return mfns
+
+
+def build(config: Config | None = None) -> TestBed:
+    """Build a test bed; ``ValueError`` says what is wrong with ``config``."""
+    return TestBed(config or Config())

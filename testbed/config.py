@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A test bed as a value: everything that :func:`testbed.build.build` needs to know, and nothing that it decides."""
+
+from dataclasses import dataclass
+from typing import Final
+
+MIB: Final = 1 << 20
+
+GUESTS: Final = ("pv", "pvh")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Two test beds built from equal values behave alike, to the byte."""
+
+    backend: str = "vtd"
+    """A name in :mod:`testbed.backends`."""
+    profile: str = "v7-fixed"
+    """A name in :mod:`hypervisor.profile`."""
+    guest: str | None = None
+    """Kind of the hardware domain: "pv" (its frame numbers are scattered machine frames) or "pvh" (translated);
+    ``None`` is what the backend's architecture usually has."""
+    ram: int = 128 * MIB
+    """Bytes of RAM of the machine; a multiple of 2 MiB, at most 3 GiB."""
+    guest_ram: int = 32 * MIB
+    """Bytes of RAM of the hardware domain; a multiple of 2 MiB."""
+    seed: int = 0
+    """Decides where the guest's pages lie in machine memory."""
+    iotlb_capacity: int | None = None
+    """Entries of the unit's IOTLB; ``None`` keeps every entry until it is invalidated."""
+
+    def __post_init__(self) -> None:
+        if self.ram % (2 * MIB) or not 4 * MIB <= self.ram <= 3072 * MIB:
+            raise ValueError(f"RAM of {self.ram:#x} bytes: it takes a multiple of 2 MiB from 4 MiB to 3 GiB")
+        if self.guest_ram % (2 * MIB) or not 2 * MIB <= self.guest_ram <= self.ram - 2 * MIB:
+            raise ValueError(f"guest RAM of {self.guest_ram:#x} bytes: a multiple of 2 MiB, less than the RAM")
+        if self.guest is not None and self.guest not in GUESTS:
+            raise ValueError(f"unknown guest kind {self.guest!r}; there are: {', '.join(GUESTS)}")
