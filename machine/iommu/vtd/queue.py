@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The invalidation queue (VT-d specification 6.5.2): a ring of 128-bit descriptors in memory.
+
+Software writes descriptors and moves IQT; the unit executes from IQH up to it, within that write.  A descriptor
+it cannot accept stops the queue with FSTS.IQE set and IQH pointing at it, until software clears IQE.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from machine.iommu.unit import Counters
+from machine.iommu.vtd.config import VtdConfig
+from machine.iommu.vtd.faults import EventMessage, FaultLog
+from machine.iommu.vtd.invalidation import Invalidation
+from machine.iommu.vtd.registers import (
+    FSTS,
+    ICS,
+    IQA,
+    IQE,
+    IQERCD,
+    IQH,
+    IQT,
+    IWC,
+    RegisterFile,
+)
+from machine.memory import PhysicalMemory
+
+# IQERCD.IQEI: what was wrong (11.4.9.9).
+BAD_TAIL: Final = 1
+FETCH_FAILED: Final = 2
+BAD_TYPE: Final = 3
+RESERVED_FIELD: Final = 4
+
+TYPE: Final = 0xE0F
+"""Descriptor type: bits 11:9 and 3:0."""
+CONTEXT_CACHE: Final = 1
+IOTLB: Final = 2
+INTERRUPT_ENTRY: Final = 4
+WAIT: Final = 5
+
+CONTEXT_RESERVED_LOW: Final = 0xFFFC_0000_0000_FFC0
+IOTLB_RESERVED_LOW: Final = 0xFFFF_FFFF_0000_FF00
+IOTLB_RESERVED_HIGH: Final = 0x0000_0000_0000_0F80
+INTERRUPT_ENTRY_RESERVED_LOW: Final = 0xFFFF_0000_07FF_FFE0
+WAIT_RESERVED_LOW: Final = 0x0000_0000_FFFF_FF80
+WAIT_RESERVED_HIGH: Final = 0x3
+WAIT_IF: Final = 1 << 4
+WAIT_SW: Final = 1 << 5
+
+_IQH: Final = IQH >> 2
+_IQT: Final = IQT >> 2
+_FSTS: Final = FSTS >> 2
+
+
+class InvalidationQueue:
+    """The queue and its registers.  ``enabled`` follows GSTS.QIES."""
+
+    def __init__(
+        self,
+        config: VtdConfig,
+        registers: RegisterFile,
+        memory: PhysicalMemory,
+        invalidation: Invalidation,
+        faults: FaultLog,
+        completion: EventMessage,
+        counters: Counters,
+    ) -> None:
+        self._registers: Final = registers
+        self._memory: Final = memory
+        self._invalidation: Final = invalidation
+        self._faults: Final = faults
+        self._completion: Final = completion
+        self._counters: Final = counters
+        self._did_reserved: Final = 0xFFFF_0000 & ~((1 << config.domain_id_bits) - 1 << 16)
+        self._execute: Final[dict[int, Callable[[int, int], int]]] = {
+            CONTEXT_CACHE: self._context_cache,
+            IOTLB: self._iotlb,
+            INTERRUPT_ENTRY: self._interrupt_entry,
+            WAIT: self._wait,
+        }
+        self.enabled = False
+        self.base = 0
+        """Address of the ring, latched from IQA when the queue was enabled."""
+        self.size = 0
+        """Bytes of the ring."""
+        self._running = False
+        registers.on_write[_IQT] = self.run
+        registers.on_write[_FSTS] = self._status_written
+        registers.on_write[ICS >> 2] = self._completion_status_written
+
+    def enable(self) -> None:
+        """GCMD.QIE rose: take over IQA and start at the first slot."""
+        iqa = self._registers.get64(IQA)
+        self.base = iqa & ~0xFFF
+        self.size = 0x1000 << (iqa & 7)
+        self._registers.dwords[_IQH] = 0
+        self.enabled = True
+        self.run(0)
+
+    def disable(self) -> None:
+        self.enabled = False
+        self._registers.dwords[_IQH] = 0
+
+    def run(self, value: int) -> None:
+        """Execute what lies between IQH and IQT."""
+        if self._running:
+            return  # a completion message made software write IQT; the loop below will see it
+        self._running = True
+        dwords, execute = self._registers.dwords, self._execute
+        words = self._memory.words
+        word_count = len(words)
+        while self.enabled and not dwords[_FSTS] & IQE:
+            head, tail = dwords[_IQH], dwords[_IQT]
+            if head == tail:
+                break
+            if tail >= self.size:
+                self._stop(BAD_TAIL)
+                break
+            index = self.base + head >> 3
+            if index + 1 >= word_count:
+                self._stop(FETCH_FAILED)
+                break
+            low = words[index]
+            action = execute.get(low & TYPE)
+            if action is None:
+                self._stop(BAD_TYPE)
+                break
+            following = head + 16
+            dwords[_IQH] = following if following < self.size else 0
+            error = action(low, words[index + 1])
+            if error:
+                dwords[_IQH] = head
+                self._stop(error)
+        self._running = False
+
+    def _stop(self, error: int) -> None:
+        self._registers.dwords[IQERCD >> 2] = error
+        self._faults.report(IQE)
+
+    def _status_written(self, value: int) -> None:
+        """FSTS was written: go on once IQE is clear."""
+        if not self._registers.dwords[_FSTS] & IQE:
+            self._registers.dwords[IQERCD >> 2] = 0
+        self._faults.conditions_cleared()
+        self.run(0)
+
+    def _completion_status_written(self, value: int) -> None:
+        if not self._registers.dwords[ICS >> 2] & IWC:
+            self._completion.withdraw()
+
+    # One method per descriptor type (6.5.2.1 ff.): the two words in, 0 or an IQEI code out.
+
+    def _context_cache(self, low: int, high: int) -> int:
+        if low & (CONTEXT_RESERVED_LOW | self._did_reserved) or high:
+            return RESERVED_FIELD
+        used = self._invalidation.context_cache(low >> 4 & 3, low >> 16 & 0xFFFF, low >> 32 & 0xFFFF, low >> 48)
+        return 0 if used else RESERVED_FIELD
+
+    def _iotlb(self, low: int, high: int) -> int:
+        if low & (IOTLB_RESERVED_LOW | self._did_reserved) or high & IOTLB_RESERVED_HIGH:
+            return RESERVED_FIELD
+        return 0 if self._invalidation.iotlb(low >> 4 & 3, low >> 16 & 0xFFFF, high) else RESERVED_FIELD
+
+    def _interrupt_entry(self, low: int, high: int) -> int:
+        if low & INTERRUPT_ENTRY_RESERVED_LOW or high:
+            return RESERVED_FIELD
+        self._count("interrupt-entry")
+        return 0
+
+    def _wait(self, low: int, high: int) -> int:
+        """Every earlier descriptor is complete: store the status word, set IWC.
+
+        Status goes to RAM; a status address without RAM behind it loses the store, as on the bus.
+        """
+        if low & WAIT_RESERVED_LOW or high & WAIT_RESERVED_HIGH:
+            return RESERVED_FIELD
+        if low & WAIT_SW:
+            memory = self._memory
+            index = high >> 3
+            if index < len(memory.words):
+                frame = high >> 12
+                if not memory.touched[frame]:
+                    memory.touch(frame)
+                if high & 4:
+                    memory.words[index] = memory.words[index] & 0xFFFF_FFFF | low & 0xFFFF_FFFF_0000_0000
+                else:
+                    memory.words[index] = memory.words[index] & 0xFFFF_FFFF_0000_0000 | low >> 32
+        self._count("wait")
+        if low & WAIT_IF:
+            dwords = self._registers.dwords
+            if not dwords[ICS >> 2] & IWC:
+                dwords[ICS >> 2] |= IWC
+                self._completion.signal()
+        return 0
+
+    def _count(self, name: str) -> None:
+        commands = self._counters.commands
+        commands[name] = commands.get(name, 0) + 1

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The assembled VT-d unit: registers in front, caches behind, and the decision that every DMA request meets.
+
+Legacy mode: root table, context tables, second-level tables.  The steps are those of the VT-d specification's
+chapter 3; each chapter has its own file beside this one.
+"""
+
+from dataclasses import fields
+from typing import Final, NamedTuple
+
+from machine.iommu.iotlb import IoTlb
+from machine.iommu.unit import Counters, Fault, Walk
+from machine.iommu.vtd.config import VtdConfig
+from machine.iommu.vtd.explain import Explainer
+from machine.iommu.vtd.faults import (
+    BEYOND_WIDTH,
+    FAULT_NAMES,
+    INTERRUPT_ADDRESS,
+    NO_READ,
+    NO_WRITE,
+    UNQUALIFIED,
+    EventMessage,
+    FaultLog,
+)
+from machine.iommu.vtd.invalidation import Invalidation, RegisterInvalidation
+from machine.iommu.vtd.queue import InvalidationQueue
+from machine.iommu.vtd.registers import (
+    GCMD,
+    GSTS,
+    IECTL,
+    IQT,
+    IQT_MASK,
+    QIE,
+    REGISTER_SIZE,
+    RTADDR,
+    SRTP,
+    TE,
+    WBF,
+    RegisterFile,
+)
+from machine.iommu.vtd.tables import Context, ContextCache, ContextTables
+from machine.iommu.vtd.walk import REASON_SHIFT, R, SecondLevel, W
+from machine.mmio import SystemBus
+
+_IQT: Final = IQT >> 2
+_GSTS: Final = GSTS >> 2
+DOORBELL_MEGABYTE: Final = 0xFEE
+"""Address bits 31:20 of an interrupt request (3.14)."""
+
+
+class VtdState(NamedTuple):
+    """What :meth:`VtdUnit.save` gives."""
+
+    dwords: tuple[int, ...]
+    root_table: int
+    contexts: dict[int, Context]
+    iotlb: object
+    structures: object
+    next_record: int
+    queue: tuple[bool, int, int]
+
+
+class VtdUnit:
+    """A remapping hardware unit.  Map it on the bus with ``bus.map(base, unit.register_size, unit)``.
+
+    ``iotlb_capacity``: entries that the IOTLB holds, ``None`` for no limit, which keeps stale ones longest.
+    """
+
+    def __init__(
+        self, name: str, bus: SystemBus, config: VtdConfig | None = None, iotlb_capacity: int | None = None
+    ) -> None:
+        self.name: Final = name
+        self.register_size: Final = REGISTER_SIZE
+        if config is None:
+            config = VtdConfig()
+        self.config: Final = config
+        self.counters: Final = Counters()
+        self.registers: Final = RegisterFile(config)
+        self.iotlb: Final[IoTlb[int]] = IoTlb(iotlb_capacity)
+        self.tables: Final = ContextTables(config, bus.memory)
+        self.contexts: Final = ContextCache()
+        self.second_level: Final = SecondLevel(config, bus.memory, self.iotlb)
+        self.faults: Final = FaultLog(config, self.registers, bus)
+        self.invalidation: Final = Invalidation(config, self.contexts, self.second_level, self.counters)
+        RegisterInvalidation(config, self.registers, self.invalidation)
+        self.queue: Final = InvalidationQueue(
+            config,
+            self.registers,
+            bus.memory,
+            self.invalidation,
+            self.faults,
+            EventMessage(self.registers, bus, IECTL),
+            self.counters,
+        )
+        self._explainer: Final = Explainer(bus.memory, self.tables, self.second_level)
+        self._lookup: Final = self.iotlb.lookup
+        self._cached_contexts: Final = self.contexts.entries
+        self._translating = False
+        self.registers.on_write[GCMD >> 2] = self._command
+
+    # Registers.
+
+    def read(self, offset: int, size: int) -> int:
+        return self.registers.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        if offset == IQT and size >= 4 and self.config.queued_invalidation:
+            # The one register that is written for every map and unmap.
+            self.registers.dwords[_IQT] = value & IQT_MASK
+            self.queue.run(0)
+            return
+        self.registers.write(offset, size, value)
+
+    def _command(self, value: int) -> None:
+        """GCMD (11.4.4.1): one-shot commands act when written 1, the others are what was written last."""
+        dwords = self.registers.dwords
+        dwords[GCMD >> 2] = 0
+        if value & WBF and self.config.write_buffer_flush:
+            self.counters.commands["write-buffer flush"] = self.counters.commands.get("write-buffer flush", 0) + 1
+        if value & SRTP:
+            self.tables.root_table = self.registers.get64(RTADDR)
+            dwords[_GSTS] |= SRTP
+            if self.config.set_root_invalidates:
+                self.contexts.invalidate_all()
+                self.invalidation.all_translations()
+        self._translating = bool(value & TE)
+        dwords[_GSTS] = dwords[_GSTS] & ~TE | value & TE
+        if (value ^ dwords[_GSTS]) & QIE and self.config.queued_invalidation:
+            dwords[_GSTS] ^= QIE
+            if value & QIE:
+                self.queue.enable()
+            else:
+                self.queue.disable()
+
+    # Translation.
+
+    def translate(self, sid: int, iova: int, write: bool) -> int | Fault:
+        if not self._translating:
+            return iova
+        if iova >> 20 == DOORBELL_MEGABYTE:
+            return self._interrupt_request(sid, iova, write)
+        counters = self.counters
+        context = self._cached_contexts.get(sid)
+        if context is None:
+            context = self._fetch_context(sid)
+        else:
+            counters.config_hits += 1
+        need = W if write else R
+        if iova <= context.limit:
+            entry = self._lookup(context.did, iova >> 12)
+            if entry is None:
+                counters.iotlb_misses += 1
+                result = self.second_level.translate(context.did, context.root, context.shift, iova, need)
+                if result >= 0:
+                    return result
+                code = -result
+            else:
+                counters.iotlb_hits += 1
+                if entry & need:
+                    return iova + (entry & -4096)
+                code = entry >> REASON_SHIFT & 0xFF or (NO_WRITE if write else NO_READ)
+        elif iova <= context.through:
+            return iova
+        else:
+            code = context.code or BEYOND_WIDTH
+        return self._fault(sid, iova, write, code, context.fpd)
+
+    def walk(self, sid: int, iova: int, write: bool = False) -> Walk:
+        if not self._translating:
+            return Walk(sid, iova, write, (), iova, None, True, True, None)
+        if iova >> 20 == DOORBELL_MEGABYTE:
+            passes = write and not iova & 3
+            blocked = None if passes else FAULT_NAMES[INTERRUPT_ADDRESS]
+            return Walk(sid, iova, write, (), iova if passes else None, None, False, passes, blocked)
+        return self._explainer.walk(sid, iova, write)
+
+    def _interrupt_request(self, sid: int, iova: int, write: bool) -> int | Fault:
+        """3.14: an aligned write there is a message interrupt and is not remapped; nothing else is allowed."""
+        if write and not iova & 3:
+            return iova
+        return self._fault(sid, iova, write, INTERRUPT_ADDRESS, False)
+
+    def _fetch_context(self, sid: int) -> Context:
+        self.counters.config_misses += 1
+        context = self.tables.fetch(sid)
+        if not context.code or self.config.caching_mode:
+            self._cached_contexts[sid] = context
+        return context
+
+    def _fault(self, sid: int, iova: int, write: bool, code: int, fpd: bool) -> Fault:
+        self.counters.faults += 1
+        silent = fpd and code not in UNQUALIFIED
+        record = () if silent else self.faults.record(sid, iova, write, code)
+        return Fault(self.name, sid, iova, write, code, FAULT_NAMES[code], record)
+
+    # Snapshots.
+
+    def save(self) -> VtdState:
+        queue = self.queue
+        return VtdState(
+            tuple(self.registers.dwords),
+            self.tables.root_table,
+            dict(self.contexts.entries),
+            self.iotlb.save(),
+            self.second_level.structures.save(),
+            self.faults.next,
+            (queue.enabled, queue.base, queue.size),
+        )
+
+    def restore(self, state: VtdState) -> None:
+        self.registers.dwords[:] = state.dwords
+        self.tables.root_table = state.root_table
+        self.contexts.entries.clear()
+        self.contexts.entries.update(state.contexts)
+        self.iotlb.restore(state.iotlb)
+        self.second_level.structures.restore(state.structures)
+        self.faults.next = state.next_record
+        self.queue.enabled, self.queue.base, self.queue.size = state.queue
+        self._translating = bool(state.dwords[_GSTS] & TE)
+        fresh = Counters()
+        for field in fields(Counters):
+            if field.name != "commands":
+                setattr(self.counters, field.name, getattr(fresh, field.name))
+        self.counters.commands.clear()

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stays cached until which command drops it, and how the invalidation queue runs, waits and stops."""
+
+import pytest
+from vtd_machine import (
+    CCMD,
+    FSTS,
+    GSTS,
+    ICS,
+    IECTL,
+    IOTLB,
+    IQA,
+    IQE,
+    IQERCD,
+    IQH,
+    IQT,
+    IVA,
+    QIE,
+    SID,
+    STATUS_WORD,
+    TE,
+    VtdMachine,
+    cc_device,
+    cc_domain,
+    cc_global,
+    iotlb_domain,
+    iotlb_global,
+    iotlb_pages,
+    wait_interrupt,
+    wait_status,
+)
+
+from machine.iommu.unit import Fault
+from machine.iommu.vtd.config import VtdConfig
+
+IOVA = 0x8000_0000
+
+
+def ready(config=None, queue=True, **options):
+    machine = VtdMachine(config, **options)
+    table = machine.context(SID, machine.page(), did=7)
+    machine.start(queue)
+    return machine, table
+
+
+def cached_then_cleared(machine, table, pages=range(1), level=1, step=0x1000):
+    """Map, use and unmap pages without invalidating."""
+    for page in pages:
+        at = machine.map(table, IOVA + page * step, 0x20_0000 * level + page * step, level=level)
+        assert isinstance(machine.write(IOVA + page * step), int)
+        machine.memory.write64(at, 0)
+
+
+def stale(machine, pages=range(1)):
+    return [page for page in pages if isinstance(machine.write(IOVA + page * 0x1000), int)]
+
+
+@pytest.mark.parametrize(
+    "descriptor, survives",
+    [
+        (iotlb_pages(7, IOVA), False),
+        (iotlb_pages(7, IOVA, ih=1), False),
+        (iotlb_pages(7, IOVA, am=9), False),
+        (iotlb_pages(7, IOVA + 0x1000), True),
+        (iotlb_pages(7, IOVA + 0x1000, am=1), False),
+        (iotlb_pages(8, IOVA), True),
+        (iotlb_domain(7), False),
+        (iotlb_domain(8), True),
+        (iotlb_global(), False),
+        (cc_global(), True),
+        (wait_status(), True),
+    ],
+)
+def test_stale_translation_lives_until_a_command_that_names_it(descriptor, survives):
+    machine, table = ready()
+    cached_then_cleared(machine, table)
+    assert stale(machine) == [0]
+    assert machine.submit(descriptor)
+    assert bool(stale(machine)) == survives
+
+
+def test_address_mask_2_drops_exactly_four_pages():
+    machine, table = ready()
+    cached_then_cleared(machine, table, range(8))
+    assert machine.submit(iotlb_pages(7, IOVA + 0x2000, am=2))
+    assert stale(machine, range(8)) == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("level", [2, 3])
+def test_superpage_goes_with_any_page_inside(level):
+    machine, table = ready()
+    machine.map(table, IOVA, 0, level=level)
+    assert machine.write(IOVA + 0x5000) == 0x5000
+    machine.memory.write64(machine.entry_at(table, IOVA, level), 0)
+    assert machine.write(IOVA + 0x9000) == 0x9000
+    assert machine.submit(iotlb_pages(7, IOVA + 0x7000))
+    assert isinstance(machine.write(IOVA + 0x5000), Fault)
+
+
+def test_one_domain_s_entries_serve_every_device_in_it():
+    machine, table = ready()
+    machine.context(SID + 1, table, did=7)
+    cached_then_cleared(machine, table)
+    assert machine.write(IOVA, SID + 1) == 0x20_0000
+
+
+def test_new_mapping_needs_no_invalidation():
+    machine, table = ready()
+    assert isinstance(machine.write(IOVA), Fault)
+    machine.map(table, IOVA, 0x20_0000)
+    assert machine.write(IOVA) == 0x20_0000
+
+
+@pytest.mark.parametrize("drop", [iotlb_pages(7, IOVA), iotlb_domain(7), iotlb_global()])
+def test_caching_mode_remembers_missing_pages_until_invalidated(drop):
+    machine, table = ready(VtdConfig(caching_mode=True))
+    assert machine.write(IOVA).code == 5
+    machine.map(table, IOVA, 0x20_0000)
+    assert machine.write(IOVA).code == 5
+    assert machine.read(IOVA).code == 6
+    assert machine.submit(drop)
+    assert machine.write(IOVA) == 0x20_0000
+
+
+def test_caching_mode_remembers_reserved_bits():
+    machine, table = ready(VtdConfig(caching_mode=True))
+    machine.map(table, IOVA, 1 << 50)
+    assert machine.write(IOVA).code == 0xC
+    machine.map(table, IOVA, 0x20_0000)
+    assert machine.read(IOVA).code == 0xC
+
+
+def test_caching_mode_remembers_missing_contexts_under_domain_zero():
+    machine, table = ready(VtdConfig(caching_mode=True))
+    assert machine.read(IOVA, SID + 8).code == 2
+    machine.context(SID + 8, table, did=7)
+    machine.map(table, IOVA, 0x20_0000)
+    assert machine.submit(cc_device(7, SID + 8))
+    assert machine.read(IOVA, SID + 8).code == 2
+    assert machine.submit(cc_device(0, SID + 8))
+    assert machine.read(IOVA, SID + 8) == 0x20_0000
+
+
+def test_cached_permission_binds_until_invalidated():
+    machine, table = ready()
+    machine.map(table, IOVA, 0x20_0000, 1)
+    assert machine.read(IOVA) == 0x20_0000
+    machine.map(table, IOVA, 0x20_0000, 3)
+    assert machine.write(IOVA).code == 5
+    assert machine.submit(iotlb_pages(7, IOVA))
+    assert machine.write(IOVA) == 0x20_0000
+
+
+@pytest.mark.parametrize(
+    "descriptor, survives",
+    [
+        (cc_global(), False),
+        (cc_domain(7), False),
+        (cc_domain(8), True),
+        (cc_device(7, SID), False),
+        (cc_device(8, SID), True),
+        (cc_device(7, SID + 1), True),
+        (cc_device(7, SID + 1, fm=1), True),
+        (cc_device(7, SID + 4, fm=1), False),
+        (cc_device(7, SID + 6, fm=2), False),
+        (cc_device(7, SID + 7, fm=3), False),
+        (cc_device(7, SID + 8, fm=3), True),
+        (iotlb_global(), True),
+    ],
+)
+def test_stale_context_lives_until_a_command_that_names_it(descriptor, survives):
+    machine, table = ready()
+    machine.map(table, IOVA, 0x20_0000)
+    assert machine.write(IOVA) == 0x20_0000
+    machine.context_entry(SID, 0, 0)
+    assert machine.submit(descriptor)
+    assert isinstance(machine.write(IOVA), int) == survives
+
+
+def test_freed_table_is_still_walked_until_invalidated_without_the_leaf_hint():
+    machine, table = ready()
+    machine.map(table, IOVA, 0x20_0000)
+    machine.map(table, IOVA + 0x1000, 0x20_1000)
+    assert machine.write(IOVA) == 0x20_0000
+    machine.memory.write64(machine.entry_at(table, IOVA, 2), 0)
+    assert machine.submit(iotlb_pages(7, IOVA, am=9, ih=1))
+    assert machine.write(IOVA + 0x1000) == 0x20_1000
+    assert machine.submit(iotlb_pages(7, IOVA, ih=0))
+    assert machine.submit(iotlb_pages(7, IOVA, am=9, ih=1))
+    assert machine.write(IOVA + 0x1000).code == 5
+
+
+def test_small_iotlb_forgets_the_oldest():
+    machine, table = ready(iotlb_capacity=2)
+    cached_then_cleared(machine, table, range(3))
+    assert stale(machine, range(3)) == [1, 2]
+
+
+# The queue.
+
+
+def test_wait_stores_its_status_word_only():
+    machine, _ = ready()
+    for address in (STATUS_WORD, STATUS_WORD + 4):
+        machine.memory.write64(STATUS_WORD, 0x1111_1111_2222_2222)
+        assert machine.submit(wait_status(0xABCD, address))
+        assert machine.memory.read64(STATUS_WORD) == (
+            0x1111_1111_0000_ABCD if address == STATUS_WORD else 0x0000_ABCD_2222_2222
+        )
+
+
+def test_status_store_is_undone_by_a_memory_snapshot():
+    machine, _ = ready()
+    machine.memory.snapshot()
+    assert machine.submit(wait_status())
+    machine.memory.reset()
+    assert machine.memory.read64(STATUS_WORD) == 0
+
+
+def test_status_address_without_ram_loses_the_store():
+    machine, _ = ready()
+    assert machine.submit(wait_status(1, 0xFFFF_FFFF_FFFF_FFFC))
+
+
+def test_ring_wraps_and_head_follows():
+    machine, _ = ready()
+    for turn in range(600):
+        assert machine.submit(wait_status(turn))
+        assert machine.memory.read64(STATUS_WORD) == turn
+    assert machine.r64(IQH) == machine.r64(IQT) == 600 * 16 % 4096
+    assert machine.unit.counters.commands["wait"] == 600
+
+
+def test_completion_interrupt_comes_once_per_service():
+    machine, _ = ready()
+    got = []
+    machine.interrupts.connect(0x41, lambda: got.append(machine.r32(ICS)))
+    machine.w32(IECTL + 4, 0x41)
+    machine.w64(IECTL + 8, 0xFEE0_0000)
+    assert machine.submit(wait_interrupt())
+    assert not got and machine.r32(IECTL) == 3 << 30 and machine.r32(ICS) == 1
+    machine.w32(IECTL, 0)
+    assert got == [1] and machine.r32(IECTL) == 0
+    assert machine.submit(wait_interrupt())
+    assert got == [1]
+    machine.w32(ICS, 1)
+    assert machine.r32(ICS) == 0
+    assert machine.submit(wait_interrupt())
+    assert got == [1, 1]
+
+
+def test_servicing_completion_withdraws_a_masked_interrupt():
+    machine, _ = ready()
+    assert machine.submit(wait_interrupt())
+    machine.w32(ICS, 1)
+    assert machine.r32(IECTL) == 1 << 31
+
+
+def test_completion_handler_may_submit_more():
+    machine, _ = ready()
+    machine.interrupts.connect(0x41, lambda: machine.submit(wait_status(2)))
+    machine.w32(IECTL + 4, 0x41)
+    machine.w64(IECTL + 8, 0xFEE0_0000)
+    machine.w32(IECTL, 0)
+    assert machine.submit(wait_interrupt()) is False  # the handler moved the tail further
+    assert machine.r64(IQH) == machine.r64(IQT) == 32
+    assert machine.memory.read64(STATUS_WORD) == 2
+
+
+@pytest.mark.parametrize(
+    "descriptor, info",
+    [
+        ((0, 0), 3),
+        ((0xF, 0), 3),
+        ((0x3 | 1 << 32, 1), 3),
+        ((0x205, 0), 3),
+        ((0x01, 0), 4),
+        ((0x02, 0), 4),
+        ((0x51, 0), 4),
+        ((0x11, 1), 4),
+        ((0x1D2, 0), 4),
+        ((0xF2, 0x80), 4),
+        ((0xF2, 19), 4),
+        ((0xE2 | 1 << 32, 0), 4),
+        ((0x65 | 1 << 8, STATUS_WORD), 4),
+        ((0x65, STATUS_WORD | 2), 4),
+        ((0x04 | 1 << 5, 0), 4),
+    ],
+)
+def test_bad_descriptor_stops_the_queue_until_software_repairs_it(descriptor, info):
+    machine, _ = ready()
+    assert machine.submit(wait_status(1))
+    assert not machine.submit(descriptor, wait_status(2))
+    assert machine.r64(IQH) == 16
+    assert machine.r32(FSTS) & IQE and machine.r32(IQERCD) == info
+    assert not machine.submit(wait_status(3))
+    assert machine.memory.read64(STATUS_WORD) == 1
+    machine.memory.write64(machine.ring + 16, wait_status()[0])
+    machine.memory.write64(machine.ring + 24, STATUS_WORD)
+    machine.w32(FSTS, IQE)
+    assert machine.r64(IQH) == machine.r64(IQT)
+    assert machine.memory.read64(STATUS_WORD) == 3
+    assert not machine.r32(FSTS) & IQE and machine.r32(IQERCD) == 0
+
+
+def test_clearing_the_error_without_repair_stops_again():
+    machine, _ = ready()
+    assert not machine.submit((0xF, 0))
+    machine.w32(FSTS, IQE)
+    assert machine.r32(FSTS) & IQE and machine.r64(IQH) == 0
+
+
+def test_tail_beyond_the_ring_is_an_error():
+    machine, _ = ready()
+    machine.w64(IQT, 0x1000)
+    assert machine.r32(FSTS) & IQE and machine.r32(IQERCD) == 1
+
+
+def test_ring_outside_ram_is_an_error():
+    machine, _ = ready(queue=False)
+    machine.w64(IQA, 0x4000_0000)
+    machine.command(TE | QIE)
+    machine.w64(IQT, 16)
+    assert machine.r32(FSTS) & IQE and machine.r32(IQERCD) == 2
+
+
+def test_ring_size_and_address_count_from_the_command():
+    machine, _ = ready()
+    machine.w64(IQA, 0x4000_0000)
+    assert machine.submit(wait_status(5))
+    assert machine.memory.read64(STATUS_WORD) == 5
+    machine.command(TE)
+    assert machine.r64(IQH) == 0 and not machine.r32(GSTS) & QIE
+    machine.w64(IQT, 0)
+    machine.w64(IQA, machine.ring | 1)
+    machine.command(TE | QIE)
+    machine.w64(IQT, 0x10)
+    machine.w64(IQT, 0x1010)
+    assert machine.r32(FSTS) & IQE == IQE  # beyond what was ever written: zero descriptors
+    assert machine.r32(IQERCD) == 3
+
+
+def test_xen_golden_descriptors_are_accepted():
+    machine, _ = ready()
+    did = 5
+    for low, high in (
+        (0x11, 0),
+        (0xD2, 0),
+        (0xE2 | did << 16, 0),
+        (0x4, 0),
+        (0x14 | 9 << 32, 0),
+    ):
+        assert machine.submit((low, high), (0x0000_0001_0000_0065, STATUS_WORD))
+    assert machine.unit.counters.commands == {
+        "context-cache global": 1,
+        "IOTLB global": 1,
+        "IOTLB domain": 1,
+        "interrupt-entry": 2,
+        "wait": 5,
+    }
+
+
+# The register-based interface.
+
+
+def test_register_commands_report_their_granularity():
+    machine, table = ready(queue=False)
+    cached_then_cleared(machine, table)
+    machine.w64(IVA, IOVA | 0)
+    machine.w64(IOTLB, 1 << 63 | 3 << 60 | 8 << 32)
+    assert machine.r64(IOTLB) >> 57 & 3 == 3 and not machine.r64(IOTLB) >> 63
+    assert stale(machine) == [0]
+    machine.w64(IOTLB, 1 << 63 | 3 << 60 | 7 << 32)
+    assert stale(machine) == []
+    machine.map(table, IOVA, 0x20_0000)
+    assert machine.write(IOVA) == 0x20_0000
+    machine.context_entry(SID, 0, 0)
+    machine.w64(CCMD, 1 << 63 | 3 << 61 | (SID + 1) << 16 | 7)
+    assert machine.r64(CCMD) >> 59 & 3 == 3 and not machine.r64(CCMD) >> 63
+    assert machine.write(IOVA) == 0x20_0000
+    machine.w64(CCMD, 1 << 63 | 3 << 61 | SID << 16 | 7)
+    assert machine.write(IOVA).code == 2
+
+
+def test_register_commands_as_two_halves_act_with_the_upper_one():
+    machine, table = ready(queue=False)
+    cached_then_cleared(machine, table)
+    machine.w32(IOTLB, 0)
+    assert stale(machine) == [0]
+    machine.w32(IOTLB + 4, 1 << 31 | 1 << 28)
+    assert stale(machine) == []
+
+
+@pytest.mark.parametrize("iva, command", [(19, 3), (0, 0)])
+def test_wrong_register_command_is_reported_and_does_nothing(iva, command):
+    machine, table = ready(queue=False)
+    cached_then_cleared(machine, table)
+    machine.w64(IVA, IOVA | iva)
+    machine.w64(IOTLB, 1 << 63 | command << 60 | 7 << 32)
+    assert machine.r64(IOTLB) >> 57 & 3 == 0 and not machine.r64(IOTLB) >> 63
+    assert stale(machine) == [0]
+
+
+def test_register_commands_are_ignored_while_the_queue_is_on():
+    machine, table = ready()
+    cached_then_cleared(machine, table)
+    machine.w64(IOTLB, 1 << 63 | 1 << 60)
+    machine.w64(CCMD, 1 << 63 | 1 << 61)
+    assert machine.r64(IOTLB) >> 57 & 0x43 == machine.r64(CCMD) >> 59 & 0x13 == 0
+    assert stale(machine) == [0]
+
+
+def test_page_selective_without_the_capability_drops_the_domain():
+    machine, table = ready(VtdConfig(page_selective=False))
+    cached_then_cleared(machine, table, range(2))
+    assert machine.submit(iotlb_pages(7, IOVA))
+    assert stale(machine, range(2)) == []
