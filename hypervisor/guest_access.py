@@ -10,7 +10,7 @@ can stand behind other guests.
 from typing import Final, Protocol
 
 from base.units import PAGE_SHIFT, PAGE_SIZE
-from hypervisor.p2m import RAM_TYPES, READ_ONLY_TYPES, Translation
+from hypervisor.p2m import Translation
 from machine.memory import PhysicalMemory
 
 HYPERVISOR_START: Final = 0xFFFF_8000_0000_0000
@@ -35,22 +35,37 @@ class GuestMemory(Protocol):
         """Whether :meth:`write` of ``length`` bytes would succeed now."""
         ...
 
+    def window(self, address: int, length: int) -> memoryview | None:
+        """The bytes themselves, readable and writable in place, if they can be had without copying.
+
+        ``None`` says nothing about faults: the caller goes through the other methods then.
+        """
+        ...
+
 
 class LinearMemory:
     """The linear address space of a guest in the machine's RAM.
 
     ``direct_frames`` frames of the guest are mapped writable from :data:`DIRECT_MAP` on; ``pages`` holds all
     other mappings: linear page number to (guest frame, writable).  ``pfn_to_gfn`` turns the guest's own frame
-    numbers into those that its translation understands (scattered for PV, the identity otherwise).
+    numbers into those that its translation understands (scattered for PV, the identity otherwise).  ``reserved``:
+    Xen keeps a part of the address space for itself, as it does in a PV guest.
     """
 
     def __init__(
-        self, memory: PhysicalMemory, translation: Translation, direct_frames: int, pfn_to_gfn: list[int] | None
+        self,
+        memory: PhysicalMemory,
+        translation: Translation,
+        direct_frames: int,
+        pfn_to_gfn: list[int] | None,
+        *,
+        reserved: bool,
     ) -> None:
         self._memory: Final = memory
-        self._translation: Final = translation
+        self._ram: Final = translation.ram
         self._direct_end: Final = DIRECT_MAP + (direct_frames << PAGE_SHIFT)
         self._pfn_to_gfn: Final = pfn_to_gfn
+        self._reserved: Final = reserved
         self.pages: dict[int, tuple[int, bool]] = {}
 
     def read(self, address: int, length: int) -> bytes | None:
@@ -90,6 +105,19 @@ class LinearMemory:
             return self._machine_address(address, True) is not None
         return self._pieces(address, length) is not None
 
+    def window(self, address: int, length: int) -> memoryview | None:
+        if not DIRECT_MAP <= address < self._direct_end or (address & 0xFFF) + length > PAGE_SIZE:
+            return None
+        pfn = address - DIRECT_MAP >> PAGE_SHIFT
+        mfn = self._ram(pfn if self._pfn_to_gfn is None else self._pfn_to_gfn[pfn], True)
+        if mfn < 0:
+            return None
+        memory = self._memory
+        if not memory.touched[mfn]:
+            memory.touch(mfn)
+        start = mfn << PAGE_SHIFT | address & 0xFFF
+        return memory.bytes[start : start + length]
+
     def _pieces(self, address: int, length: int) -> list[tuple[int, int]] | None:
         pieces = []
         while length:
@@ -105,7 +133,7 @@ class LinearMemory:
         """Resolve one byte's address; non-canonical, hypervisor-owned and unmapped addresses fault."""
         if DIRECT_MAP <= address < self._direct_end:
             pfn, writable = address - DIRECT_MAP >> PAGE_SHIFT, True
-        elif HYPERVISOR_START <= address < HYPERVISOR_END:
+        elif self._reserved and HYPERVISOR_START <= address < HYPERVISOR_END:
             return None
         else:
             entry = self.pages.get(address >> PAGE_SHIFT)
@@ -114,8 +142,5 @@ class LinearMemory:
             pfn, writable = entry
         if write and not writable:
             return None
-        gfn = pfn if self._pfn_to_gfn is None else self._pfn_to_gfn[pfn]
-        mfn, kind, _ = self._translation.run(gfn, 1)
-        if kind not in RAM_TYPES or (write and kind in READ_ONLY_TYPES):
-            return None
-        return mfn << PAGE_SHIFT | address & PAGE_SIZE - 1
+        mfn = self._ram(pfn if self._pfn_to_gfn is None else self._pfn_to_gfn[pfn], write)
+        return None if mfn < 0 else mfn << PAGE_SHIFT | address & PAGE_SIZE - 1

@@ -8,51 +8,48 @@ is "all equal", which one comparison of memory decides.
 """
 
 from array import array
-from enum import IntEnum
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from hypervisor.frames import DOMID_IO, FrameTable
 
+# What a guest frame is: the types of Xen's p2m that the PV-IOMMU tells apart.  Plain ints, because every page
+# that is mapped is asked for its kind.
+NONE: Final = 0
+RAM_RW: Final = 1
+RAM_RO: Final = 2
+RAM_LOGDIRTY: Final = 3
+RAM_SHARED: Final = 4
+RAM_PAGED: Final = 5
+MMIO: Final = 6
+FOREIGN: Final = 7
+GRANT_RW: Final = 8
+GRANT_RO: Final = 9
+IOREQ: Final = 10
 
-class P2mType(IntEnum):
-    """What a guest frame is (the types of Xen's p2m that the PV-IOMMU tells apart)."""
+KINDS: Final = {
+    NONE: "hole",
+    RAM_RW: "RAM",
+    RAM_RO: "read-only RAM",
+    RAM_LOGDIRTY: "log-dirty RAM",
+    RAM_SHARED: "shared RAM",
+    RAM_PAGED: "paged-out RAM",
+    MMIO: "MMIO",
+    FOREIGN: "foreign frame",
+    GRANT_RW: "granted frame",
+    GRANT_RO: "read-only granted frame",
+    IOREQ: "ioreq page",
+}
+"""What people call them."""
+IS_RAM: Final = bytes(kind in (1, 2, 3, 4, 7, 8, 9, 10) for kind in KINDS)
+"""By kind: 1 where a machine page is behind the frame."""
+IS_READ_ONLY: Final = bytes(kind in (RAM_RO, RAM_SHARED, GRANT_RO) for kind in KINDS)
+"""By kind: 1 where nobody may write, devices included."""
+IS_OTHERS: Final = bytes(kind in (FOREIGN, GRANT_RW, GRANT_RO) for kind in KINDS)
+"""By kind: 1 where the page legitimately belongs to another domain."""
 
-    NONE = 0
-    RAM_RW = 1
-    RAM_RO = 2
-    RAM_LOGDIRTY = 3
-    RAM_SHARED = 4
-    RAM_PAGED = 5
-    MMIO = 6
-    FOREIGN = 7
-    GRANT_RW = 8
-    GRANT_RO = 9
-    IOREQ = 10
-
-
-RAM_TYPES: Final = frozenset(
-    {
-        P2mType.RAM_RW,
-        P2mType.RAM_RO,
-        P2mType.RAM_LOGDIRTY,
-        P2mType.RAM_SHARED,
-        P2mType.FOREIGN,
-        P2mType.GRANT_RW,
-        P2mType.GRANT_RO,
-        P2mType.IOREQ,
-    }
-)
-READ_ONLY_TYPES: Final = frozenset({P2mType.RAM_RO, P2mType.RAM_SHARED, P2mType.GRANT_RO})
-OTHERS_TYPES: Final = frozenset({P2mType.FOREIGN, P2mType.GRANT_RW, P2mType.GRANT_RO})
-"""Frames that legitimately belong to another domain."""
-
-
-class Run(NamedTuple):
-    """``length`` frames from machine frame ``mfn`` on, all of ``kind``; for NONE ``mfn`` means nothing."""
-
-    mfn: int
-    kind: P2mType
-    length: int
+Run = tuple[int, int, int]
+"""(machine frame, kind, length): a stretch of frames that is contiguous and of one kind; for holes and paged-out
+frames the machine frame means nothing."""
 
 
 class Translation(Protocol):
@@ -60,6 +57,10 @@ class Translation(Protocol):
 
     def run(self, gfn: int, limit: int) -> Run:
         """The longest uniform stretch from ``gfn``, at least 1 and at most ``limit`` frames."""
+        ...
+
+    def ram(self, gfn: int, write: bool) -> int:
+        """The machine frame of a RAM page that the domain's own CPUs may read (write), or -1."""
         ...
 
     def save(self) -> object: ...
@@ -77,7 +78,7 @@ class P2m:
         self._delta: Final = array("q", [0]) * size
         self._kind: Final = bytearray(size)
 
-    def set(self, gfn: int, mfn: int, count: int = 1, kind: P2mType = P2mType.RAM_RW) -> None:
+    def set(self, gfn: int, mfn: int, count: int = 1, kind: int = RAM_RW) -> None:
         """Point ``count`` frames from ``gfn`` at machine frames from ``mfn``."""
         if gfn < 0 or gfn + count > self.size:
             raise ValueError(f"gfn {gfn:#x}+{count:#x} is beyond the p2m")
@@ -86,22 +87,30 @@ class P2m:
 
     def clear(self, gfn: int, count: int = 1) -> None:
         """Make holes."""
-        self.set(gfn, 0, count, P2mType.NONE)
+        self.set(gfn, 0, count, NONE)
 
     def run(self, gfn: int, limit: int) -> Run:
         if gfn >= self.size:
             for first, last in self._mmio:
                 if first <= gfn <= last:
-                    return Run(gfn, P2mType.MMIO, min(limit, last + 1 - gfn))
-            return Run(0, P2mType.NONE, 1)
+                    return gfn, MMIO, min(limit, last + 1 - gfn)
+            return 0, NONE, 1
         delta, kind = self._delta[gfn], self._kind[gfn]
         if limit == 1:
-            return Run(gfn + delta, _TYPES[kind], 1)
+            return gfn + delta, kind, 1
         limit = min(limit, self.size - gfn)
         deltas, kinds = self._delta[gfn : gfn + limit], self._kind[gfn : gfn + limit]
         if deltas != array("q", [delta]) * limit or kinds != bytes([kind]) * limit:
             limit = next(k for k in range(limit) if deltas[k] != delta or kinds[k] != kind)
-        return Run(gfn + delta, _TYPES[kind], limit)
+        return gfn + delta, kind, limit
+
+    def ram(self, gfn: int, write: bool) -> int:
+        if gfn >= self.size:
+            return -1
+        kind = self._kind[gfn]
+        if not IS_RAM[kind] or (write and IS_READ_ONLY[kind]):
+            return -1
+        return gfn + self._delta[gfn]
 
     def save(self) -> object:
         return (self._delta[:], bytes(self._kind))
@@ -117,31 +126,34 @@ class PvFrames:
     (owner dom_io) and everything beyond RAM are MMIO.
     """
 
-    def __init__(self, frames: FrameTable, last_mfn: int) -> None:
+    def __init__(self, frames: FrameTable, domid: int, last_mfn: int) -> None:
         self._frames: Final = frames
+        self._owner: Final = frames.owner
+        self._domid: Final = domid
         self._last_mfn: Final = last_mfn
 
     def run(self, gfn: int, limit: int) -> Run:
         frames = self._frames
         if gfn >= frames.frames:
             if gfn > self._last_mfn:
-                return Run(0, P2mType.NONE, limit)
-            return Run(gfn, P2mType.MMIO, min(limit, self._last_mfn + 1 - gfn))
-        owner = frames.owner[gfn]
-        kind = P2mType.MMIO if owner == DOMID_IO else P2mType.RAM_RW
+                return 0, NONE, 1
+            return gfn, MMIO, min(limit, self._last_mfn + 1 - gfn)
+        owner = self._owner[gfn]
+        kind = MMIO if owner == DOMID_IO else RAM_RW
         if limit == 1:
-            return Run(gfn, kind, 1)
+            return gfn, kind, 1
         limit = min(limit, frames.frames - gfn)
-        owners = frames.owner[gfn : gfn + limit]
-        if owners != array("H", [owner]) * limit:
-            limit = next(k for k, other in enumerate(owners) if other != owner)
-        return Run(gfn, kind, limit)
+        if not frames.owned(gfn, limit, owner):
+            limit = next(k for k in range(limit) if self._owner[gfn + k] != owner)
+        return gfn, kind, limit
+
+    def ram(self, gfn: int, write: bool) -> int:
+        if gfn >= self._frames.frames or self._owner[gfn] != self._domid:
+            return -1
+        return gfn
 
     def save(self) -> object:
         return None
 
     def restore(self, state: object) -> None:
         return None
-
-
-_TYPES: Final = tuple(P2mType)

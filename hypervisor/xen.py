@@ -4,16 +4,15 @@
 ``hypercall(vcpu, nr, *args)`` is the one way in for guests.  Everything else here is what a toolstack or the boot
 code would do: create domains, give them memory and devices, take pages away.
 
-Optional seams, ``None`` unless somebody listens: ``preempt`` (may the calling vCPU go on?), ``rescheduled`` (a
-preempted call is about to be issued again: other vCPUs may run now), ``trace`` (one call per finished hypercall).
+Optional seams, ``None`` unless somebody listens: ``preempt`` (should the calling vCPU yield?) and ``rescheduled`` (a
+preempted call is about to be issued again: other vCPUs may run now).
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from abi.errno import EINVAL, ENOSYS
-from base.units import U64_MAX, CtxNo, DomId, Sbdf
+from base.units import CtxNo, DomId, Sbdf
 from hypervisor.domain import Domain, DomainIommu, Vcpu
 from hypervisor.errors import XenBug
 from hypervisor.frames import DOMID_IO, DOMID_XEN, REF, WRITABLE_REF, FrameTable
@@ -22,7 +21,7 @@ from hypervisor.iommu.backend import Backend
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.moves import move_device
 from hypervisor.iommu.pool import HeapPool
-from hypervisor.p2m import P2m, P2mType, PvFrames, Translation
+from hypervisor.p2m import NONE, RAM_RW, P2m, PvFrames, Translation
 from hypervisor.pagetable.radix import Changes
 from hypervisor.platform import Platform
 from hypervisor.profile import Profile
@@ -52,14 +51,10 @@ class Xen:
             4096 << order for order in (self.backend.orders if profile.superpage_units else (0,))
         )
         self.domains: Final[dict[int, Domain]] = {}
-        self.calls: Final[Counter[tuple[str, int]]] = Counter()
-        """(sub-op name, return value) to the number of hypercalls, kept while ``count_calls`` is set."""
-        self.count_calls = False
-        self.folds = 0
-        self.splits = 0
+        self.retired = (0, 0)
+        """(folds, splits) of trees that are gone."""
         self.preempt: Callable[[Vcpu], bool] | None = None
         self.rescheduled: Callable[[Vcpu], None] | None = None
-        self.trace: Callable[[Vcpu, int, tuple[int, ...], int], None] | None = None
         self._console: list[str] = []
         error = self.backend.enable()
         if error:
@@ -74,19 +69,12 @@ class Xen:
             return -ENOSYS
         if len(args) < 2:
             args = (*args, 0, 0)
-        args = tuple([arg & U64_MAX for arg in args])
-        count = self.count_calls
-        name = self.entry.name_of(vcpu, args) if count else ""
         result = self.entry.enter(self, vcpu, args)
         while result == RESTART:
             args = self.entry.again(args, vcpu.restart)
             if self.rescheduled is not None:
                 self.rescheduled(vcpu)
             result = self.entry.enter(self, vcpu, args)
-        if count:
-            self.calls[name, result] += 1
-        if self.trace is not None:
-            self.trace(vcpu, number, args, result)
         return result
 
     def unusable(self, domain: Domain) -> bool:
@@ -102,13 +90,13 @@ class Xen:
         If hardware does not confirm (-EIO), frames and tables stay allocated for good: losing memory is better than
         a device that writes into somebody else's.
         """
-        if not (changes.modified or changes.added):
+        if not changes.modified and not (changes.added and self.backend.flushes_additions):
             return 0
         error = self.backend.flush(context, dfn, pages, changes)
         if error:
             self.log(f"{context}: flush of dfn {dfn:#x}+{pages:#x} failed ({error}); its frames are kept")
             return error
-        if changes.removed or changes.tables or changes.folded or changes.split:
+        if changes.removed or changes.tables:
             self._let_go(domain, context, changes)
         return 0
 
@@ -133,8 +121,6 @@ class Xen:
                 frames.put(mfn, count, WRITABLE_REF if entry & write else REF)
         for table in changes.tables:
             context.pool.free(table)
-        self.folds += changes.folded
-        self.splits += changes.split
 
     # ------------------------------------------------------------------------------------ domains, devices
 
@@ -155,7 +141,7 @@ class Xen:
         translation: Translation
         if pv:
             last = max((last for _, last in mmio_ranges), default=self.frames.frames - 1)
-            translation = PvFrames(self.frames, last)
+            translation = PvFrames(self.frames, domid, last)
         else:
             translation = P2m(p2m_frames, tuple(mmio_ranges))
         domain_iommu = None
@@ -206,7 +192,7 @@ class Xen:
         """Take a RAM page away from a domain (balloon, decrease_reservation): out of its p2m and of context 0, and
         its owner's reference dropped.  The frame is free once no device mapping holds it.  -EINVAL if not RAM."""
         mfn, kind, _ = domain.translation.run(gfn, 1)
-        if kind is not P2mType.RAM_RW or mfn >= self.frames.frames or self.frames.owner[mfn] != domain.domid:
+        if kind != RAM_RW or mfn >= self.frames.frames or self.frames.owner[mfn] != domain.domid:
             return -EINVAL
         table = domain.iommu.default.table if domain.iommu is not None else None
         if table is not None and table.lookup(gfn) is not None:
@@ -236,7 +222,7 @@ class Xen:
             return mfn
         for gfn in range(domain.p2m.size):
             found, kind, _ = domain.p2m.run(gfn, 1)
-            if found == mfn and kind is not P2mType.NONE:
+            if found == mfn and kind != NONE:
                 return gfn
         return None
 
@@ -250,6 +236,23 @@ class Xen:
         """A line on Xen's console."""
         self._console.append(line)
 
+    def superpages(self) -> tuple[int, int]:
+        """(folds, splits) in all contexts so far."""
+        folds, splits = self.retired
+        for domain in self.domains.values():
+            if domain.iommu is not None:
+                for context in (domain.iommu.default, *domain.iommu.contexts.values()):
+                    if context.table is not None:
+                        folds, splits = folds + context.table.folds, splits + context.table.splits
+        return folds, splits
+
+    def release_context(self, context: IommuContext) -> None:
+        """Give an emptied context's root and tags back."""
+        if context.table is not None:
+            folds, splits = self.retired
+            self.retired = (folds + context.table.folds, splits + context.table.splits)
+        self.backend.context_release(context)
+
     @property
     def console(self) -> tuple[str, ...]:
         return tuple(self._console)
@@ -260,22 +263,18 @@ class Xen:
             self.frames.save(),
             self.backend.save(),
             {domid: _save_domain(domain) for domid, domain in self.domains.items()},
-            self.calls.copy(),
-            self.folds,
-            self.splits,
+            self.retired,
             len(self._console),
         )
 
     def restore(self, state: Any) -> None:
-        frames, backend, domains, calls, self.folds, self.splits, console = state
+        frames, backend, domains, self.retired, console = state
         self.frames.restore(frames)
         self.backend.restore(backend)
         for domid in [domid for domid in self.domains if domid not in domains]:
             del self.domains[domid]
         for domid, saved in domains.items():
             _restore_domain(self.domains[domid], saved)
-        self.calls.clear()
-        self.calls.update(calls)
         del self._console[console:]
 
 

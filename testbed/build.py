@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from base.units import PAGE_SHIFT, Sbdf, make_sbdf
+from base.units import PAGE_SHIFT, DomId, Sbdf, make_sbdf
 from hypervisor import profile as profiles
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.guest_access import LinearMemory
@@ -75,6 +75,7 @@ class TestBed:
         )
         self.xen: Final = Xen(self.platform, profile, self.backend.make_driver)
         self.mfns: Final = _scatter(config, XEN_FRAMES)
+        self.xen.frames.allocate_at(DomId(0), min(self.mfns), len(self.mfns))
         self.dom0: Final[Domain] = self.xen.create_domain(
             0, hardware=True, pv=pv, p2m_frames=len(self.mfns), mmio=self._dom0_mmio()
         )
@@ -127,9 +128,7 @@ class TestBed:
     def _plug_in(self) -> None:
         self.pci.add(PciFunction(make_sbdf(0, 0, 0, 0), PortType.HOST_BRIDGE, class_code=0x060000))
         self.pci.add(
-            PciFunction(
-                make_sbdf(0, 0, 0x1C, 0), PortType.ROOT_PORT, class_code=0x060400, secondary_bus=1, acs=True
-            )
+            PciFunction(make_sbdf(0, 0, 0x1C, 0), PortType.ROOT_PORT, class_code=0x060400, secondary_bus=1, acs=True)
         )
         for device, sbdf, bar in (
             (self.nic, NIC, NIC_BAR),
@@ -147,10 +146,9 @@ class TestBed:
         return [(first, unit - 1), (after, last)]
 
     def _give_memory(self) -> None:
-        """Populate dom0: its frames, its p2m, and its default context (one to one in its own frame numbers)."""
+        """Fill dom0's p2m and its default context (one to one in its own frame numbers)."""
         xen, dom0, mfns = self.xen, self.dom0, self.mfns
         base = min(mfns)
-        xen.frames.allocate_at(dom0.domid, base, len(mfns))
         if dom0.pv:
             xen.map_default(dom0, base, base, len(mfns))
             return

@@ -31,12 +31,26 @@ class FaultReport(NamedTuple):
 class Backend(Protocol):
     """One vendor's driver.  Methods that can fail return 0 or a negative errno."""
 
-    name: str
-    format: Format
-    orders: tuple[int, ...]
-    """log2 of the pages of the leaf sizes that *every* unit walks: (0,), (0, 9) or (0, 9, 18)."""
-    max_iova: int
-    """Last I/O virtual address that every unit can translate."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """log2 of the pages of the leaf sizes that *every* unit walks: (0,), (0, 9) or (0, 9, 18)."""
+        ...
+
+    @property
+    def flushes_additions(self) -> bool:
+        """Whether a unit may have cached that an entry was empty, so that filling it needs a flush as well."""
+        ...
+
+    @property
+    def max_iova(self) -> int:
+        """Last I/O virtual address that every unit can translate."""
+        ...
 
     def enable(self) -> int:
         """Switch every unit on with nothing attached: all DMA is blocked until :meth:`attach`."""

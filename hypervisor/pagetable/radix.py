@@ -45,7 +45,7 @@ class FramePool(Protocol):
 class Changes:
     """What one pass did to a tree, for the flush and the releases that follow it."""
 
-    __slots__ = ("added", "folded", "modified", "removed", "split", "tables")
+    __slots__ = ("added", "modified", "removed", "tables")
 
     def __init__(self) -> None:
         self.added = False
@@ -56,8 +56,6 @@ class Changes:
         """(first frame, number of frames, a leaf's bits) of every leaf that went away."""
         self.tables: list[int] = []
         """Frames of tables that left the tree."""
-        self.folded = 0
-        self.split = 0
 
 
 class PageTable:
@@ -271,7 +269,6 @@ class PageTable:
         del self._used[table]
         self._deposits[level + 1, base] = table
         changes.modified = True
-        changes.folded += 1
         self.folds += 1
         if level + 1 < self._max_level and self._used.get(parent >> 9) == 512:
             self._fold(base, parent >> 9, level + 1, changes)
@@ -448,7 +445,6 @@ class PageTable:
         self._used[table] = 512
         self._exchange(word, table << 12 | self.format.table_bits)
         changes.modified = True
-        changes.split += 1
         self.splits += 1
         return True
 

@@ -117,7 +117,7 @@ def free_context(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], 
         if not empty and preempt is not None and preempt(vcpu):
             vcpu.restart = (0,)
             return RESTART, ()
-    xen.backend.context_release(context)
+    xen.release_context(context)
     del iommu.contexts[CtxNo(number)]
     return 0, ()
 

@@ -38,10 +38,6 @@ class Entry(Protocol):
         """The registers with which a preempted call is issued again."""
         ...
 
-    def name_of(self, vcpu: Vcpu, args: tuple[int, ...]) -> str:
-        """The sub-op that registers ``args`` ask for, for people; the number if it has no name."""
-        ...
-
     def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
         """Sub-op ``subop`` on ``domain`` with its struct at ``arg`` in the memory of ``vcpu``."""
         ...
@@ -93,10 +89,6 @@ class SubopEntry:
     def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
         return (args[0] & 0xFF | progress[0] & ~0xFF, *args[1:])
 
-    def name_of(self, vcpu: Vcpu, args: tuple[int, ...]) -> str:
-        subop = self._subops.get(args[0] & U32_MAX) or self._subops.get(args[0] & 0xFF)
-        return subop.name if subop else f"sub-op {args[0] & U32_MAX:#x}"
-
     def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
         prepared = self._subops.get(subop)
         if prepared is None:
@@ -110,6 +102,18 @@ class SubopEntry:
         if codec is None:
             return handler(xen, vcpu, domain, (), start)[0]
         memory = vcpu.memory
+        window = memory.window(arg, codec.size)
+        if window is not None:
+            if not copied_in:
+                window[:] = bytes(codec.size)
+                codec.patch_out(window, *handler(xen, vcpu, domain, (), start)[1])
+                return 0
+            if codec.hole_mask and int.from_bytes(window, "little") & codec.hole_mask:
+                return -EINVAL
+            result, out = handler(xen, vcpu, domain, codec.decode(window), start)
+            if copied_out and result != RESTART:
+                codec.patch_out(window, *out)
+            return result
         if copied_in:
             raw = memory.read(arg, codec.size)
             if raw is None:
@@ -142,9 +146,14 @@ class UnionEntry:
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...]) -> int:
         arg = args[0]
         memory = vcpu.memory
-        raw = memory.read(arg, UNION_SIZE)
-        if raw is None or not memory.writable(arg, UNION_SIZE):
-            return -EFAULT
+        window = memory.window(arg, UNION_SIZE)
+        if window is not None:
+            raw = bytes(window)
+        else:
+            copy = memory.read(arg, UNION_SIZE)
+            if copy is None or not memory.writable(arg, UNION_SIZE):
+                return -EFAULT
+            raw = copy
         domain = vcpu.domain
         if xen.unusable(domain):
             return -self._abi.errno_unusable
@@ -158,6 +167,9 @@ class UnionEntry:
             return handler(xen, vcpu, domain, (), 0)[0]
         result, out = handler(xen, vcpu, domain, codec.decode(raw), 0)
         if prepared.copied_out and result != RESTART:
+            if window is not None:
+                codec.patch_out(window, *out)
+                return result
             answer = bytearray(raw)
             codec.patch_out(answer, *out)
             if not memory.write(arg, answer):
@@ -166,14 +178,6 @@ class UnionEntry:
 
     def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
         return args
-
-    def name_of(self, vcpu: Vcpu, args: tuple[int, ...]) -> str:
-        raw = vcpu.memory.read(args[0], UNION_SIZE)
-        if raw is None:
-            return "unreadable"
-        number = self._abi.subop_of(raw)
-        subop = self._subops.get(number)
-        return subop.name if subop else f"sub-op {number:#x}"
 
     def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
         return -EOPNOTSUPP  # remote_cmd, the only caller, is not in these versions

@@ -68,10 +68,10 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], sta
                     break
                 limit = reserved
         run = translation.run(gfn + done, limit)
+        mfn = run[0]
         count, reference, error = frame_rights(profile, frames, domain, run, write)
         if error:
             break
-        mfn = run.mfn
         if reference:
             frames.get(mfn, count, reference)
             bits = permission | table.format.referenced
@@ -101,8 +101,9 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], sta
         touched, done = done, done - part
     else:
         touched = done
-    flushed = xen.finish_pass(domain, context, dfn + start, max(touched - start, 1), changes)
-    return error or flushed, (done // unit,)
+    if changes.modified or changes.added:
+        error = xen.finish_pass(domain, context, dfn + start, max(touched - start, 1), changes) or error
+    return error, (done // unit,)
 
 
 def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
@@ -150,8 +151,9 @@ def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], s
                     vcpu.restart = (done,)
                     return RESTART, (done // unit,)
                 pause = RESUME_GRAIN - done % RESUME_GRAIN
-    flushed = xen.finish_pass(domain, context, dfn + start, max(done - start, 1), changes)
-    return error or flushed, (done // unit,)
+    if changes.modified:
+        error = xen.finish_pass(domain, context, dfn + start, max(done - start, 1), changes) or error
+    return error, (done // unit,)
 
 
 def lookup_page(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:

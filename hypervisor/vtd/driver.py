@@ -50,6 +50,7 @@ class VtdBackend:
             raise ValueError("the VT-d units have no depth of tree in common")
         self.levels: Final = depths[0]
         self.orders: tuple[int, ...] = tuple(o for o in (0, 9, 18) if all(o in unit.orders for unit in self.units))
+        self.flushes_additions: bool = any(unit.caching_mode for unit in self.units)
         width = min(12 + 9 * self.levels, *(unit.address_width for unit in self.units))
         self.max_iova: int = (1 << width) - 1
         for unit in self.units:

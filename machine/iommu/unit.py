@@ -81,10 +81,16 @@ class Counters:
 class IommuUnit(Registers, Protocol):
     """One IOMMU.  ``read``/``write`` are its registers, from the start of its register block."""
 
-    name: str
-    register_size: int
-    """Bytes of its register block (a multiple of 4 KiB)."""
-    counters: Counters
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def register_size(self) -> int:
+        """Bytes of its register block (a multiple of 4 KiB)."""
+        ...
+
+    @property
+    def counters(self) -> Counters: ...
 
     def translate(self, sid: int, iova: int, write: bool) -> int | Fault:
         """Translate one access that does not cross a 4 KiB boundary.
