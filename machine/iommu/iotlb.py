@@ -75,6 +75,20 @@ class IoTlb(Generic[Entry]):
         sizes = self._tags.get(tag)
         if sizes is None:
             return 0
+        if count == 1:  # what most commands name, so worth three plain look-ups
+            small, large, huge = sizes
+            gone = 0
+            if page in small:
+                del small[page]
+                gone = 1
+            if page >> 9 in large:
+                del large[page >> 9]
+                gone += 1
+            if page >> 18 in huge:
+                del huge[page >> 18]
+                gone += 1
+            self._size -= gone
+            return gone
         gone = 0
         last = page + count - 1
         for order, table in zip(ORDERS, sizes):

@@ -297,6 +297,29 @@ def test_message_into_the_unit_s_own_registers_ends(target):
     assert machine.write(0).code == 1
 
 
+def test_error_event_that_clears_the_error_unrepaired_does_not_spin():
+    machine = faulting()
+    machine.w32(FEDATA, IQE)
+    machine.w64(FEADDR, BASE + FSTS)
+    machine.w32(FECTL, 0)
+    assert not machine.submit((0xF, 0))
+    assert machine.r64(IQH) == 0 and not machine.r32(FSTS) & IQE
+    machine.memory.write64(machine.ring, 0xD2)
+    assert machine.submit()
+
+
+def test_error_handler_may_repair_the_queue():
+    machine = faulting()
+
+    def repair():
+        machine.memory.write64(machine.ring, 0xD2)
+        machine.w32(FSTS, IQE)
+
+    armed(machine, repair)
+    assert machine.submit((0xF, 0), (0x11, 0))
+    assert machine.unit.counters.commands == {"IOTLB global": 1, "context-cache global": 1}
+
+
 # Snapshots.
 
 

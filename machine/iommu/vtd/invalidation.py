@@ -43,7 +43,6 @@ class Invalidation:
 
     def context_cache(self, granularity: int, did: int, sid: int, function_mask: int) -> int:
         """Context-cache invalidation (6.5.1.1, 6.5.2.1)."""
-        commands = self._counters.commands
         if granularity == GLOBAL:
             name = "context-cache global"
             self._contexts.invalidate_all()
@@ -55,24 +54,23 @@ class Invalidation:
             self._contexts.invalidate_device(did, sid, FUNCTION_MASKS[function_mask])
         else:
             return 0
-        commands[name] = commands.get(name, 0) + 1
+        self._counters.commands[name] += 1
         return granularity
 
     def iotlb(self, granularity: int, did: int, address: int) -> int:
         """IOTLB invalidation (6.5.1.2, 6.5.2.2).  ``address`` is laid out as IVA: 63:12 page, 6 IH, 5:0 AM."""
-        commands = self._counters.commands
-        if granularity == PAGES and not self._page_selective:
-            granularity = DOMAIN
-        if granularity == PAGES:
+        if granularity == PAGES and self._page_selective:
             order = address & 0x3F
             if order > self._mamv:
                 return 0
-            page = address >> 12 & -1 << order
             name = "IOTLB page"
-            self._iotlb.invalidate_pages(did, page, 1 << order)
+            count = 1 << order
+            page = address >> 12 & -count
+            self._iotlb.invalidate_pages(did, page, count)
             if not address & 0x40 and self._structures:
-                self._structures.invalidate_pages(did, page, 1 << order)
-        elif granularity == DOMAIN:
+                self._structures.invalidate_pages(did, page, count)
+        elif granularity >= DOMAIN:
+            granularity = DOMAIN
             name = "IOTLB domain"
             self._iotlb.invalidate_tag(did)
             self._structures.invalidate_tag(did)
@@ -81,7 +79,7 @@ class Invalidation:
             self.all_translations()
         else:
             return 0
-        commands[name] = commands.get(name, 0) + 1
+        self._counters.commands[name] += 1
         return granularity
 
     def all_translations(self) -> None:

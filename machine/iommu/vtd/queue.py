@@ -67,11 +67,14 @@ class InvalidationQueue:
     ) -> None:
         self._registers: Final = registers
         self._memory: Final = memory
+        self._last_word: Final = len(memory.words) - 1
         self._invalidation: Final = invalidation
         self._faults: Final = faults
         self._completion: Final = completion
         self._counters: Final = counters
-        self._did_reserved: Final = 0xFFFF_0000 & ~((1 << config.domain_id_bits) - 1 << 16)
+        no_did = 0xFFFF_0000 & ~((1 << config.domain_id_bits) - 1 << 16)
+        self._context_reserved_low: Final = CONTEXT_RESERVED_LOW | no_did
+        self._iotlb_reserved_low: Final = IOTLB_RESERVED_LOW | no_did
         self._execute: Final[dict[int, Callable[[int, int], int]]] = {
             CONTEXT_CACHE: self._context_cache,
             IOTLB: self._iotlb,
@@ -106,32 +109,39 @@ class InvalidationQueue:
         if self._running:
             return  # a completion message made software write IQT; the loop below will see it
         self._running = True
-        dwords, execute = self._registers.dwords, self._execute
-        words = self._memory.words
-        word_count = len(words)
-        while self.enabled and not dwords[_FSTS] & IQE:
-            head, tail = dwords[_IQH], dwords[_IQT]
-            if head == tail:
-                break
-            if tail >= self.size:
-                self._stop(BAD_TAIL)
-                break
-            index = self.base + head >> 3
-            if index + 1 >= word_count:
-                self._stop(FETCH_FAILED)
-                break
-            low = words[index]
-            action = execute.get(low & TYPE)
-            if action is None:
-                self._stop(BAD_TYPE)
-                break
-            following = head + 16
-            dwords[_IQH] = following if following < self.size else 0
-            error = action(low, words[index + 1])
-            if error:
-                dwords[_IQH] = head
-                self._stop(error)
-        self._running = False
+        dwords, words, execute = self._registers.dwords, self._memory.words, self._execute
+        error = 0
+        try:
+            while (head := dwords[_IQH]) != (tail := dwords[_IQT]) and self.enabled and not dwords[_FSTS] & IQE:
+                index = self.base + head >> 3
+                if tail >= self.size:
+                    error = BAD_TAIL
+                elif index >= self._last_word:
+                    error = FETCH_FAILED
+                else:
+                    low = words[index]
+                    action = execute.get(low & TYPE)
+                    if action is None:
+                        error = BAD_TYPE
+                    else:
+                        following = head + 16
+                        dwords[_IQH] = following if following < self.size else 0
+                        error = action(low, words[index + 1])
+                if error:
+                    dwords[_IQH] = head
+                    rejected = self._pending()
+                    self._stop(error)
+                    if self._pending() == rejected:
+                        break  # the fault event made software clear IQE, but repair nothing
+        finally:
+            self._running = False
+
+    def _pending(self) -> tuple[int, ...]:
+        """What the queue would execute next."""
+        head, tail = self._registers.dwords[_IQH], self._registers.dwords[_IQT]
+        index = self.base + head >> 3
+        descriptor = self._memory.words[index : index + 2].tolist() if index < self._last_word else ()
+        return (head, tail, self.base, self.size, *descriptor)
 
     def _stop(self, error: int) -> None:
         self._registers.dwords[IQERCD >> 2] = error
@@ -151,20 +161,20 @@ class InvalidationQueue:
     # One method per descriptor type (6.5.2.1 ff.): the two words in, 0 or an IQEI code out.
 
     def _context_cache(self, low: int, high: int) -> int:
-        if low & (CONTEXT_RESERVED_LOW | self._did_reserved) or high:
+        if low & self._context_reserved_low or high:
             return RESERVED_FIELD
         used = self._invalidation.context_cache(low >> 4 & 3, low >> 16 & 0xFFFF, low >> 32 & 0xFFFF, low >> 48)
         return 0 if used else RESERVED_FIELD
 
     def _iotlb(self, low: int, high: int) -> int:
-        if low & (IOTLB_RESERVED_LOW | self._did_reserved) or high & IOTLB_RESERVED_HIGH:
+        if low & self._iotlb_reserved_low or high & IOTLB_RESERVED_HIGH:
             return RESERVED_FIELD
         return 0 if self._invalidation.iotlb(low >> 4 & 3, low >> 16 & 0xFFFF, high) else RESERVED_FIELD
 
     def _interrupt_entry(self, low: int, high: int) -> int:
         if low & INTERRUPT_ENTRY_RESERVED_LOW or high:
             return RESERVED_FIELD
-        self._count("interrupt-entry")
+        self._counters.commands["interrupt-entry"] += 1
         return 0
 
     def _wait(self, low: int, high: int) -> int:
@@ -174,25 +184,19 @@ class InvalidationQueue:
         """
         if low & WAIT_RESERVED_LOW or high & WAIT_RESERVED_HIGH:
             return RESERVED_FIELD
-        if low & WAIT_SW:
+        if low & WAIT_SW and (index := high >> 3) <= self._last_word:
             memory = self._memory
-            index = high >> 3
-            if index < len(memory.words):
-                frame = high >> 12
-                if not memory.touched[frame]:
-                    memory.touch(frame)
-                if high & 4:
-                    memory.words[index] = memory.words[index] & 0xFFFF_FFFF | low & 0xFFFF_FFFF_0000_0000
-                else:
-                    memory.words[index] = memory.words[index] & 0xFFFF_FFFF_0000_0000 | low >> 32
-        self._count("wait")
+            if not memory.touched[high >> 12]:
+                memory.touch(high >> 12)
+            words = memory.words
+            if high & 4:
+                words[index] = words[index] & 0xFFFF_FFFF | low & 0xFFFF_FFFF_0000_0000
+            else:
+                words[index] = words[index] & 0xFFFF_FFFF_0000_0000 | low >> 32
+        self._counters.commands["wait"] += 1
         if low & WAIT_IF:
             dwords = self._registers.dwords
             if not dwords[ICS >> 2] & IWC:
                 dwords[ICS >> 2] |= IWC
                 self._completion.signal()
         return 0
-
-    def _count(self, name: str) -> None:
-        commands = self._counters.commands
-        commands[name] = commands.get(name, 0) + 1

@@ -5,6 +5,7 @@ Legacy mode: root table, context tables, second-level tables.  The steps are tho
 chapter 3; each chapter has its own file beside this one.
 """
 
+from collections import defaultdict
 from dataclasses import fields
 from typing import Final, NamedTuple
 
@@ -74,7 +75,7 @@ class VtdUnit:
         if config is None:
             config = VtdConfig()
         self.config: Final = config
-        self.counters: Final = Counters()
+        self.counters: Final = Counters(commands=defaultdict(int))
         self.registers: Final = RegisterFile(config)
         self.iotlb: Final[IoTlb[int]] = IoTlb(iotlb_capacity)
         self.tables: Final = ContextTables(config, bus.memory)
@@ -116,7 +117,7 @@ class VtdUnit:
         dwords = self.registers.dwords
         dwords[GCMD >> 2] = 0
         if value & WBF and self.config.write_buffer_flush:
-            self.counters.commands["write-buffer flush"] = self.counters.commands.get("write-buffer flush", 0) + 1
+            self.counters.commands["write-buffer flush"] += 1
         if value & SRTP:
             self.tables.root_table = self.registers.get64(RTADDR)
             dwords[_GSTS] |= SRTP
