@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Command queue: its consumption, its errors, and what each command does (IHI 0070, 4 and 7.1).
+
+Commands take effect in order, at once, and are complete when consumed.  The first one that is illegal or cannot
+be read stops the queue with CMDQ_CONS pointing at it, until software acknowledges GERROR.CMDQ_ERR.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from base.bits import Layout, bit, bits
+from machine.iommu.smmuv3.config import Smmuv3Config
+from machine.iommu.smmuv3.interrupts import CMDQ_ERR, MSI_CMDQ_ABT_ERR, Interrupts
+from machine.iommu.smmuv3.registers import (
+    CMDQ_BASE,
+    CMDQ_CONS,
+    CMDQ_PROD,
+    CMDQEN,
+    CR0,
+    SMMUEN,
+    RegisterFile,
+)
+from machine.iommu.smmuv3.streams import StreamTable
+from machine.iommu.smmuv3.tlb import Stage2Tlb
+from machine.memory import PhysicalMemory
+
+CERROR_ILL: Final = 1
+CERROR_ABT: Final = 2
+_ERR_SHIFT: Final = 24
+
+CMD_SYNC: Final = 0x46
+_OK: Final = 0
+_SSEC: Final = 1 << 10
+_SIG_IRQ: Final = 1
+_SIG_SEV: Final = 2
+_SIG_RESERVED: Final = 3
+_RANGE_ALL: Final = 31
+_IPA: Final = 0x000F_FFFF_FFFF_F000
+_TG_4K: Final = 1
+_TG_16K: Final = 2
+
+
+class Command0(Layout):
+    """First word of a TLB or configuration invalidation; fields differ by command and may share bits."""
+
+    stream_id = bits(63, 32)
+    scale = bits(24, 20)
+    num = bits(16, 12)
+    ssec = bit(10)
+    opcode = bits(7, 0)
+
+
+class InvalidateAddress(Layout):
+    """Second word of an invalidation by address (4.4.1.1)."""
+
+    address = bits(63, 12)
+    tg = bits(11, 10)
+    ttl = bits(9, 8)
+    leaf = bit(0)
+
+
+class Sync0(Layout):
+    """First word of CMD_SYNC (4.7.3); the second is MSIAddress, bits 55:2."""
+
+    msidata = bits(63, 32)
+    msiattr = bits(27, 24)
+    msh = bits(23, 22)
+    cs = bits(13, 12)
+    opcode = bits(7, 0)
+
+
+SYNC_ADDRESS: Final = 0x00FF_FFFF_FFFF_FFFC
+
+Handler = Callable[[int, int], int]
+
+
+class CommandQueue:
+    """The Command queue of the Non-secure programming interface.
+
+    ``executed`` counts consumed commands by the manual's name.
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        registers: RegisterFile,
+        config: Smmuv3Config,
+        interrupts: Interrupts,
+        streams: StreamTable,
+        tlb: Stage2Tlb,
+        executed: dict[str, int],
+    ) -> None:
+        self._words: Final = memory.words
+        self._limit: Final = memory.size >> 3
+        self._registers: Final = registers
+        self._config: Final = config
+        self._interrupts: Final = interrupts
+        self._streams: Final = streams
+        self._tlb: Final = tlb
+        self._executed: Final = executed
+        self._vmids: Final = 1 << (16 if config.vmid16 else 8)
+        self._handlers: Final = self._table()
+        self._running = False
+        self._base = 0
+        self._wrap = 0
+        self.refresh()
+
+    def _table(self) -> dict[int, tuple[str, Handler]]:
+        """Every opcode that this implementation knows; any other is CERROR_ILL.
+
+        Absent are the commands of features that the ID registers deny: stage 1 and hypervisor contexts
+        (CFGI_CD, TLBI_NH, TLBI_EL2), Secure state, MPAM, ATS, PRI, stalls and device permission tables.
+        """
+        return {
+            0x01: ("CMD_PREFETCH_CONFIG", self._prefetch_config),
+            0x02: ("CMD_PREFETCH_ADDR", self._prefetch_addr),
+            0x03: ("CMD_CFGI_STE", self._cfgi_ste),
+            0x04: ("CMD_CFGI_STE_RANGE", self._cfgi_ste_range),
+            0x28: ("CMD_TLBI_S12_VMALL", self._tlbi_s12_vmall),
+            0x2A: ("CMD_TLBI_S2_IPA", self._tlbi_s2_ipa),
+            0x30: ("CMD_TLBI_NSNH_ALL", self._tlbi_nsnh_all),
+            CMD_SYNC: ("CMD_SYNC", self._sync),
+        }
+
+    def refresh(self) -> None:
+        """Take over CMDQ_BASE; a size above IDR1.CMDQS counts as that size.  The base is size-aligned."""
+        base = self._registers.read64(CMDQ_BASE)
+        log2size = min(base & 0x1F, self._config.cmdq_log2)
+        self._wrap = (2 << log2size) - 1
+        self._base = base & 0x00FF_FFFF_FFFF_FFE0 & -(16 << log2size)
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop index bits above the wrap flag, which read as zero."""
+        words = self._registers.words
+        words[CMDQ_PROD] &= self._wrap
+        words[CMDQ_CONS] &= self._wrap | 0x7F << _ERR_SHIFT
+
+    def run(self) -> None:
+        """Consume until the queue is empty, in error or disabled.
+
+        A CMD_SYNC may interrupt software which queues more, or write to this very unit; one kick consumes at
+        most twice the queue's size, so that commands which keep queueing themselves come to a rest.
+        """
+        if self._running:
+            return
+        self._running = True
+        try:
+            budget = self._wrap + 1
+            while budget > 0:
+                consumed = self._drain(budget)
+                if not consumed:
+                    break
+                budget -= consumed
+        finally:
+            self._running = False
+
+    def _drain(self, budget: int) -> int:
+        """Consume up to and including the next CMD_SYNC that signals; its length, 0 if there is no more."""
+        registers = self._registers.words
+        if not registers[CR0] & CMDQEN or self._interrupts.is_active(CMDQ_ERR):
+            return 0
+        wrap = self._wrap
+        cons = registers[CMDQ_CONS] & wrap
+        prod = registers[CMDQ_PROD] & wrap
+        if cons == prod:
+            return 0
+        words = self._words
+        handlers = self._handlers
+        executed = self._executed
+        first = self._base >> 3
+        entry_mask = wrap >> 1
+        consumed = 0
+        while cons != prod and consumed < budget:
+            at = first + (cons & entry_mask) * 2
+            if at + 2 > self._limit:
+                self._stop(cons, CERROR_ABT)
+                return 0
+            low, high = words[at], words[at + 1]
+            opcode = low & 0xFF
+            row = handlers.get(opcode)
+            if row is None:
+                self._stop(cons, CERROR_ILL)
+                return 0
+            name, handler = row
+            if opcode == CMD_SYNC and low & Sync0.cs.mask:
+                registers[CMDQ_CONS] = cons + 1 & wrap
+            error = handler(low, high)
+            if error:
+                self._stop(cons, error)
+                return 0
+            executed[name] = executed.get(name, 0) + 1
+            consumed += 1
+            if opcode == CMD_SYNC and low & Sync0.cs.mask:
+                return consumed
+            cons = cons + 1 & wrap
+        registers[CMDQ_CONS] = cons
+        return 0
+
+    def _stop(self, cons: int, error: int) -> None:
+        """7.1: the reason and the position first, then the global error."""
+        self._registers.words[CMDQ_CONS] = cons | error << _ERR_SHIFT
+        self._interrupts.activate(CMDQ_ERR)
+
+    def _prefetch_config(self, low: int, high: int) -> int:
+        """4.2.1: the STE is cached as a transaction would; nothing is reported (7.2)."""
+        if low & _SSEC:
+            return CERROR_ILL
+        if self._registers.words[CR0] & SMMUEN:
+            self._streams.lookup(low >> 32)
+        return _OK
+
+    def _prefetch_addr(self, low: int, high: int) -> int:
+        """4.2.2: an implementation need not prefetch anything."""
+        return CERROR_ILL if low & _SSEC else _OK
+
+    def _cfgi_ste(self, low: int, high: int) -> int:
+        if low & _SSEC:
+            return CERROR_ILL
+        self._streams.invalidate(low >> 32, bool(high & 1))
+        return _OK
+
+    def _cfgi_ste_range(self, low: int, high: int) -> int:
+        """4.3.2; a range of 31 is CMD_CFGI_ALL (4.3.6)."""
+        if low & _SSEC:
+            return CERROR_ILL
+        self._streams.invalidate_range(low >> 32, (high & 0x1F) + 1)
+        return _OK
+
+    def _tlbi_s12_vmall(self, low: int, high: int) -> int:
+        self._tlb.invalidate_tag(low >> 32 & 0xFFFF)
+        return _OK
+
+    def _tlbi_s2_ipa(self, low: int, high: int) -> int:
+        """4.4.3.1 with the range and level hint of 4.4.1.1, where RIL is implemented.
+
+        Entries come from 4 KiB granule tables, so a command for another granule finds none.  Where the manual
+        calls the range of a hinted command UNPREDICTABLE (an address not aligned to the level), nothing goes.
+        """
+        vmid = low >> 32 & 0xFFFF
+        page = (high & _IPA) >> 12
+        granule = high >> 10 & 3 if self._config.ril else 0
+        if not granule:
+            self._tlb.invalidate_pages(vmid, page, 1)
+            return _OK
+        num, scale, ttl = low >> 12 & 0x1F, low >> 20 & 0x1F, high >> 8 & 3
+        if granule == _TG_16K and ttl == 1:
+            ttl = 0
+        if not (num or scale or ttl):
+            return CERROR_ILL
+        if granule == _TG_4K and not (ttl and page & (1 << 9 * (3 - ttl)) - 1):
+            self._tlb.invalidate_level(vmid, page, num + 1 << scale, ttl)
+        return _OK
+
+    def _tlbi_nsnh_all(self, low: int, high: int) -> int:
+        self._tlb.invalidate_all()
+        return _OK
+
+    def _sync(self, low: int, high: int) -> int:
+        """4.7.3: everything before is complete already; what is left is the signal."""
+        signal = low >> 12 & 3
+        if signal == _SIG_IRQ:
+            address = high & SYNC_ADDRESS if self._config.msi else 0
+            if address:
+                address = address & (1 << self._config.oas) - 1
+            self._interrupts.signal("cmdq-sync", address, low >> 32, MSI_CMDQ_ABT_ERR)
+        elif signal == _SIG_SEV:
+            if self._config.sev:
+                self._interrupts.pulse("sev")
+        elif signal == _SIG_RESERVED:
+            return CERROR_ILL
+        return _OK

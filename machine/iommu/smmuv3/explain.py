@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Stream table entries and descriptors in words, for the people who look at a walk."""
+
+from typing import Final
+
+from machine.iommu.smmuv3.config import Smmuv3Config
+from machine.iommu.smmuv3.streams import (
+    CONFIG_ILLEGAL,
+    STE,
+    L1Std,
+    Ste0,
+    Ste1,
+    Ste2,
+    Ste3,
+    decode_ste,
+)
+from machine.iommu.smmuv3.walk import ADDRESS, LAST_LEVEL, LeafDescriptor, Visit
+from machine.iommu.unit import WalkStep
+
+_CONFIG: Final = ("abort", "abort", "abort", "abort", "bypass", "S1", "S2", "S1+S2")
+_SHAREABILITY: Final = ("NSH", "SH-reserved", "OSH", "ISH")
+_SIZES: Final = ("512G", "1G", "2M", "4K")
+_DEVICE: Final = ("Device-nGnRnE", "Device-nGnRE", "Device-nGRE", "Device-GRE")
+_CACHEABILITY: Final = ("reserved", "NC", "WT", "WB")
+
+
+def explain(visit: Visit, config: Smmuv3Config) -> WalkStep:
+    """A visited structure with its meaning."""
+    if visit.name == STE:
+        meaning = describe_ste(visit.words, config)
+    elif visit.level is None:
+        meaning = describe_l1std(visit.words[0])
+    else:
+        meaning = describe_descriptor(visit.words[0], visit.level, config.xnx)
+    return WalkStep(visit.name, visit.maddr, visit.words, meaning, visit.level, visit.slot)
+
+
+def describe_l1std(descriptor: int) -> str:
+    """A first-level stream table descriptor: ``Span=9 (256 STEs) L2Ptr=0x...``."""
+    span = L1Std.span.get(descriptor)
+    if not 1 <= span <= 11:
+        return f"Span={span} (no STEs)"
+    pointer = descriptor & L1Std.l2ptr.mask & -(64 << span - 1)
+    return f"Span={span} ({1 << span - 1} STEs) L2Ptr={pointer:#x}"
+
+
+def describe_ste(words: tuple[int, ...], config: Smmuv3Config) -> str:
+    """An STE: ``V Config=S2 VMID=3 T0SZ=16 SL0=2 PS=5 S2TTB=0x... R PTW``, and why it is illegal if it is."""
+    low, attributes, stage2, table = words[:4]
+    what = Ste0.config.get(low)
+    parts = ["V" if low & 1 else "not valid", f"Config={_CONFIG[what]}"]
+    if low & 1 and what & 2 and what & 4:
+        parts += [
+            f"VMID={Ste2.s2vmid.get(stage2)}",
+            f"T0SZ={Ste2.s2t0sz.get(stage2)}",
+            f"SL0={Ste2.s2sl0.get(stage2)}",
+            f"PS={Ste2.s2ps.get(stage2)}",
+            f"S2TTB={table & Ste3.s2ttb.mask:#x}",
+        ]
+        parts += [
+            name[2:].upper()
+            for name in ("s2aa64", "s2r", "s2s", "s2affd", "s2ptw", "s2ha", "s2hd", "s2endi")
+            if Ste2.fields[name].get(stage2)
+        ]
+        if Ste2.s2tg.get(stage2):
+            parts.append(f"TG={('4K', '64K', '16K', 'reserved')[Ste2.s2tg.get(stage2)]}")
+    if low & 1 and what & 4:
+        if attributes & (Ste1.instcfg.mask | Ste1.privcfg.mask):
+            parts.append(Ste1.describe(attributes & (Ste1.instcfg.mask | Ste1.privcfg.mask)))
+        stream = decode_ste(words, config)
+        if stream.config == CONFIG_ILLEGAL:
+            parts.append(f"ILLEGAL: {stream.illegal}")
+    return " ".join(parts)
+
+
+def describe_descriptor(descriptor: int, level: int, xnx: bool) -> str:
+    """A stage 2 descriptor: ``block 2M -> 0x40000000 RW AF Normal-WB ISH``, ``table -> 0x...``, ``invalid``."""
+    kind = descriptor & 3
+    if not kind & 1:
+        return "invalid"
+    if level == LAST_LEVEL and kind == 1:
+        return "reserved (block at level 3)"
+    if not level and kind == 1:
+        return "reserved (block at level 0)"
+    if level != LAST_LEVEL and kind == 3:
+        return f"table -> {descriptor & ADDRESS:#x}"
+    size = _SIZES[level]
+    output = descriptor & ADDRESS & -(1 << 39 - 9 * level)
+    parts = [f"{'page' if level == LAST_LEVEL else 'block'} {size} -> {output:#x}"]
+    parts.append(("no access", "RO", "WO", "RW")[LeafDescriptor.s2ap.get(descriptor)])
+    parts.append("AF" if LeafDescriptor.af.get(descriptor) else "AF=0")
+    parts.append(describe_memory_type(LeafDescriptor.memattr.get(descriptor)))
+    parts.append(_SHAREABILITY[LeafDescriptor.sh.get(descriptor)])
+    execute_never = LeafDescriptor.xn.get(descriptor)
+    if xnx and execute_never:
+        parts.append(("", "XN-EL1", "XN", "XN-EL0")[execute_never])
+    elif execute_never & 2:
+        parts.append("XN")
+    if LeafDescriptor.contiguous.get(descriptor):
+        parts.append("contiguous")
+    if LeafDescriptor.dbm.get(descriptor):
+        parts.append("DBM")
+    if LeafDescriptor.software.get(descriptor):
+        parts.append(f"software={LeafDescriptor.software.get(descriptor):#x}")
+    return " ".join(parts)
+
+
+def describe_memory_type(memattr: int) -> str:
+    """Stage 2 MemAttr[3:0] (FWB off): ``Normal-WB``, ``Normal-NC``, ``Device-nGnRE``, ..."""
+    outer, inner = memattr >> 2, memattr & 3
+    if not outer:
+        return _DEVICE[inner]
+    if not inner:
+        return "MemAttr-reserved"
+    if outer == inner:
+        return f"Normal-{_CACHEABILITY[outer]}"
+    return f"Normal-i{_CACHEABILITY[inner]}-o{_CACHEABILITY[outer]}"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The stage 2 walk: VMSAv8-64 descriptors with a 4 KiB granule (Arm ARM D8.3; IHI 0070, 3.4).
+
+Levels 0 to 3 resolve input address bits 47:39, 38:30, 29:21 and 20:12.  The start level may index up to 16
+concatenated tables, whose descriptors simply follow one another.  Faults are found in the architecture's
+order: translation, then address size, then access flag; permission is the caller's check, because a
+translation that lacks permission may still be cached.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from base.bits import Layout, bit, bits
+from machine.iommu.smmuv3.events import F_ACCESS, F_ADDR_SIZE, F_TRANSLATION, F_WALK_EABT
+
+ALLOW_READ: Final = 1
+ALLOW_WRITE: Final = 2
+ALLOW_FETCH: Final = 4
+"""Unprivileged instruction fetch."""
+ALLOW_PRIVILEGED_FETCH: Final = 8
+
+
+class LeafDescriptor(Layout):
+    """A stage 2 block or page descriptor; the output address starts at bit 30 or 21 in a block."""
+
+    ignored = bits(63, 59)
+    software = bits(58, 55)
+    xn = bits(54, 53)
+    contiguous = bit(52)
+    dbm = bit(51)
+    address = bits(47, 12)
+    fnxs = bit(11)
+    af = bit(10)
+    sh = bits(9, 8)
+    s2ap = bits(7, 6)
+    memattr = bits(5, 2)
+    kind = bits(1, 0)
+
+
+ADDRESS: Final = LeafDescriptor.address.mask
+AF: Final = LeafDescriptor.af.mask
+LAST_LEVEL: Final = 3
+
+
+class Visit(NamedTuple):
+    """One structure that was read on the way: raw, for ``explain`` to put into words."""
+
+    name: str
+    maddr: int
+    words: tuple[int, ...]
+    level: int | None = None
+    slot: int | None = None
+
+
+DESCRIPTOR: Final = "stage 2 descriptor"
+
+
+class Stage2(NamedTuple):
+    """The stage 2 half of a stream's configuration, as the walk needs it."""
+
+    vmid: int
+    root: int
+    """Machine address of the first start-level descriptor, aligned to the start-level tables' size."""
+    start_level: int
+    input_bits: int
+    """64 - S2T0SZ: wider input addresses fault."""
+    oversize: int
+    """Descriptor address bits above the effective S2PS."""
+    affd: bool
+    xnx: bool
+    records: bool
+    """STE.S2R: faults of this stage are recorded."""
+
+
+class Leaf(NamedTuple):
+    """Where a walk ended well."""
+
+    base: int
+    """Output address of the first byte that the leaf maps."""
+    order: int
+    """log2 of the 4 KiB pages that it maps: 0, 9 or 18."""
+    allowed: int
+
+
+class Stop(NamedTuple):
+    """Where a walk ended with a fault; ``fetch`` is the descriptor's address for F_WALK_EABT."""
+
+    number: int
+    fetch: int = 0
+
+
+_WALK_FAULT: Final = {number: Stop(number) for number in (F_TRANSLATION, F_ADDR_SIZE, F_ACCESS)}
+_STOP_TRANSLATION: Final = _WALK_FAULT[F_TRANSLATION]
+_STOP_ADDR_SIZE: Final = _WALK_FAULT[F_ADDR_SIZE]
+_STOP_ACCESS: Final = _WALK_FAULT[F_ACCESS]
+
+_FETCH_XNX: Final = (
+    ALLOW_FETCH | ALLOW_PRIVILEGED_FETCH,
+    ALLOW_FETCH,
+    0,
+    ALLOW_PRIVILEGED_FETCH,
+)
+"""What XN[1:0] (bits 54:53) allows when XNX is implemented."""
+
+
+def permissions(descriptor: int, xnx: bool) -> int:
+    """The ``ALLOW_*`` bits of a leaf: S2AP for data, XN alone for instruction fetches (VMSAv8-64)."""
+    allowed = descriptor >> 6 & 3
+    if xnx:
+        return allowed | _FETCH_XNX[descriptor >> 53 & 3]
+    return allowed if descriptor >> 54 & 1 else allowed | ALLOW_FETCH | ALLOW_PRIVILEGED_FETCH
+
+
+def walk_stage2(
+    words: "Sequence[int] | memoryview[int]",
+    limit: int,
+    stage2: Stage2,
+    ipa: int,
+    visits: list[Visit] | None = None,
+) -> Leaf | Stop:
+    """Walk ``ipa`` through the tables of ``stage2``; ``words`` is RAM, ``limit`` its length in words.
+
+    ``visits``, if given, receives every descriptor that was read.
+    """
+    _vmid, root, level, input_bits, oversize, affd, xnx, _records = stage2
+    if ipa >> input_bits:
+        return _STOP_TRANSLATION
+    shift = 39 - 9 * level
+    slot = ipa >> shift
+    table = root
+    while True:
+        index = (table >> 3) + slot
+        if index >= limit:
+            return Stop(F_WALK_EABT, index << 3)
+        descriptor = words[index]
+        if visits is not None:
+            visits.append(Visit(DESCRIPTOR, index << 3, (descriptor,), level, slot))
+        if not descriptor & 1:
+            return _STOP_TRANSLATION
+        if level == LAST_LEVEL:
+            if not descriptor & 2:
+                return _STOP_TRANSLATION
+            break
+        if not descriptor & 2:
+            if not level:
+                return _STOP_TRANSLATION
+            break
+        if descriptor & oversize:
+            return _STOP_ADDR_SIZE
+        table = descriptor & ADDRESS
+        level += 1
+        shift -= 9
+        slot = ipa >> shift & 0x1FF
+    if descriptor & oversize:
+        return _STOP_ADDR_SIZE
+    if not descriptor & AF and not affd:
+        return _STOP_ACCESS
+    return Leaf(descriptor & ADDRESS & -(1 << shift), shift - 12, permissions(descriptor, xnx))
