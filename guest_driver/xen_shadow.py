@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is mapped in a context, remembered by the guest.
+
+ABI versions without lookup_page leave a driver no way to ask the hypervisor, and iova_to_phys must be exact.  One
+record for each successful map call, cut when part of it is unmapped.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from typing import Any
+
+
+class IovaShadow:
+    """Disjoint extents: iova -> (bytes, physical address)."""
+
+    __slots__ = ("_extents", "_starts")
+
+    def __init__(self) -> None:
+        self._extents: dict[int, tuple[int, int]] = {}
+        self._starts: list[int] = []
+
+    def insert(self, iova: int, size: int, paddr: int) -> None:
+        """``size`` bytes from ``iova``, none of them mapped so far, now lead to ``paddr`` and on."""
+        self._extents[iova] = (size, paddr)
+        insort(self._starts, iova)
+
+    def remove(self, iova: int, size: int) -> None:
+        """Nothing is mapped any more in ``size`` bytes from ``iova``."""
+        extent = self._extents.get(iova)
+        if extent is not None and extent[0] == size:
+            del self._extents[iova]
+            del self._starts[bisect_left(self._starts, iova)]
+            return
+        end = iova + size
+        index = max(bisect_right(self._starts, iova) - 1, 0)
+        while index < len(self._starts) and self._starts[index] < end:
+            start = self._starts[index]
+            length, paddr = self._extents[start]
+            if start + length <= iova:
+                index += 1
+                continue
+            del self._extents[start]
+            del self._starts[index]
+            if start < iova:
+                self.insert(start, iova - start, paddr)
+                index += 1
+            if start + length > end:
+                self.insert(end, start + length - end, paddr + end - start)
+                index += 1
+
+    def lookup(self, iova: int) -> int | None:
+        """Physical address behind ``iova``; ``None`` if nothing is mapped there."""
+        index = bisect_right(self._starts, iova) - 1
+        if index < 0:
+            return None
+        start = self._starts[index]
+        length, paddr = self._extents[start]
+        return paddr + iova - start if iova < start + length else None
+
+    def extents(self) -> list[tuple[int, int, int]]:
+        """(iova, bytes, physical address), ascending."""
+        return [(start, *self._extents[start]) for start in self._starts]
+
+    def save(self) -> Any:
+        return dict(self._extents), list(self._starts)
+
+    def restore(self, state: Any) -> None:
+        self._extents, self._starts = dict(state[0]), list(state[1])
