@@ -2,8 +2,9 @@
 """How wide and deep stage 2 trees are, and where their root tables come from.
 
 With 4 KiB granule a walk starts at level 0 (four levels) only if the unit's output addresses have 44 bits or more
-(Arm ARM D8.2); below that it starts at level 1, and up to 16 root tables lie side by side to cover what exceeds the
-39 bits that three levels translate.  Widths and roots are those of Xen's table (xen/arch/arm/mmu/p2m.c).
+(Arm ARM D8.2); otherwise it starts at level 1, and up to 16 root tables lie side by side to cover what exceeds the
+39 bits that three levels translate.  At full width that is Xen's table (xen/arch/arm/mmu/p2m.c); a narrower range on
+a wide unit keeps the single root.
 
 Concatenated roots have to be contiguous and aligned to their common size.  A domain's arena hands out single frames,
 lowest first, and it has to be the arena that pays, or a guest could eat host memory by allocating contexts.  So a run
@@ -44,11 +45,14 @@ class Geometry:
         return (1 << self.bits) - 1
 
 
-def geometry(bits: int) -> Geometry:
-    """The tree for ``bits`` (25 to 48) bits of input address; ``ValueError`` outside of that."""
-    if not 32 <= bits <= 48:
-        raise ValueError(f"a stage 2 input range has 32 to 48 bits here, not {bits}")
-    if bits > 43:
+def geometry(bits: int, output_bits: int) -> Geometry:
+    """The tree for ``bits`` bits of input address on units that put out ``output_bits`` or more.
+
+    ``ValueError`` unless 32 <= ``bits`` <= 48 and ``bits`` <= ``output_bits``.
+    """
+    if not 32 <= bits <= min(48, output_bits):
+        raise ValueError(f"a stage 2 input range has 32 to {min(48, output_bits)} bits here, not {bits}")
+    if bits > 39 and output_bits >= 44:
         return Geometry(bits, 4, 1)
     return Geometry(bits, 3, 1 << max(0, bits - 39))
 

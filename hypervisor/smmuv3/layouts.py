@@ -31,6 +31,8 @@ CMDQ_PROD: Final = 0x98
 CMDQ_CONS: Final = 0x9C
 EVENTQ_BASE: Final = 0xA0
 EVENTQ_IRQ_CFG0: Final = 0xB0
+EVENTQ_IRQ_CFG1: Final = 0xB8
+EVENTQ_IRQ_CFG2: Final = 0xBC
 EVENTQ_PROD: Final = 0x1_00A8
 """In register page 1."""
 EVENTQ_CONS: Final = 0x1_00AC
@@ -93,6 +95,10 @@ class Gbpa(Layout, width=32):
 
     update = bit(31)
     abort = bit(20)
+
+
+DEVICE_NGNRE: Final = 1
+"""Memory attribute of a message interrupt in the IRQ_CFG2 registers."""
 
 
 class Irq(Layout, width=32):

@@ -25,7 +25,7 @@ _PLAIN_SYNC: Final = hw.Sync.pack(op=hw.CMD_SYNC)
 
 
 class CommandQueue:
-    """2^``log2size`` slots in the frames from ``frame`` on.  Commands are flat lists of 64-bit words, two for each.
+    """2^``log2size`` slots (8 at most: one frame) in ``frame``.  Commands are flat lists of 64-bit words, two for each.
 
     ``msi_word`` is the index of the 64-bit word whose low half CMD_SYNC writes, ``None`` to poll.
     """
@@ -94,9 +94,9 @@ class CommandQueue:
     def run(self, commands: list[int]) -> int:
         """Have all of ``commands`` executed and confirmed: 0, or -EIO if any was refused or not confirmed."""
         if self._behind:
-            if self._wait(self._prod):
+            self._wait(self._prod)
+            if self._behind:
                 return -EIO
-            self._behind = False
         room = 2 * (self._slots - 1)
         error = 0
         for start in range(0, len(commands), room):
@@ -112,12 +112,11 @@ class CommandQueue:
             commands += (_PLAIN_SYNC, 0)
         else:
             commands += (self._sync0 | self._sequence << 32, self._sync1)
+        if not self._touched[self._start >> 9]:
+            self._memory.touch(self._start >> 9)
         index = self._prod & self._index_mask
         for k in range(0, len(commands), 2):
             word = self._start + 2 * index
-            frame = word >> 9
-            if not self._touched[frame]:
-                self._memory.touch(frame)
             self._words[word] = commands[k]
             self._words[word + 1] = commands[k + 1]
             index = index + 1 & self._index_mask
@@ -140,6 +139,7 @@ class CommandQueue:
                     break
                 self._clear_error(cons, gerror)
             elif cons & self._wrap_mask == prod:
+                self._behind = False
                 return error
         self._behind = True
         return -EIO

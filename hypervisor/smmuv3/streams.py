@@ -97,7 +97,7 @@ class StreamTable:
         if not error:
             write64(ste + 16, dw2)
             write64(ste + 24, dw3)
-            error = queue.run_one(command, 1)
+            error = queue.run_one(command, 0)
         if not error:
             write64(ste, TRANSLATE)
             error = queue.run_one(command, 1)

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The SMMUv3 backend: contexts as stage 2 trees with a VMID on every unit, devices as streams.
+
+When caches are invalidated, and where.  Removing or replacing something takes a TLBI; adding to what was empty takes
+none, since a TLB holds no faults (Arm ARM D8.17).  Cached pointers to tables go when tables leave the tree; a table
+that was folded away stays beside it, with the same translations in it, until then.
+
+Commands go to the units where the context is in use.  When a context's last stream leaves a unit, its VMID is
+invalidated there at once, so a unit that the context does not use holds nothing of it.  Where a unit did not confirm,
+the context stays *doubtful* on that unit: everything of it is invalidated there again, before anything else is
+believed, until the unit confirms.  A doubtful context's VMID and root are never used again.
+
+What a snapshot keeps of contexts and devices is their ``hw``; both are replaced, never changed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, cast
+
+from abi.errno import EIO, ENODEV, ENOMEM, ENOSPC
+from hypervisor.frames import FrameTable
+from hypervisor.iommu.backend import FaultReport
+from hypervisor.iommu.context import IommuContext, PciDevice
+from hypervisor.pagetable.format import Format
+from hypervisor.pagetable.radix import Changes, PageTable
+from hypervisor.platform import Platform
+from hypervisor.smmuv3 import layouts as hw
+from hypervisor.smmuv3.format import STAGE2
+from hypervisor.smmuv3.geometry import Geometry, allocate_root, geometry
+from hypervisor.smmuv3.queue import CommandQueue
+from hypervisor.smmuv3.unit import SmmuUnit
+
+MAX_PAGE_COMMANDS: Final = 16
+"""Longest flush, in commands, that names its pages; beyond it the whole VMID goes."""
+_LEAF: Final = hw.TlbiAddress.leaf.mask
+_GRANULE_4K: Final = hw.TlbiAddress.pack(tg=1)
+_PAGE: Final = hw.Tlbi.pack(op=hw.CMD_TLBI_S2_IPA)
+_ALL: Final = hw.Tlbi.pack(op=hw.CMD_TLBI_S12_VMALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a context is flushed on a unit that uses it: words of commands that carry its VMID."""
+
+    queue: CommandQueue
+    page: int
+    everything: int
+    ranges: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ContextHw:
+    """A context's VMID and number of streams on each unit, and what follows from them."""
+
+    vmids: tuple[int, ...]
+    streams: tuple[int, ...]
+    doubtful: frozenset[int] = frozenset()
+    """Units that may hold something of this context that they were told to forget."""
+    uses: tuple[Use, ...] = ()
+    """Units that have streams of this context."""
+
+
+Stream = tuple[int, int]
+"""(unit, stream id)"""
+
+
+class Smmuv3Backend:
+    """Drives the SMMUs that ``platform.firmware`` describes.
+
+    ``input_bits`` narrows the I/O virtual addresses below what the units and their roots allow; ``ValueError`` if
+    there is no SMMU or the width cannot be.
+    """
+
+    name: str = "smmuv3"
+    format: Format = STAGE2
+    orders: tuple[int, ...] = (0, 9, 18)
+    flushes_additions: bool = False
+
+    def __init__(self, platform: Platform, frames: FrameTable, *, input_bits: int | None = None) -> None:
+        nodes = platform.firmware.smmus
+        if not nodes:
+            raise ValueError("firmware describes no SMMU")
+        self._memory: Final = platform.memory
+        self._frames: Final = frames
+        self.units: Final = tuple(SmmuUnit(index, node, platform, frames) for index, node in enumerate(nodes))
+        widest = min(unit.address_bits for unit in self.units)
+        self.geometry: Final[Geometry] = geometry(input_bits or widest, widest)
+        self.max_iova: int = self.geometry.max_iova
+        self._breaks: Final = not all(unit.exchanges_freely for unit in self.units)
+        self._owners: dict[Stream, IommuContext] = {}
+        """The context that a stream is translated through; a stream that aborts has none."""
+
+    def enable(self) -> int:
+        for unit in self.units:
+            error = unit.enable()
+            if error:
+                return error
+        return 0
+
+    # --------------------------------------------------------------------------------------------- contexts
+
+    def context_init(self, context: IommuContext) -> int:
+        vmids: list[int] = []
+        for unit in self.units:
+            vmid = unit.take_vmid()
+            if vmid is None:
+                self._free_vmids(vmids)
+                return -ENOSPC
+            vmids.append(vmid)
+        root = allocate_root(self.geometry, self._frames, context.pool)
+        if root is None:
+            self._free_vmids(vmids)
+            return -ENOMEM
+        for k in range(self.geometry.root_frames):
+            self._memory.zero_frame(root + k)
+        context.hw = ContextHw(tuple(vmids), (0,) * len(self.units))
+        context.table = PageTable(
+            self._memory,
+            STAGE2,
+            self.geometry.levels,
+            root,
+            context.pool,
+            self.orders,
+            self.geometry.root_frames,
+            self._breaker(context) if self._breaks else None,
+        )
+        return 0
+
+    def context_release(self, context: IommuContext) -> None:
+        self._settle(context)
+        state = _hw(context)
+        assert context.table is not None
+        if not state.doubtful:
+            for k in range(context.table.root_frames):
+                context.pool.free(context.table.root + k)
+        for unit, vmid in zip(self.units, state.vmids):
+            if unit.index not in state.doubtful:
+                unit.free_vmid(vmid)
+        context.table = None
+        context.hw = None
+
+    def _free_vmids(self, vmids: list[int]) -> None:
+        for unit, vmid in zip(self.units, vmids):
+            unit.free_vmid(vmid)
+
+    # ---------------------------------------------------------------------------------------------- devices
+
+    def attach(self, device: PciDevice, context: IommuContext) -> int:
+        streams = self._streams_of(device)
+        if streams is None:
+            return -ENODEV
+        self._settle(context)
+        for index, sid in streams:
+            if index in _hw(context).doubtful:
+                return -EIO  # the unit may still hold translations that this context no longer has
+            unit = self.units[index]
+            error = unit.streams.prepare(sid, unit.commands)
+            if error:
+                return error
+        before = [self._owners.get(stream) for stream in streams]
+        for position, stream in enumerate(streams):
+            error = self._point(stream, context)
+            if error:
+                for undo in range(position, -1, -1):
+                    self._put_back(streams[undo], before[undo], context)
+                return error
+        device.hw = streams
+        return 0
+
+    def detach(self, device: PciDevice) -> int:
+        error = 0
+        for stream in device.hw or ():
+            error = self._block(stream) or error
+        return error
+
+    def _streams_of(self, device: PciDevice) -> tuple[Stream, ...] | None:
+        """The streams of all requester ids, ``None`` if one is behind no unit."""
+        if device.hw is not None:
+            return cast(tuple[Stream, ...], device.hw)
+        streams = []
+        for requester in device.requester_ids:
+            unit = self._unit_of(requester)
+            if unit is None:
+                return None
+            streams.append((unit.index, unit.stream_of(requester)))
+        return tuple(streams)
+
+    def _unit_of(self, requester: int) -> SmmuUnit | None:
+        """The unit whose scope names the requester, else the one that takes the rest of its segment."""
+        candidates = [unit for unit in self.units if unit.node.segment == requester >> 16]
+        for unit in candidates:
+            if requester in unit.node.scope:
+                return unit
+        return next((unit for unit in candidates if unit.node.include_all), None)
+
+    def _point(self, stream: Stream, context: IommuContext) -> int:
+        """Translate ``stream`` through ``context``; -EIO with the stream blocked as far as memory says."""
+        index, sid = stream
+        unit = self.units[index]
+        dw2, dw3 = self._tree_words(unit, context)
+        error = unit.streams.install(sid, dw2, dw3, unit.commands)
+        if not error:
+            self._move(stream, context)
+        return error
+
+    def _block(self, stream: Stream) -> int:
+        index, sid = stream
+        unit = self.units[index]
+        error = unit.streams.block(sid, unit.commands)
+        if not error:
+            self._move(stream, None)
+        return error
+
+    def _put_back(self, stream: Stream, owner: IommuContext | None, tried: IommuContext) -> None:
+        """After a failed attach to ``tried``: as it was, or blocked if that fails too."""
+        if owner is None:
+            error = self._block(stream)
+        else:
+            error = self._point(stream, owner)
+        if error:
+            # Which of the two trees the unit uses is unknown: neither may be taken for flushed.
+            for context in (owner, tried):
+                if context is not None:
+                    self._doubt(context, stream[0])
+
+    def _move(self, stream: Stream, target: IommuContext | None) -> None:
+        """Account for a stream whose entry was changed and confirmed."""
+        source = self._owners.pop(stream, None)
+        if target is not None:
+            self._owners[stream] = target
+        if source is target:
+            return
+        index = stream[0]
+        if target is not None:
+            self._count(target, index, 1)
+        if source is not None:
+            self._count(source, index, -1)
+            if not _hw(source).streams[index]:
+                self._doubt(source, index)
+                self._settle(source)
+
+    def _tree_words(self, unit: SmmuUnit, context: IommuContext) -> tuple[int, int]:
+        """STE words 2 and 3 for ``context`` on ``unit``."""
+        assert context.table is not None
+        cacheable = 1 if unit.coherent else 0
+        word = hw.Ste2.pack(
+            s2r=1,
+            s2ptw=1,
+            s2aa64=1,
+            s2ps=unit.oas,
+            s2sh0=3,
+            s2or0=cacheable,
+            s2ir0=cacheable,
+            s2sl0=self.geometry.sl0,
+            s2t0sz=self.geometry.t0sz,
+            s2vmid=_hw(context).vmids[unit.index],
+        )
+        return word, context.table.root << 12
+
+    # ------------------------------------------------------------------------------------------ invalidation
+
+    def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
+        state: ContextHw = context.hw
+        if state.doubtful:
+            return self._settle(context)
+        if not changes.modified:
+            return 0
+        leaf = 0 if changes.tables else _LEAF
+        error = 0
+        if pages == 1:
+            for use in state.uses:
+                if use.queue.run_one(use.page, dfn << 12 | leaf):
+                    error = -EIO
+        else:
+            for use in state.uses:
+                if use.queue.run(_range_commands(use, dfn, pages, leaf)):
+                    error = -EIO
+        if error:
+            self._doubt_all(context)
+        return error
+
+    def flush_all(self, context: IommuContext) -> int:
+        state = _hw(context)
+        if state.doubtful:
+            error = self._settle(context)
+            if error:
+                return error
+        error = 0
+        for use in state.uses:
+            error = use.queue.run_one(use.everything, 0) or error
+        if error:
+            self._doubt_all(context)
+        return error
+
+    def _breaker(self, context: IommuContext) -> Callable[[int, int], None]:
+        """Break-before-make for ``context`` (Arm ARM D8.17.1): nothing there, hardware told so, then the entry."""
+        words = self._memory.words
+
+        def exchange(word: int, entry: int) -> None:
+            if _hw(context).uses:
+                words[word] = 0
+                self.flush_all(context)  # what it leaves unconfirmed, the flush of this pass will report
+            words[word] = entry
+
+        return exchange
+
+    def _count(self, context: IommuContext, index: int, more: int) -> None:
+        """Note that unit ``index`` has ``more`` streams of the context than before."""
+        state = _hw(context)
+        streams = tuple(count + more if k == index else count for k, count in enumerate(state.streams))
+        uses = tuple(
+            Use(
+                unit.commands,
+                _PAGE | hw.Tlbi.vmid.put(vmid),
+                _ALL | hw.Tlbi.vmid.put(vmid),
+                unit.ranges,
+            )
+            for unit, vmid, count in zip(self.units, state.vmids, streams)
+            if count
+        )
+        context.hw = replace(state, streams=streams, uses=uses)
+
+    def _doubt(self, context: IommuContext, index: int) -> None:
+        state = _hw(context)
+        context.hw = replace(state, doubtful=state.doubtful | {index})
+
+    def _doubt_all(self, context: IommuContext) -> None:
+        """One of the units in use did not confirm; ask all of them again next time."""
+        state = _hw(context)
+        used = {unit.index for unit, count in zip(self.units, state.streams) if count}
+        context.hw = replace(state, doubtful=state.doubtful | used)
+
+    def _settle(self, context: IommuContext) -> int:
+        """Invalidate the whole context where it is doubtful: 0 if it no longer is anywhere, else -EIO.
+
+        Units in use that are not doubtful are told as well: callers have a flush to do.
+        """
+        state = _hw(context)
+        if not state.doubtful:
+            return 0
+        failed = set()
+        for unit, vmid, count in zip(self.units, state.vmids, state.streams):
+            if (count or unit.index in state.doubtful) and unit.commands.run_one(_ALL | hw.Tlbi.vmid.put(vmid), 0):
+                failed.add(unit.index)
+        context.hw = replace(state, doubtful=frozenset(failed))
+        return -EIO if failed else 0
+
+    # ------------------------------------------------------------------------------------ faults, snapshots
+
+    def take_faults(self) -> list[FaultReport]:
+        return [report for unit in self.units for report in unit.take_faults()]
+
+    def save(self) -> object:
+        return (dict(self._owners), [unit.save() for unit in self.units])
+
+    def restore(self, state: object) -> None:
+        owners, units = cast(tuple[dict[Stream, IommuContext], list[Any]], state)
+        self._owners = dict(owners)
+        for unit, saved in zip(self.units, units):
+            unit.restore(saved)
+
+
+def _hw(context: IommuContext) -> ContextHw:
+    return cast(ContextHw, context.hw)
+
+
+def _range_commands(use: Use, dfn: int, pages: int, leaf: int) -> list[int]:
+    """Commands that invalidate ``pages`` pages from ``dfn``: by range, page by page, or the whole VMID."""
+    commands: list[int] = []
+    if use.ranges:
+        while pages and len(commands) < 2 * MAX_PAGE_COMMANDS:
+            scale = min((pages & -pages).bit_length() - 1, 31)
+            number = pages >> scale & 31
+            step = number << scale
+            if step == 1:  # a range of one page cannot be written down
+                commands += (use.page, dfn << 12 | leaf)
+            else:
+                word = use.page | hw.Tlbi.scale.put(scale) | hw.Tlbi.num.put(number - 1)
+                commands += (word, dfn << 12 | _GRANULE_4K | leaf)
+            dfn += step
+            pages -= step
+        if not pages:
+            return commands
+    elif pages <= MAX_PAGE_COMMANDS:
+        for page in range(dfn, dfn + pages):
+            commands += (use.page, page << 12 | leaf)
+        return commands
+    return [use.everything, 0]
