@@ -19,14 +19,14 @@ class DomainIommu:
 
     __slots__ = ("allowed", "arena", "contexts", "default", "initialised", "limit")
 
-    def __init__(self, default: IommuContext) -> None:
+    def __init__(self, default: IommuContext, *, allowed: bool) -> None:
         self.default: Final = default
         self.contexts: dict[int, IommuContext] = {}
         self.limit = 0
         self.arena: Arena | None = None
         self.initialised = False
-        self.allowed = True
-        """Whether the toolstack lets this domain use the hypercall."""
+        self.allowed = allowed
+        """Whether this domain may use the hypercall."""
 
     def get(self, number: int) -> IommuContext | None:
         """Context ``number``, the default one included."""

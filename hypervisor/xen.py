@@ -50,6 +50,8 @@ class Xen:
         self.pgsize_mask: Final = sum(
             4096 << order for order in (self.backend.orders if profile.superpage_units else (0,))
         )
+        self.max_dfn: Final = self.backend.max_iova >> 12
+        self.flushes_additions: Final = self.backend.flushes_additions
         self.domains: Final[dict[int, Domain]] = {}
         self.retired = (0, 0)
         """(folds, splits) of trees that are gone."""
@@ -77,11 +79,6 @@ class Xen:
             result = self.entry.enter(self, vcpu, args)
         return result
 
-    def unusable(self, domain: Domain) -> bool:
-        """Whether PV-IOMMU is not for this domain."""
-        iommu = domain.iommu
-        return iommu is None or not iommu.allowed or not (domain.hardware or self.profile.every_domain)
-
     # ---------------------------------------------------------------------------------- what a pass leaves
 
     def finish_pass(self, domain: Domain, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
@@ -90,7 +87,7 @@ class Xen:
         If hardware does not confirm (-EIO), frames and tables stay allocated for good: losing memory is better than
         a device that writes into somebody else's.
         """
-        if not changes.modified and not (changes.added and self.backend.flushes_additions):
+        if not changes.modified and not (changes.added and self.flushes_additions):
             return 0
         error = self.backend.flush(context, dfn, pages, changes)
         if error:
@@ -150,7 +147,7 @@ class Xen:
             error = self.backend.context_init(context)
             if error:
                 raise ValueError(f"no memory for the default context of domain {domid} ({error})")
-            domain_iommu = DomainIommu(context)
+            domain_iommu = DomainIommu(context, allowed=hardware or self.profile.every_domain)
         domain = Domain(DomId(domid), translation, domain_iommu, hardware, pv)
         domain.mmio.extend(mmio_ranges)
         self.domains[domid] = domain

@@ -123,6 +123,8 @@ class PageTable:
         Returns (pages mapped, errno): stops before the first page that is already mapped (-EADDRINUSE) or for
         which no table can be had (-ENOMEM).  ``bits`` are permission and software bits only.
         """
+        if count == 1:
+            return self._map_pages(dfn, mfn, 1, bits, changes)
         done = 0
         while done < count:
             index = dfn & 511

@@ -58,7 +58,8 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], sta
     changes = Changes()
     done = start
     error = 0
-    limit = min(total - done, PASS_PAGES - (dfn & 511))
+    left = total - done
+    limit = left if left <= 512 else min(left, PASS_PAGES - (dfn & 511))
     while True:
         if identity:
             reserved = context.identity_offset(dfn + done, limit)
@@ -101,7 +102,7 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], sta
         touched, done = done, done - part
     else:
         touched = done
-    if changes.modified or changes.added:
+    if changes.modified or (changes.added and xen.flushes_additions):
         error = xen.finish_pass(domain, context, dfn + start, max(touched - start, 1), changes) or error
     return error, (done // unit,)
 
@@ -137,7 +138,7 @@ def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], s
             error = _whole_unit(table.lookup, dfn + done, unit)
             if error:
                 break
-        step, error = table.unmap(dfn + done, left, changes, min(pause, left))
+        step, error = table.unmap(dfn + done, left, changes, pause if pause < left else left)
         done += step
         if error or done >= total:
             break
@@ -163,7 +164,7 @@ def lookup_page(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], s
     context = domain.iommu.contexts.get(number)
     if context is None or context.dying or context.table is None:
         return -EINVAL, (0,)
-    found = context.table.lookup(dfn) if dfn <= xen.backend.max_iova >> 12 else None
+    found = context.table.lookup(dfn) if dfn <= xen.max_dfn else None
     if found is None:
         return -ENOENT, (0,)
     gfn = xen.machine_to_guest(domain, found[0])
@@ -187,7 +188,7 @@ def _checked(
         return None, 0, -EINVAL
     unit = pgsize >> 12
     total = nr_pages * unit
-    if dfn & unit - 1 or dfn + total - 1 > xen.backend.max_iova >> 12:
+    if dfn & unit - 1 or dfn + total - 1 > xen.max_dfn:
         return None, 0, -EINVAL
     if total > MAX_PAGES:
         return None, 0, -E2BIG

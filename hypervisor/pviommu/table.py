@@ -51,7 +51,7 @@ def remote_cmd(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], st
     inner = xen.abi.subops.get(subop)
     if inner is not None and not ROWS[inner.name].remote:
         return -EINVAL, ()
-    if xen.unusable(target):
+    if target.iommu is None or not target.iommu.allowed:
         return -xen.abi.errno_unusable, ()
     result = xen.entry.run(xen, vcpu, target, subop, arg, start)
     return result, ()

@@ -61,7 +61,7 @@ class InvalidationQueue:
         words[self._status_word] = 0
         self.tail = tail
         self.submitted += 1
-        self._bus.write64(self._tail_register, tail << 4)
+        self._bus.store(self._tail_register, 8, tail << 4)
         if words[self._status_word] == DONE:
             return 0
         return self._recover()
