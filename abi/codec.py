@@ -42,7 +42,7 @@ class Codec:
         self.construct: Final = as_construct(layout, case)
         self.fields: Final = tuple(field.name for field in table)
         self.out: Final = tuple(field.name for field in table if field.out)
-        self.present: Final = _match(table, self.layout, case)
+        self.present: Final = _match(table, self.layout)
         """Canonical name -> where this version keeps it; fields that it lacks are absent."""
         self.tag: Final = tag if layout.cases else None
         self.hole_mask: Final = 0 if layout.cases else _hole_mask(self.layout, self.present)
@@ -128,13 +128,12 @@ class Codec:
         return f"<codec of {self.subop}: {self.size} bytes, {', '.join(self.fields)}>"
 
 
-def _match(table: Sequence[CanonicalField], layout: Layout, case: str) -> dict[str, Member]:
+def _match(table: Sequence[CanonicalField], layout: Layout) -> dict[str, Member]:
     """Which member holds which canonical field."""
     found: dict[str, Member] = {}
     for member in layout.members:
-        path = member.path.removeprefix(f"{case}.") if member.case else member.path
         for field in table:
-            if path in field.c_names and member.direction != "reserved":
+            if member.plain in field.c_names and member.direction != "reserved":
                 found[field.name] = member
     return found
 
@@ -157,7 +156,7 @@ def _format(declared: Any) -> tuple[str, list[str]]:
         if isinstance(inner, construct.FormatField):
             codes.append(inner.fmtstr[1])
             names.append(part.name)
-        else:  # padding, and arrays of padding words
+        else:
             codes.append(f"{part.sizeof()}x")
     return "".join(codes), names
 

@@ -82,14 +82,6 @@ def handle(c_type: str) -> CWord:
     return CWord(f"XEN_GUEST_HANDLE({c_type})")
 
 
-class CArray(construct.Array):  # type: ignore[misc]
-    """``count`` integers of one type, as explicit padding words."""
-
-    def __init__(self, count: int, subcon: CInteger) -> None:
-        super().__init__(count, subcon)
-        self.c_type = subcon.c_type
-
-
 class CStruct(construct.Struct):  # type: ignore[misc]
     """Members in declaration order, holes not written; not itself parseable, see :mod:`abi.layout`."""
 
@@ -115,21 +107,21 @@ class Directed(construct.Subconstruct):  # type: ignore[misc]
         super().__init__(subcon)
         self.direction = direction
         self.promised = promised
-        """The direction that the header's comment gives, where it is not the real one."""
+        """The direction that the header's comment gives; "" if it gives none."""
 
 
-def IN(subcon: Any) -> Directed:
-    """The hypervisor reads it and does not write it (but see continuations, :mod:`abi.semantics`)."""
-    return Directed(subcon, "in", "in")
+def IN(subcon: Any, *, marked: bool = True, promised: str = "in") -> Directed:
+    """The hypervisor reads it and does not write it."""
+    return Directed(subcon, "in", promised if marked else "")
 
 
-def OUT(subcon: Any) -> Directed:
+def OUT(subcon: Any, *, marked: bool = True) -> Directed:
     """The hypervisor writes it and does not read it."""
-    return Directed(subcon, "out", "out")
+    return Directed(subcon, "out", "out" if marked else "")
 
 
 def INOUT(subcon: Any, promised: str = "inout") -> Directed:
-    """The hypervisor reads and writes it; ``promised`` is what the header's comment says."""
+    """The hypervisor reads and writes it; ``promised`` is what the header's comment says, "" for nothing."""
     return Directed(subcon, "inout", promised)
 
 
@@ -143,9 +135,9 @@ def c_struct(tag: str, *members: Any) -> CStruct:
     return CStruct(tag, *members)
 
 
-def case(*members: Any) -> CStruct:
-    """``struct { members }``: one alternative of a union."""
-    return CStruct("", *members, anonymous=True)
+def case(*members: Any, tag: str = "") -> CStruct:
+    """One alternative of a union: ``struct { members }``, or the struct called ``tag`` that is declared elsewhere."""
+    return CStruct(tag, *members, anonymous=not tag)
 
 
 def tagged_union(*cases: Any) -> CUnion:
@@ -155,8 +147,8 @@ def tagged_union(*cases: Any) -> CUnion:
 
 PCI_DEVICE: Final = c_struct(
     "physdev_pci_device",
-    "seg" / IN(u16) * "PCI segment",
-    "bus" / IN(u8) * "PCI bus",
-    "devfn" / IN(u8) * "device << 3 | function",
+    "seg" / u16 * "PCI segment",
+    "bus" / u8 * "PCI bus",
+    "devfn" / u8 * "device << 3 | function",
 )
-"""From Xen's public/physdev.h, which every posted header includes."""
+"""From Xen's public/physdev.h, which every posted header includes; whoever embeds it says the direction."""

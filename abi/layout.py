@@ -11,7 +11,7 @@ from typing import Any
 
 import construct
 
-from abi.declare import Arch, CArray, CInteger, CStruct, CUnion
+from abi.declare import Arch, CInteger, CStruct, CUnion
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Member:
     offset: int
     size: int
     code: str
-    """Its code in the ``struct`` module; a count in front for arrays."""
+    """Its code in the ``struct`` module."""
     c_type: str
     direction: str
     promised: str
@@ -33,6 +33,11 @@ class Member:
     @property
     def end(self) -> int:
         return self.offset + self.size
+
+    @property
+    def plain(self) -> str:
+        """``path`` without the union and its alternative: ``gfn`` for ``u.map_page.gfn``."""
+        return self.path.split(f"{self.case}.", 1)[-1] if self.case else self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ def unwrap(member: Any) -> tuple[Any, str, str, str]:
     """A declared member's (construct, direction, direction promised, documentation)."""
     direction = promised = ""
     doc = ""
-    while not isinstance(member, (CInteger, CStruct, CUnion, CArray)):
+    while not isinstance(member, (CInteger, CStruct, CUnion)):
         doc = doc or str(member.docs or "")
         if type(member).__name__ == "Directed":
             direction, promised = member.direction, member.promised
@@ -105,8 +110,6 @@ class _Placing:
         self.cases: list[str] = []
 
     def align_of(self, kind: Any) -> int:
-        if isinstance(kind, CArray):
-            return self.align_of(kind.subcon)
         if isinstance(kind, CInteger):
             return int(kind.on(self.arch)[1])
         parts = kind.cases if isinstance(kind, CUnion) else kind.subcons
@@ -124,7 +127,8 @@ class _Placing:
             path = f"{prefix}{declared.name}" if declared.name else prefix
             if start > at:
                 self.holes.append(Hole(at, start - at, path, case))
-            at = start + self.one(kind, start, path, case, (direction or around[0], promised or around[1]), doc)
+            ways = (direction, promised) if direction else around
+            at = start + self.one(kind, start, path, case, ways, doc)
         size = at - base + -(at - base) % align
         if base + size > at:
             self.holes.append(Hole(at, base + size - at, "", case))
@@ -135,23 +139,18 @@ class _Placing:
             return self.struct(kind, at, f"{path}.", case, ways)[0]
         if isinstance(kind, CUnion):
             return self.union(kind, at, path)
-        count = 1
-        if isinstance(kind, CArray):
-            count, kind = kind.count, kind.subcon
         code = kind.on(self.arch)[0]
-        size = count * construct.FormatField("<", code).length
-        c_type = kind.c_type if count == 1 else f"{kind.c_type}[{count}]"
-        code = code if count == 1 else f"{count}{code}"
-        self.members.append(Member(path, at, int(size), code, c_type, *ways, doc, case))
-        return int(size)
+        size = int(construct.FormatField("<", code).length)
+        self.members.append(Member(path, at, size, code, kind.c_type, *ways, doc, case))
+        return size
 
     def union(self, union: CUnion, at: int, prefix: str) -> int:
         size = 0
         for declared in union.cases:
             self.cases.append(declared.name)
             path = f"{prefix}.{declared.name}" if prefix else declared.name
-            inner, _, _, _ = unwrap(declared)
-            size = max(size, self.struct(inner, at, f"{path}.", declared.name, ("", ""))[0])
+            inner, direction, promised, _ = unwrap(declared)
+            size = max(size, self.struct(inner, at, f"{path}.", declared.name, (direction, promised))[0])
         align = self.align_of(union)
         return size + -size % align
 
@@ -166,11 +165,7 @@ def as_construct(layout: Layout, case: str = "") -> Any:
     for member in sorted(layout.of_case(case).members, key=lambda m: m.offset):
         if member.offset > at:
             parts.append(construct.Padding(member.offset - at))
-        code = member.code.lstrip("0123456789")
-        field: Any = construct.FormatField("<", code)
-        if code != member.code:
-            field = construct.Array(int(member.code[: -len(code)]), field)
-        parts.append(member.path / field)
+        parts.append(member.path / construct.FormatField("<", member.code))
         at = member.end
     if layout.size > at:
         parts.append(construct.Padding(layout.size - at))

@@ -5,7 +5,7 @@ Nothing outside ``abi/`` tests a version by name; dispatcher, driver, specificat
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from types import MappingProxyType
@@ -89,6 +89,10 @@ class SubOp:
     def struct(self) -> str:
         return "" if self.declaration is None else str(self.declaration.tag)
 
+    def numbered(self, number: int) -> "SubOp":
+        """The same row under another number; only for structs without a tag."""
+        return replace(self, number=number)
+
     def codec_on(self, arch: Arch | str) -> Codec | None:
         """The codec of its struct on ``arch``, also where ``codec`` is None for want of an implementation; ``None``
         if there is no struct at all."""
@@ -162,6 +166,10 @@ class Abi:
     includes: tuple[str, ...] = ("xen.h",)
     same_as: str = ""
     """The version whose header this one repeats."""
+    implemented: bool = True
+    """False: a header without an implementation."""
+    editor_trailer: bool = False
+    """The header ends in an editor's settings."""
     private: frozenset[str] = frozenset()
     """Constants that the hypervisor accepts but the public header does not define."""
 

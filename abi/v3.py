@@ -15,34 +15,34 @@ from abi.model import Abi, Constant, Convention, CopyBack, SubOp, subop, table
 
 OP: Final = c_struct(
     "pv_iommu_op",
-    "subop_id" / IN(u16) * "number of the sub-op; selects the alternative of the union",
-    "ctx_no" / INOUT(u16, promised="in") * "context to work on; alloc_context writes the new number here",
-    "flags" / IN(u32) * "one field for the flags of every sub-op",
+    "subop_id" / IN(u16, marked=False) * "number of the sub-op; selects the alternative of the union",
+    "ctx_no" / INOUT(u16, promised="") * "context to work on; alloc_context writes the new number here",
+    "flags" / IN(u32, marked=False) * "one field for the flags of every sub-op",
     tagged_union(
         "map_pages"
         / case(
-            "gfn" / IN(u64) * "first guest frame",
-            "dfn" / IN(u64) * "first device frame",
-            "nr_pages" / IN(u32) * "pages to map, at most 256",
-            "mapped" / OUT(u32) * "pages mapped",
+            "gfn" / IN(u64, marked=False) * "first guest frame",
+            "dfn" / IN(u64, marked=False) * "first device frame",
+            "nr_pages" / IN(u32, marked=False) * "pages to map, at most 256",
+            "mapped" / OUT(u32, marked=False) * "pages mapped",
         ),
         "unmap_pages"
         / case(
-            "dfn" / IN(u64) * "first device frame",
-            "nr_pages" / IN(u32) * "pages to unmap, at most 256",
-            "unmapped" / OUT(u32) * "pages unmapped",
+            "dfn" / IN(u64, marked=False) * "first device frame",
+            "nr_pages" / IN(u32, marked=False) * "pages to unmap, at most 256",
+            "unmapped" / OUT(u32, marked=False) * "pages unmapped",
         ),
-        "reattach_device" / case("dev" / PCI_DEVICE * "the device to move"),
+        "reattach_device" / case("dev" / IN(PCI_DEVICE, marked=False) * "the device to move"),
         "lookup_page"
         / case(
-            "gfn" / OUT(u64) * "the guest frame found",
-            "dfn" / IN(u64) * "device frame to look up",
+            "gfn" / OUT(u64, marked=False) * "the guest frame found",
+            "dfn" / IN(u64, marked=False) * "device frame to look up",
         ),
         "cap"
         / case(
-            "max_ctx_no" / OUT(u16) * "number of contexts besides the default one",
-            "max_nr_pages" / OUT(u32) * "pages per map or unmap call",
-            "max_iova_addr" / OUT(u64) * "highest usable device address",
+            "max_ctx_no" / OUT(u16, marked=False) * "number of contexts besides the default one",
+            "max_nr_pages" / OUT(u32, marked=False) * "pages per map or unmap call",
+            "max_iova_addr" / OUT(u64, marked=False) * "highest usable device address",
         ),
     ),
 )
@@ -82,7 +82,7 @@ SUBOPS: Final = table(
 )
 
 
-def _version(name: str, posted: str, same_as: str) -> Abi:
+def _version(name: str, posted: str, same_as: str, implemented: bool = True) -> Abi:
     return Abi(
         name=name,
         posted=posted,
@@ -96,11 +96,13 @@ def _version(name: str, posted: str, same_as: str) -> Abi:
         max_nr_pages=256,
         includes=("xen.h", "physdev.h"),
         same_as=same_as,
+        implemented=implemented,
+        editor_trailer=True,
         private=PRIVATE,
     )
 
 
-H0: Final = _version("H0", "23 Apr 2024, Teddy Astie, header and design document only", "v3")
+H0: Final = _version("H0", "23 Apr 2024, Teddy Astie, header and design document only", "v3", False)
 V1: Final = _version("v1", "13 Jun 2024, Teddy Astie, RFC v1", "v3")
 V2: Final = _version("v2", "26 Jun 2024, Teddy Astie, RFC v2", "v3")
 V3: Final = _version("v3", "11 Jul 2024, Teddy Astie, RFC v3", "")

@@ -81,7 +81,7 @@ REMOTE_CMD: Final = c_struct(
     "pv_iommu_remote_cmd",
     "domid" / IN(u16) * "the domain to work on",
     "subop" / IN(u16) * "the sub-op to run on it",
-    "arg" / IN(handle("void")) * "that sub-op's struct, in the caller's memory",
+    "arg" / IN(handle("void"), promised="inout") * "that sub-op's struct, in the caller's memory",
 )
 
 ALLOC_NESTED: Final = c_struct(
@@ -103,7 +103,7 @@ ATTACH_PASID: Final = c_struct(
 DETACH_PASID: Final = c_struct(
     "pv_iommu_detach_pasid",
     "dev" / IN(PCI_DEVICE) * "the device",
-    "pasid" / IN(u32) * "the PASID to detach",
+    "pasid" / IN(u32, marked=False) * "the PASID to detach",
 )
 
 STRUCTS: Final[tuple[CStruct, ...]] = (

@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from abi.e3 import E3
 from abi.model import DEFAULT_CONTEXT, Abi, Constant, Convention, CopyBack, SubOp
+from abi.p0 import P0, P_FIRST
+from abi.proposal import N
 from abi.v3 import H0, V1, V2, V3
 from abi.v4 import V4
 from abi.v7 import V5, V6, V7
+from abi.xenserver import A_NEW, A_OLD
 
 __all__ = [
     "DEFAULT_CONTEXT",
@@ -22,7 +26,8 @@ __all__ = [
     "names",
 ]
 
-_REGISTRY: Final[Mapping[str, Abi]] = MappingProxyType({abi.name: abi for abi in (H0, V1, V2, V3, V4, V5, V6, V7)})
+_POSTED: Final = (A_OLD, A_NEW, P_FIRST, P0, H0, V1, V2, V3, N, V4, V5, V6, V7, E3)
+_REGISTRY: Final[Mapping[str, Abi]] = MappingProxyType({abi.name: abi for abi in _POSTED})
 
 
 class UnknownVersion(KeyError):
