@@ -49,7 +49,7 @@ class Kernel:
         """The PCI bus, in the order in which devices were added."""
         self.drivers: list[Stateful] = []
         """Driver instances with state of their own; they take part in snapshots."""
-        self.softirqs: list[Callable[[], None]] = []
+        self.softirqs: list[Callable[[], object]] = []
         """Work raised by interrupt handlers, run by :meth:`run_softirqs`."""
 
     def run_softirqs(self) -> int:
