@@ -77,7 +77,7 @@ def enter_new_namespace() -> None:
     except OSError:
         with step(
             "create a user and network namespace",
-            "needs root, or kernel.unprivileged_userns_clone=1, user.max_user_namespaces > 0 and no seccomp filter",
+            "needs root or unprivileged user namespaces, and user.max_user_namespaces and max_net_namespaces above 0",
         ):
             unshare(CLONE_NEWUSER | CLONE_NEWNET)
 
