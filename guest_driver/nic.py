@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from abi.errno import EBUSY, EINVAL, EIO, ENODEV, ENOMEM
+from abi.errno import EBUSY, EINVAL, EIO, ENODEV, ENOMEM, errno_name
 from base.units import U32_MAX
 from guest_driver.linux.dd import device_driver_attach, device_release_driver
 from guest_driver.linux.device import Device, dma_bit_mask
@@ -143,10 +143,7 @@ class Nic:
             return -ENOMEM
         self._tx_tail = self._tx_clean = self._rx_tail = self._rx_clean = 0
         self._rx_parts = []
-        ret = self._setup_irq()
-        if ret:
-            self._free_rings()
-            return ret
+        self._setup_irq()
         for ring, buffer in ((TX_RING, self._tx_ring), (RX_RING, self._rx_ring)):
             self._write(ring + BASE_LO, buffer.dma_addr & U32_MAX)
             self._write(ring + BASE_HI, buffer.dma_addr >> 32)
@@ -190,20 +187,21 @@ class Nic:
                 dma_free_coherent(ring)
         self._tx_ring = self._rx_ring = None
 
-    def _setup_irq(self) -> int:
+    def _setup_irq(self) -> None:
+        """Program the message interrupt; without one, or without a way to its doorbell, the rings are polled."""
         if self._irq_vector is None:
             self._irq_vector = self.kernel.pci.request_irq(self._irq_handler)
         if self._irq_vector is None:
-            return 0
+            return
         address, data = self._irq_vector
         ret, doorbell = iommu_dma_prepare_msi(self.dev, address)
         if ret:
-            return ret
+            self.kernel.printk.err(f"{self.dev.name}: doorbell cannot be mapped ({errno_name(ret)}), polling")
+            return
         self.irq = (doorbell, data)
         self._write(MSI_ADDR_LO, doorbell & U32_MAX)
         self._write(MSI_ADDR_HI, doorbell >> 32)
         self._write(MSI_DATA, data)
-        return 0
 
     # -- transmit
 

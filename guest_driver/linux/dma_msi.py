@@ -7,6 +7,7 @@ machine) its address stays; elsewhere the doorbell's page is mapped, once for ea
 
 from abi.errno import EINVAL, ENOMEM
 from guest_driver.linux.device import Device
+from guest_driver.linux.dma_iommu import iommu_dma_alloc_iova
 from guest_driver.linux.iommu import IOMMU_DOMAIN_PAGING_BIT, IOMMU_MMIO, IOMMU_NOEXEC, IOMMU_WRITE, IommuDomain
 from guest_driver.linux.iommu_attach import iommu_get_domain_for_dev
 from guest_driver.linux.iommu_map import iommu_map
@@ -30,19 +31,17 @@ def _map_doorbell(domain: IommuDomain, dev: Device, msi_addr: int) -> tuple[int,
     granule = domain.pgsize_bitmap & -domain.pgsize_bitmap
     page = msi_addr & -granule
     if cookie.iovad is not None:
-        limit = dev.dma_mask if not domain.force_aperture else min(dev.dma_mask, domain.aperture_last)
-        pfn = cookie.iovad.alloc_iova_fast(1, limit >> cookie.iovad.shift)
-        if not pfn:
+        iova = iommu_dma_alloc_iova(domain, cookie.iovad, granule, dev.dma_mask, dev)
+        if not iova:
             return -ENOMEM, 0
-        iova = pfn << cookie.iovad.shift
     elif cookie.msi_iova is not None:
-        pfn, iova = 0, cookie.msi_iova
+        iova = cookie.msi_iova
     else:
         return -EINVAL, 0
     ret = iommu_map(domain, iova, page, granule, IOMMU_WRITE | IOMMU_NOEXEC | IOMMU_MMIO)
     if ret:
         if cookie.iovad is not None:
-            cookie.iovad.free_iova_fast(pfn, 1)
+            cookie.iovad.free_iova_fast(iova >> cookie.iovad.shift, 1)
         return ret, 0
     if cookie.iovad is None:
         cookie.msi_iova = iova + granule
