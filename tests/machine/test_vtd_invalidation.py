@@ -104,6 +104,14 @@ def test_one_domain_s_entries_serve_every_device_in_it():
     assert machine.write(IOVA, SID + 1) == 0x20_0000
 
 
+def test_new_context_needs_no_invalidation():
+    machine, table = ready()
+    machine.map(table, IOVA, 0x20_0000)
+    assert machine.write(IOVA, SID + 1).code == 2
+    machine.context(SID + 1, table, did=7)
+    assert machine.write(IOVA, SID + 1) == 0x20_0000
+
+
 def test_new_mapping_needs_no_invalidation():
     machine, table = ready()
     assert isinstance(machine.write(IOVA), Fault)
@@ -128,6 +136,9 @@ def test_caching_mode_remembers_reserved_bits():
     assert machine.write(IOVA).code == 0xC
     machine.map(table, IOVA, 0x20_0000)
     assert machine.read(IOVA).code == 0xC
+    machine.map(table, IOVA + 0x1000, 1 << 50, 2)
+    assert machine.write(IOVA + 0x1000).code == 0xC
+    assert machine.read(IOVA + 0x1000).code == 6
 
 
 def test_caching_mode_remembers_missing_contexts_under_domain_zero():
@@ -188,6 +199,40 @@ def test_freed_table_is_still_walked_until_invalidated_without_the_leaf_hint():
     assert machine.submit(iotlb_pages(7, IOVA, ih=0))
     assert machine.submit(iotlb_pages(7, IOVA, am=9, ih=1))
     assert machine.write(IOVA + 0x1000).code == 5
+
+
+@pytest.mark.parametrize("descriptor", [iotlb_domain(7), iotlb_global()])
+def test_wide_invalidation_forgets_the_way_to_freed_tables(descriptor):
+    machine, table = ready()
+    machine.map(table, IOVA, 0x20_0000)
+    machine.map(table, IOVA + 0x1000, 0x20_1000)
+    assert machine.write(IOVA) == 0x20_0000
+    machine.memory.write64(machine.entry_at(table, IOVA, 2), 0)
+    assert machine.write(IOVA + 0x1000) == 0x20_1000
+    assert machine.submit(descriptor)
+    assert machine.write(IOVA + 0x1000).code == 5
+
+
+def test_units_without_structure_caches_see_a_freed_table_at_once():
+    machine, table = ready(VtdConfig(paging_structure_caches=False))
+    machine.map(table, IOVA, 0x20_0000)
+    machine.map(table, IOVA + 0x1000, 0x20_1000)
+    assert machine.write(IOVA) == 0x20_0000
+    machine.memory.write64(machine.entry_at(table, IOVA, 2), 0)
+    assert machine.write(IOVA) == 0x20_0000
+    assert machine.write(IOVA + 0x1000).code == 5
+
+
+@pytest.mark.parametrize("distance", [0x1000, 0x20_0000])
+def test_cached_way_to_a_table_remembers_the_permissions_on_it(distance):
+    machine, table = ready()
+    machine.map(table, IOVA, 0x20_0000)
+    machine.map(table, IOVA + distance, 0x20_1000)
+    at = machine.entry_at(table, IOVA, 4)
+    machine.memory.write64(at, machine.memory.read64(at) & ~2)
+    assert machine.read(IOVA) == 0x20_0000
+    assert machine.write(IOVA + distance).code == 5
+    assert machine.read(IOVA + distance) == 0x20_1000
 
 
 def test_small_iotlb_forgets_the_oldest():
@@ -322,6 +367,21 @@ def test_ring_outside_ram_is_an_error():
     machine.command(TE | QIE)
     machine.w64(IQT, 16)
     assert machine.r32(FSTS) & IQE and machine.r32(IQERCD) == 2
+
+
+def test_ring_at_the_end_of_ram_runs_up_to_the_edge():
+    machine, _ = ready(queue=False)
+    machine.ring = machine.memory.size - 0x1000
+    machine.w64(IQA, machine.ring | 1)
+    machine.command(TE | QIE)
+    for turn in range(255):
+        assert machine.submit(wait_status(turn))
+    machine.memory.write64(machine.memory.size - 16, wait_status()[0])
+    machine.memory.write64(machine.memory.size - 8, STATUS_WORD)
+    machine.w64(IQT, 0x1000)
+    assert machine.r64(IQH) == 0x1000 and machine.r32(FSTS) == 0
+    machine.w64(IQT, 0x1010)
+    assert machine.r64(IQH) == 0x1000 and machine.r32(IQERCD) == 2
 
 
 def test_ring_size_and_address_count_from_the_command():

@@ -209,6 +209,16 @@ def test_root_and_context_faults(root, context, expected):
     assert machine.record() == (0x5000, SID, expected, 1, 1)
 
 
+def test_every_bus_has_its_root_entry_and_every_function_its_context():
+    machine = VtdMachine()
+    ids = (0x0000, 0x00FF, 0x0100, 0x8041, 0xFF00, 0xFFFF)
+    for number, sid in enumerate(ids):
+        machine.map(machine.context(sid, machine.page(), did=number + 1), IOVA, number << 12)
+    machine.start()
+    assert [machine.read(IOVA, sid) for sid in ids] == [number << 12 for number in range(6)]
+    assert code(machine.read(IOVA, 0x01FF)) == 2 and code(machine.read(IOVA, 0x0200)) == 1
+
+
 def test_root_table_outside_ram_faults():
     machine = VtdMachine()
     machine.root = 0x4000_0000

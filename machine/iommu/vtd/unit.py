@@ -40,7 +40,7 @@ from machine.iommu.vtd.registers import (
     RegisterFile,
 )
 from machine.iommu.vtd.tables import Context, ContextCache, ContextTables
-from machine.iommu.vtd.walk import REASON_SHIFT, R, SecondLevel, W
+from machine.iommu.vtd.walk import ALLOWED_SHIFT, REASON_SHIFT, R, SecondLevel, W
 from machine.mmio import SystemBus
 
 _IQT: Final = IQT >> 2
@@ -159,7 +159,10 @@ class VtdUnit:
                 counters.iotlb_hits += 1
                 if entry & need:
                     return iova + (entry & -4096)
-                code = entry >> REASON_SHIFT & 0xFF or (NO_WRITE if write else NO_READ)
+                if entry >> ALLOWED_SHIFT & need:
+                    code = entry >> REASON_SHIFT & 0xFF
+                else:
+                    code = NO_WRITE if write else NO_READ
         elif iova <= context.through:
             return iova
         else:

@@ -6,8 +6,8 @@ SL-PTE; their index is 9 address bits from bit 39, 30, 21 and 12.  This file nam
 Permissions are ANDed on the way down; an entry is present if it grants read or write.
 
 An IOTLB entry is one int: ``output - input`` address (a multiple of 4096, possibly negative) with the permissions
-R and W in bits 1:0.  With caching mode, an entry without permission stands for a cached fault; bits 11:4 are its
-reason, 0 for "not present".
+R and W in bits 1:0.  With caching mode, an entry with bits 1:0 clear stands for a cached fault: accesses that the
+permissions in bits 3:2 allow meet the reason in bits 11:4, the others lack permission.
 
 Where several faults apply at one level, permission comes before reserved bits; the manual leaves this open.
 """
@@ -35,6 +35,7 @@ OUTPUT: Final = (1 << 52) - (1 << 12)
 """Bits 51:12: the next table or the output page."""
 
 LEAF_SHIFTS: Final = (12, 21, 30)
+ALLOWED_SHIFT: Final = 2
 REASON_SHIFT: Final = 4
 
 DOORBELL_FIRST: Final = 0xFEE0_0000
@@ -78,6 +79,8 @@ class SecondLevel:
             pointer = structures.lookup(did, page)
             if pointer is not None:
                 permissions = pointer & 3
+                if not permissions & need:
+                    return -(NO_WRITE if need == W else NO_READ)
                 shift = pointer >> 2 & 0x3F
                 table = pointer & OUTPUT
         while True:
@@ -93,7 +96,7 @@ class SecondLevel:
             if shift == 12 or entry & PS:
                 break
             if entry & self.table_reserved:
-                return self._reserved(did, page)
+                return self._reserved(did, page, permissions)
             table = entry & OUTPUT
             if shift == 21:
                 structures.insert(did, page, 9, table | 12 << 2 | permissions)
@@ -104,7 +107,7 @@ class SecondLevel:
             else:
                 shift -= 9
         if entry & self.leaf_reserved[shift]:
-            return self._reserved(did, page)
+            return self._reserved(did, page, permissions)
         first = entry & OUTPUT
         output = first | iova & (1 << shift) - 1
         if DOORBELL_FIRST <= output <= DOORBELL_LAST:
@@ -115,7 +118,7 @@ class SecondLevel:
         self.iotlb.insert(did, page, order, output - iova | permissions)
         return output
 
-    def _reserved(self, did: int, page: int) -> int:
+    def _reserved(self, did: int, page: int, permissions: int) -> int:
         if self._negative:
-            self.iotlb.insert(did, page, 0, ENTRY_RESERVED << REASON_SHIFT)
+            self.iotlb.insert(did, page, 0, ENTRY_RESERVED << REASON_SHIFT | permissions << ALLOWED_SHIFT)
         return -ENTRY_RESERVED
