@@ -17,6 +17,8 @@ from machine.iommu.smmuv3.registers import (
     CMDQ_PROD,
     CMDQEN,
     CR0,
+    GERROR,
+    GERRORN,
     SMMUEN,
     RegisterFile,
 )
@@ -30,6 +32,8 @@ _ERR_SHIFT: Final = 24
 
 CMD_SYNC: Final = 0x46
 _OK: Final = 0
+_CS: Final = 3 << 12
+"""CMD_SYNC.CS: how completion is signalled; 0 not at all."""
 _SSEC: Final = 1 << 10
 _SIG_IRQ: Final = 1
 _SIG_SEV: Final = 2
@@ -72,6 +76,7 @@ class Sync0(Layout):
 SYNC_ADDRESS: Final = 0x00FF_FFFF_FFFF_FFFC
 
 Handler = Callable[[int, int], int]
+"""Executes one command given its two words; 0 or the CERROR code."""
 
 
 class CommandQueue:
@@ -105,9 +110,10 @@ class CommandQueue:
         self._wrap = 0
         self.refresh()
 
-    def _table(self) -> dict[int, tuple[str, Handler]]:
+    def _table(self) -> dict[int, tuple[str, Handler | None]]:
         """Every opcode that this implementation knows; any other is CERROR_ILL.
 
+        CMD_SYNC has no handler: signalling its completion is a step of the queue, after CONS has moved on.
         Absent are the commands of features that the ID registers deny: stage 1 and hypervisor contexts
         (CFGI_CD, TLBI_NH, TLBI_EL2), Secure state, MPAM, ATS, PRI, stalls and device permission tables.
         """
@@ -119,7 +125,7 @@ class CommandQueue:
             0x28: ("CMD_TLBI_S12_VMALL", self._tlbi_s12_vmall),
             0x2A: ("CMD_TLBI_S2_IPA", self._tlbi_s2_ipa),
             0x30: ("CMD_TLBI_NSNH_ALL", self._tlbi_nsnh_all),
-            CMD_SYNC: ("CMD_SYNC", self._sync),
+            CMD_SYNC: ("CMD_SYNC", None),
         }
 
     def refresh(self) -> None:
@@ -135,6 +141,11 @@ class CommandQueue:
         words = self._registers.words
         words[CMDQ_PROD] &= self._wrap
         words[CMDQ_CONS] &= self._wrap | 0x7F << _ERR_SHIFT
+
+    def kick(self, prod: int) -> None:
+        """A write of CMDQ_PROD."""
+        self._registers.words[CMDQ_PROD] = prod & self._wrap
+        self.run()
 
     def run(self) -> None:
         """Consume until the queue is empty, in error or disabled.
@@ -158,40 +169,43 @@ class CommandQueue:
     def _drain(self, budget: int) -> int:
         """Consume up to and including the next CMD_SYNC that signals; its length, 0 if there is no more."""
         registers = self._registers.words
-        if not registers[CR0] & CMDQEN or self._interrupts.is_active(CMDQ_ERR):
+        if not registers[CR0] & CMDQEN or (registers[GERROR] ^ registers[GERRORN]) & CMDQ_ERR:
             return 0
         wrap = self._wrap
         cons = registers[CMDQ_CONS] & wrap
         prod = registers[CMDQ_PROD] & wrap
-        if cons == prod:
-            return 0
         words = self._words
         handlers = self._handlers
         executed = self._executed
         first = self._base >> 3
-        entry_mask = wrap >> 1
+        limit = self._limit - 1
+        entries = wrap >> 1
         consumed = 0
         while cons != prod and consumed < budget:
-            at = first + (cons & entry_mask) * 2
-            if at + 2 > self._limit:
+            at = first + (cons & entries) * 2
+            if at >= limit:
                 self._stop(cons, CERROR_ABT)
                 return 0
-            low, high = words[at], words[at + 1]
-            opcode = low & 0xFF
-            row = handlers.get(opcode)
+            low = words[at]
+            row = handlers.get(low & 0xFF)
             if row is None:
                 self._stop(cons, CERROR_ILL)
                 return 0
             name, handler = row
-            if opcode == CMD_SYNC and low & Sync0.cs.mask:
+            signals = handler is None and low & _CS
+            if handler is not None:
+                error = handler(low, words[at + 1])
+            elif signals:
                 registers[CMDQ_CONS] = cons + 1 & wrap
-            error = handler(low, high)
+                error = self._signal(low, words[at + 1])
+            else:
+                error = _OK
             if error:
                 self._stop(cons, error)
                 return 0
             executed[name] = executed.get(name, 0) + 1
             consumed += 1
-            if opcode == CMD_SYNC and low & Sync0.cs.mask:
+            if signals:
                 return consumed
             cons = cons + 1 & wrap
         registers[CMDQ_CONS] = cons
@@ -256,8 +270,8 @@ class CommandQueue:
         self._tlb.invalidate_all()
         return _OK
 
-    def _sync(self, low: int, high: int) -> int:
-        """4.7.3: everything before is complete already; what is left is the signal."""
+    def _signal(self, low: int, high: int) -> int:
+        """4.7.3: everything before a CMD_SYNC is complete already; what is left is its signal."""
         signal = low >> 12 & 3
         if signal == _SIG_IRQ:
             address = high & SYNC_ADDRESS if self._config.msi else 0

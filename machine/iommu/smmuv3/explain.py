@@ -67,7 +67,7 @@ def describe_ste(words: tuple[int, ...], config: Smmuv3Config) -> str:
     if low & 1 and what & 4:
         if attributes & (Ste1.instcfg.mask | Ste1.privcfg.mask):
             parts.append(Ste1.describe(attributes & (Ste1.instcfg.mask | Ste1.privcfg.mask)))
-        stream = decode_ste(words, config)
+        stream = decode_ste((low, attributes, stage2, table), config)
         if stream.config == CONFIG_ILLEGAL:
             parts.append(f"ILLEGAL: {stream.illegal}")
     return " ".join(parts)

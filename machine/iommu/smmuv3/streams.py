@@ -5,6 +5,7 @@ Whatever was fetched is cached, an invalid STE included, until a CMD_CFGI comman
 is not, and neither is a first-level descriptor that points nowhere.
 """
 
+from functools import lru_cache, partial
 from typing import Final, NamedTuple, cast
 
 from base.bits import Layout, bit, bits
@@ -108,9 +109,9 @@ class Stream(NamedTuple):
 ABORT: Final = Stream(CONFIG_ABORT)
 
 
-def decode_ste(ste: tuple[int, ...], config: Smmuv3Config) -> Stream:
+def decode_ste(ste: tuple[int, int, int, int], config: Smmuv3Config) -> Stream:
     """Decode the first four words of an STE; total over every bit pattern (5.2.2, SteIllegal)."""
-    low, attributes, stage2_word, table_word = ste[:4]
+    low, attributes, stage2_word, table_word = ste
     if not low & 1:
         return Stream(CONFIG_ILLEGAL, illegal="V is 0")
     what = Ste0.config.get(low)
@@ -197,6 +198,7 @@ class StreamTable:
         self.cached: Final[dict[int, Stream]] = {}
         self.translating: Final[dict[int, tuple[int, int]]] = {}
         self._l1: Final[dict[int, int]] = {}
+        self._decode: Final = lru_cache(maxsize=4096)(partial(decode_ste, config=config))
         self._size = 0
         self._base = 0
         self._split: int | None = None
@@ -305,8 +307,8 @@ class StreamTable:
     def _fetch(self, address: int, visits: list[Visit] | None = None) -> Stream | NoStream:
         if address + STE_BYTES > self._memory.size:
             return NoStream(F_STE_FETCH, address)
+        ram = self._memory.words
         first = address >> 3
-        words = tuple(self._memory.words[first : first + 8])
         if visits is not None:
-            visits.append(Visit(STE, address, words))
-        return decode_ste(words, self._config)
+            visits.append(Visit(STE, address, tuple(ram[first : first + 8])))
+        return self._decode((ram[first], ram[first + 1], ram[first + 2], ram[first + 3]))

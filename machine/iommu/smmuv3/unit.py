@@ -124,7 +124,7 @@ class Smmuv3Unit:
             STRTAB_BASE_CFG: lambda _: self._streams.refresh(),
             CMDQ_BASE: lambda _: self._commands.refresh(),
             CMDQ_BASE + 4: lambda _: self._commands.refresh(),
-            CMDQ_PROD: self._write_cmdq_prod,
+            CMDQ_PROD: self._commands.kick,
             CMDQ_CONS: lambda _: self._commands.trim(),
             EVENTQ_BASE: lambda _: self._events.refresh(),
             EVENTQ_BASE + 4: lambda _: self._events.refresh(),
@@ -139,7 +139,10 @@ class Smmuv3Unit:
 
     def write(self, offset: int, size: int, value: int) -> None:
         if size == 4:
-            self._write32(offset, value)
+            if offset == CMDQ_PROD:
+                self._commands.kick(value)
+            else:
+                self._write32(offset, value)
         elif size == 8 and not offset & 7:
             self._write32(offset, value & 0xFFFF_FFFF)
             self._write32(offset + 4, value >> 32)
@@ -165,10 +168,6 @@ class Smmuv3Unit:
     def _write_irq_ctrl(self, value: int) -> None:
         words = self.registers.words
         words[IRQ_CTRLACK] = words[IRQ_CTRL]
-
-    def _write_cmdq_prod(self, value: int) -> None:
-        self._commands.trim()
-        self._commands.run()
 
     def _select(self) -> None:
         """Let hits through only while translation is enabled; the caches outlive SMMUEN (6.3.9.6)."""
@@ -324,7 +323,6 @@ class Smmuv3Unit:
 
     def restore(self, state: Any) -> None:
         registers, streams, tlb = state
-        self.registers.words.clear()
         self.registers.words.update(registers)
         self._streams.restore(streams)
         self._tlb.restore(tlb)
