@@ -8,6 +8,7 @@ device at 00:05.0.
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from base.units import PAGE_SHIFT, DomId, Sbdf, make_sbdf
@@ -69,13 +70,13 @@ class TestBed:
         self.rogue: Final = Rogue(self.fabric.port(ROGUE))
         self._plug_in()
 
-        firmware = self.backend.firmware(self.backend.unit_base)
+        firmware = replace(self.backend.firmware(self.backend.unit_base), rmrrs=config.rmrrs)
         self.platform: Final = Platform(
             self.memory, self.bus, self.pci, firmware, self.interrupts, self.backend.doorbell
         )
         self.xen: Final = Xen(self.platform, profile, self.backend.make_driver)
         self.mfns: Final = _scatter(config, XEN_FRAMES)
-        self.xen.frames.allocate_at(DomId(0), min(self.mfns), len(self.mfns))
+        self._give_frames()
         self.dom0: Final[Domain] = self.xen.create_domain(
             0, hardware=True, pv=pv, p2m_frames=len(self.mfns), mmio=self._dom0_mmio()
         )
@@ -138,6 +139,18 @@ class TestBed:
             self.pci.add(device.pci_function(sbdf, bar))
             device.attach(self.bus, bar)
 
+    def _give_frames(self) -> None:
+        """Set firmware's and dom0's frames aside, from the lowest up."""
+        base = min(self.mfns)
+        ours: list[tuple[int, int, bool]] = [(base, base + len(self.mfns) - 1, False)]
+        in_ram = [rmrr for rmrr in self.config.rmrrs if rmrr.base < self.memory.size]
+        ours.extend((rmrr.base >> PAGE_SHIFT, rmrr.last >> PAGE_SHIFT, True) for rmrr in in_ram)
+        for first, last, is_firmware in sorted(ours):
+            if is_firmware:
+                self.xen.reserve_for_firmware(first, last)
+            else:
+                self.xen.frames.allocate_at(DomId(0), first, last - first + 1)
+
     def _dom0_mmio(self) -> list[tuple[int, int]]:
         """Every frame of the MMIO window except the unit's own registers."""
         first, last = MMIO_START >> PAGE_SHIFT, (MMIO_END >> PAGE_SHIFT) - 1
@@ -160,7 +173,12 @@ class TestBed:
                 start = pfn
 
     def _xen_device(self, sbdf: Sbdf) -> PciDevice:
-        return PciDevice(self.pci.functions[sbdf], self.pci.requester_ids(sbdf))
+        regions = [
+            (rmrr.base >> PAGE_SHIFT, rmrr.last >> PAGE_SHIFT)
+            for rmrr in self.platform.firmware.rmrrs
+            if sbdf in rmrr.devices
+        ]
+        return PciDevice(self.pci.functions[sbdf], self.pci.requester_ids(sbdf), reserved=regions)
 
 
 def _scatter(config: Config, after: int) -> list[int]:

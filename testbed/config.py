@@ -4,6 +4,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from machine.firmware import Rmrr
+
 MIB: Final = 1 << 20
 
 GUESTS: Final = ("pv", "pvh")
@@ -28,6 +30,8 @@ class Config:
     """Decides where the guest's pages lie in machine memory."""
     iotlb_capacity: int | None = None
     """Entries of the unit's IOTLB; ``None`` keeps every entry until it is invalidated."""
+    rmrrs: tuple[Rmrr, ...] = ()
+    """Reserved memory regions that firmware declares, outside the hardware domain's RAM."""
 
     def __post_init__(self) -> None:
         if self.ram % (2 * MIB) or not 4 * MIB <= self.ram <= 3072 * MIB:
