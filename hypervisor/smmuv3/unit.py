@@ -114,11 +114,13 @@ class SmmuUnit:
         return 0
 
     def _check(self) -> int:
-        """-ENODEV without stage 2 by little-endian AArch64 tables of 4 KiB granule, or with preset structures."""
+        """-ENODEV without stage 2 by little-endian AArch64 tables of 4 KiB granule, with preset structures, or with a
+        command queue too short for a command and its CMD_SYNC."""
         has_tables = self.idr0 & hw.Idr0.s2p.mask and hw.Idr0.ttf.get(self.idr0) & 2
         little = hw.Idr0.ttendian.get(self.idr0) in (0, 2)
         preset = self.idr1 & (hw.Idr1.tables_preset.mask | hw.Idr1.queues_preset.mask)
-        if has_tables and little and not preset and self._idr5 & hw.Idr5.gran4k.mask:
+        long_enough = hw.Idr1.cmdqs.get(self.idr1) > 0
+        if has_tables and little and not preset and long_enough and self._idr5 & hw.Idr5.gran4k.mask:
             return 0
         return -ENODEV
 
