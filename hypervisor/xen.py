@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from abi.errno import EINVAL, ENOSYS
+from abi.memory_op import MEMORY_OP
 from base.units import CtxNo, DomId, Sbdf
 from hypervisor.domain import Domain, DomainIommu, Vcpu
 from hypervisor.errors import XenBug
@@ -21,6 +22,7 @@ from hypervisor.iommu.backend import Backend
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.moves import move_device
 from hypervisor.iommu.pool import HeapPool
+from hypervisor.memory_op import memory_op
 from hypervisor.p2m import NONE, RAM_RW, P2m, PvFrames, Translation
 from hypervisor.pagetable.radix import Changes
 from hypervisor.platform import Platform
@@ -67,10 +69,10 @@ class Xen:
     def hypercall(self, vcpu: Vcpu, number: int, *args: int) -> int:
         """Hypercall ``number`` with the given argument registers; returns what the guest finds in its result
         register, as a signed number: 0 or a negative errno."""
-        if number != self.abi.hypercall:
-            return -ENOSYS
         if len(args) < 2:
             args = (*args, 0, 0)
+        if number != self.abi.hypercall:
+            return memory_op(self, vcpu, args[0], args[1]) if number == MEMORY_OP else -ENOSYS
         result = self.entry.enter(self, vcpu, args)
         while result == RESTART:
             args = self.entry.again(args, vcpu.restart)

@@ -40,3 +40,6 @@ class Config:
             raise ValueError(f"guest RAM of {self.guest_ram:#x} bytes: a multiple of 2 MiB, less than the RAM")
         if self.guest is not None and self.guest not in GUESTS:
             raise ValueError(f"unknown guest kind {self.guest!r}; there are: {', '.join(GUESTS)}")
+        for rmrr in self.rmrrs:
+            if rmrr.base % 4096 or (rmrr.last + 1) % 4096 or rmrr.last < rmrr.base:
+                raise ValueError(f"a reserved region covers whole pages, not {rmrr.base:#x} to {rmrr.last:#x}")
