@@ -29,6 +29,7 @@ from vtd_machine import (
 
 from machine.iommu.unit import Fault
 from machine.iommu.vtd.config import VtdConfig
+from machine.iommu.vtd.unit import VtdUnit
 
 QEMU = {"fault_records": 1, "coherent_walk": False, "snoop_control": False}
 
@@ -347,3 +348,31 @@ def test_save_and_restore_bring_registers_caches_and_queue_back():
     assert machine.read(0x5000).code == 6
     machine.unit.restore(state)
     assert machine.read(0x5000) == 0x20_0000
+
+
+# What does not happen.
+
+
+def test_default_unit_is_the_default_configuration():
+    machine = VtdMachine()
+    assert VtdUnit("vtd1", machine.bus).read(CAP, 8) == VtdConfig().cap == machine.r64(CAP)
+
+
+def test_iotlb_register_without_its_command_bit_is_a_plain_store():
+    machine = VtdMachine()
+    table = machine.context(SID, machine.page())
+    leaf = machine.map(table, 0x5000, 0x20_0000)
+    machine.start(queue=False)
+    assert machine.read(0x5000) == 0x20_0000
+    machine.memory.write64(leaf, 0)
+    machine.w64(0xF8, 1 << 60 | 3 << 32)
+    assert machine.r64(0xF8) == 1 << 60 | 3 << 32
+    assert machine.read(0x5000) == 0x20_0000
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_write_buffer_flush_completes_at_once(needed):
+    machine = VtdMachine(VtdConfig(write_buffer_flush=needed))
+    machine.command(0, 1 << 27)
+    assert machine.r32(GSTS) == 0
+    assert machine.unit.counters.commands == ({"write-buffer flush": 1} if needed else {})
