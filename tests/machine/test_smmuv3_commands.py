@@ -23,6 +23,7 @@ from smmuv3_board import (
 )
 
 from machine.iommu.smmuv3 import Smmuv3Config
+from machine.iommu.unit import Fault
 
 SID, VMID = 8, 3
 OLD, NEW = 0x50_0000, 0x90_0000
@@ -214,6 +215,12 @@ def test_sync_message_address_zero_and_no_msi_use_the_wire():
     assert plain.pulses == ["cmdq-sync"] and plain.memory.read64(0x3000) == 0
 
 
+def test_sync_message_address_is_cut_to_the_output_size():
+    board = Board(Smmuv3Config(oas=40))
+    board.command((0x46 | 1 << 12 | 5 << 32, 1 << 40 | 0x3000))
+    assert board.memory.read64(0x3000) == 5 and board.r32(0x60) == 0
+
+
 def test_sync_event_needs_sev():
     board = Board()
     board.command((0x46 | 2 << 12, 0))
@@ -328,6 +335,67 @@ def test_a_range_covers_num_plus_1_times_2_to_the_scale_pages(num, scale, pages)
     assert gone == list(range(4, min(20, 4 + pages)))
 
 
+TABLE_COMMANDS = [
+    pytest.param(SYNC, (), id="SYNC alone"),
+    pytest.param(CFGI_ALL, (), id="CFGI_ALL"),
+    pytest.param(NSNH_ALL, (0, 1, 2), id="NSNH_ALL"),
+    pytest.param(vmall(VMID), (0, 1, 2), id="VMALL"),
+    pytest.param(vmall(VMID + 1), (), id="VMALL, other VMID"),
+    pytest.param(s2_ipa(VMID, 0x4000_0000, leaf=1), (), id="leaf only"),
+    pytest.param(s2_ipa(VMID, 0x4000_0000, leaf=0), (0, 1, 2), id="not leaf"),
+    pytest.param(s2_ipa(VMID, 0x401F_F000, leaf=0), (0, 1, 2), id="not leaf, same tables"),
+    pytest.param(s2_ipa(VMID, 0x4020_0000, leaf=0), (0, 1), id="not leaf, same 1G"),
+    pytest.param(s2_ipa(VMID, 0x8000_0000, leaf=0), (0,), id="not leaf, same 512G"),
+    pytest.param(s2_ipa(VMID, 1 << 39, leaf=0), (), id="not leaf, elsewhere"),
+    pytest.param(s2_ipa(VMID + 1, 0x4000_0000, leaf=0), (), id="not leaf, other VMID"),
+    pytest.param(s2_ipa(VMID, 0x4000_0000, tg=1, ttl=3, leaf=0), (0, 1, 2), id="not leaf, TTL 3"),
+    pytest.param(s2_ipa(VMID, 0x4000_0000, tg=1, ttl=2, leaf=0), (0, 1), id="not leaf, TTL 2"),
+    pytest.param(s2_ipa(VMID, 0x4000_0000, tg=1, ttl=1, leaf=0), (0,), id="not leaf, TTL 1"),
+    pytest.param(s2_ipa(VMID, 0x4000_0000, tg=3, num=1, leaf=0), (), id="not leaf, 64K"),
+    pytest.param(s2_ipa(VMID, 0x3FE0_0000, tg=1, scale=9, num=1, leaf=0), (0, 1, 2), id="not leaf, range"),
+]
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize(("command", "dropped"), TABLE_COMMANDS)
+def test_a_table_descriptor_stays_until_the_right_command(command, dropped, level):
+    board = Board()
+    root = board.stage2(SID, VMID)
+    base = 0x4000_0000
+    probe = base + (1 << 30 - 9 * level)  # found from the descriptor of this level, not from a deeper one
+    board.map(root, base, OLD)
+    board.map(root, probe, NEW)
+    assert board.unit.translate(SID, base, False) == OLD
+    board.memory.write64(root, 0)
+    board.command(command, SYNC)
+    assert isinstance(board.unit.translate(SID, probe, False), int) == (level not in dropped)
+    assert board.unit.walk(SID, probe).blocked == "F_TRANSLATION"
+
+
+def test_a_walk_from_a_cached_table_still_reads_the_levels_below():
+    board = Board()
+    root = board.stage2(SID, VMID)
+    board.map(root, 0x1000, OLD)
+    board.unit.translate(SID, 0x1000, False)
+    other = board.table()
+    board.map(root, 0, other, 3, level=2)  # a new level 3 table
+    board.memory.write64(other + 8, NEW | RAM_PAGE)
+    board.command(s2_ipa(VMID, 0x1000, leaf=1), SYNC)
+    assert board.unit.translate(SID, 0x1000, False) == OLD
+    board.command(s2_ipa(VMID, 0x1000, leaf=0), SYNC)
+    assert board.unit.translate(SID, 0x1000, False) == NEW
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 2])
+def test_small_caches_forget_but_never_lie_about_unchanged_tables(capacity):
+    board = Board(capacity=capacity)
+    root = board.stage2(SID, VMID)
+    for page in range(6):
+        board.map(root, page << 30, OLD + (page << 12))
+    for page in (0, 1, 2, 3, 4, 5, 0, 5, 1, 4):
+        assert board.unit.translate(SID, page << 30, False) == OLD + (page << 12)
+
+
 def test_range_fields_are_reserved_without_ril():
     board = warm(config=Smmuv3Config(ril=False))
     board.command(s2_ipa(VMID, 0x4000_0000, num=3, scale=1, tg=2, ttl=3), SYNC)
@@ -413,8 +481,32 @@ def test_leaf_invalidation_keeps_the_first_level_descriptor():
     assert board.unit.translate(SID, 0, False) == 0
     board.command(cfgi_ste(SID, leaf=0), SYNC)
     assert board.unit.translate(SID, 0, False).name == "C_BAD_STREAMID"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_empty_first_level_descriptor_may_be_cached(kept):
+    board = Board(Smmuv3Config(caches_empty_l1std=kept), two_level=True, log2streams=16)
+    board.set_ste(SID, STE_BYPASS)
+    assert board.unit.translate(SID, 0, False).name == "C_BAD_STREAMID"
     board.memory.write64(STRTAB, L2TAB | 9)
-    assert board.unit.translate(SID, 0, False) == 0  # an empty descriptor is not cached
+    board.command(cfgi_ste(SID), SYNC)
+    assert isinstance(board.unit.translate(SID, 0, False), Fault) == kept
+    board.command(cfgi_ste(SID, leaf=0), SYNC)
+    assert board.unit.translate(SID, 0, False) == 0
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_range_invalidation_spares_neighbouring_first_level_descriptors(index):
+    board = Board(two_level=True, log2streams=16)
+    for entry in range(3):
+        board.memory.write64(STRTAB + 8 * entry, L2TAB | 9)
+    board.set_ste(SID, STE_BYPASS)
+    sids = [SID + 0x100 * entry for entry in range(3)]
+    for entry, sid in enumerate(sids):
+        board.unit.translate(sid, 0, False)
+        board.memory.write64(STRTAB + 8 * entry, 0)
+    board.command((0x04 | 0x100 << 32, 7), *(cfgi_ste(sid) for sid in sids), SYNC)
+    assert isinstance(board.unit.translate(sids[index], 0, False), int) == (index != 1)
 
 
 @pytest.mark.parametrize(("sid", "log2range", "stale"), [(0x100, 7, True), (0, 7, False), (0, 8, False)])

@@ -3,6 +3,8 @@
 
 from smmuv3_board import DOORBELL, EVENTQ, RAM, Board
 
+from machine.iommu.smmuv3 import Smmuv3Config
+
 SID = 8
 
 
@@ -116,11 +118,18 @@ def test_an_aborted_gerror_message_does_not_interrupt_again():
 
 
 def test_the_queue_size_is_limited_by_idr1():
-    from machine.iommu.smmuv3 import Smmuv3Config
-
     board = Board(Smmuv3Config(eventq_log2=1))
     board.stage2(SID)
     assert [bool(fault(board).record) for _ in range(3)] == [True, True, False]
+
+
+def test_the_queue_base_is_aligned_to_its_size():
+    board = board_with_faults()
+    board.w32(0x20, 0)
+    board.w64(0xA0, EVENTQ | 0x60 | 4)
+    board.w32(0x20, 0b1101)
+    sent = fault(board).record
+    assert board.events() == [sent]
 
 
 def test_fault_text_names_device_direction_and_reason():

@@ -138,7 +138,8 @@ def test_index_bits_above_the_wrap_flag_read_as_zero():
     board = Board(enable=False)
     board.w64(0x90, CMDQ | 3)
     board.w32(0x98, 0xFFFFF)
-    assert board.r32(0x98) == 0xF
+    board.w32(0x9C, 0xFFFFF)
+    assert board.r32(0x98) == board.r32(0x9C) == 0xF
     board.w64(0xA0, EVENTQ | 2)
     board.w32(0x100AC, 0xFFFFFFFF)
     assert board.r32(0x100AC) == 1 << 31 | 7
@@ -147,13 +148,49 @@ def test_index_bits_above_the_wrap_flag_read_as_zero():
 def test_stream_table_registers_follow_while_disabled():
     board = Board(enable=False)
     board.enable()
-    board.set_ste(3, STE_BYPASS)
-    assert board.unit.translate(3, 0x40, False) == 0x40
+    for sid in (2, 3):
+        board.set_ste(sid, STE_BYPASS)
+        assert board.unit.translate(sid, 0x40, False) == 0x40
     board.w32(0x20, CMDQEN)
     board.w32(0x88, 1)  # two streams only
     board.w32(0x20, SMMUEN | CMDQEN)
-    assert board.unit.translate(3, 0x40, False).name == "C_BAD_STREAMID"
+    for sid in (2, 3):
+        assert board.unit.translate(sid, 0x40, False).name == "C_BAD_STREAMID"
+    assert board.unit.translate(1, 0x40, False).name == "C_BAD_STE"
     assert board.r64(0x80) == STRTAB
+
+
+@pytest.mark.parametrize("stray", [0x40, 0x2000])
+def test_the_stream_table_base_is_aligned_to_the_table(stray):
+    board = Board(enable=False)
+    board.enable()
+    board.set_ste(3, STE_BYPASS)
+    board.w32(0x20, CMDQEN)
+    board.w64(0x80, STRTAB | stray)
+    board.w32(0x20, SMMUEN | CMDQEN)
+    assert board.unit.translate(3, 0x40, False) == 0x40
+
+
+def test_stream_ids_are_no_wider_than_sidsize():
+    board = Board(Smmuv3Config(sid_bits=4))
+    for sid in (15, 16):
+        board.set_ste(sid, STE_BYPASS)
+    assert board.unit.translate(15, 0x40, False) == 0x40
+    assert board.unit.translate(16, 0x40, False).name == "C_BAD_STREAMID"
+
+
+def test_a_one_level_unit_takes_any_table_for_linear():
+    board = Board(Smmuv3Config(two_level=False), two_level=True)
+    assert board.r32(0x88) == 8
+    board.two_level = False
+    board.set_ste(3, STE_BYPASS)
+    assert board.unit.translate(3, 0x40, False) == 0x40
+
+
+def test_a_unit_may_come_out_of_reset_closed():
+    board = Board(Smmuv3Config(abort_at_reset=True), enable=False)
+    assert board.r32(0x44) == 1 << 20 | 0x1000
+    assert board.unit.translate(3, 0x40, False).name == "GBPA.ABORT"
 
 
 def test_save_and_restore_bring_registers_caches_and_queues_back():

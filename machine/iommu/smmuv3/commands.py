@@ -23,7 +23,7 @@ from machine.iommu.smmuv3.registers import (
     RegisterFile,
 )
 from machine.iommu.smmuv3.streams import StreamTable
-from machine.iommu.smmuv3.tlb import Stage2Tlb
+from machine.iommu.smmuv3.tlb import Stage2Tlb, WalkCache
 from machine.memory import PhysicalMemory
 
 CERROR_ILL: Final = 1
@@ -40,6 +40,7 @@ _SIG_SEV: Final = 2
 _SIG_RESERVED: Final = 3
 _RANGE_ALL: Final = 31
 _IPA: Final = 0x000F_FFFF_FFFF_F000
+_LEAF: Final = 1
 _TG_4K: Final = 1
 _TG_16K: Final = 2
 
@@ -93,6 +94,7 @@ class CommandQueue:
         interrupts: Interrupts,
         streams: StreamTable,
         tlb: Stage2Tlb,
+        tables: WalkCache,
         executed: dict[str, int],
     ) -> None:
         self._words: Final = memory.words
@@ -102,8 +104,8 @@ class CommandQueue:
         self._interrupts: Final = interrupts
         self._streams: Final = streams
         self._tlb: Final = tlb
+        self._tables: Final = tables
         self._executed: Final = executed
-        self._vmids: Final = 1 << (16 if config.vmid16 else 8)
         self._handlers: Final = self._table()
         self._running = False
         self._base = 0
@@ -242,11 +244,13 @@ class CommandQueue:
         return _OK
 
     def _tlbi_s12_vmall(self, low: int, high: int) -> int:
-        self._tlb.invalidate_tag(low >> 32 & 0xFFFF)
+        vmid = low >> 32 & 0xFFFF
+        self._tlb.invalidate_tag(vmid)
+        self._tables.invalidate_vmid(vmid)
         return _OK
 
     def _tlbi_s2_ipa(self, low: int, high: int) -> int:
-        """4.4.3.1 with the range and level hint of 4.4.1.1, where RIL is implemented.
+        """4.4.3.1 with the range and level hint of 4.4.1.1, where RIL is implemented; Leaf spares the tables.
 
         Entries come from 4 KiB granule tables, so a command for another granule finds none.  Where the manual
         calls the range of a hinted command UNPREDICTABLE (an address not aligned to the level), nothing goes.
@@ -256,6 +260,8 @@ class CommandQueue:
         granule = high >> 10 & 3 if self._config.ril else 0
         if not granule:
             self._tlb.invalidate_pages(vmid, page, 1)
+            if not high & _LEAF:
+                self._tables.invalidate_pages(vmid, page, 1)
             return _OK
         num, scale, ttl = low >> 12 & 0x1F, low >> 20 & 0x1F, high >> 8 & 3
         if granule == _TG_16K and ttl == 1:
@@ -263,11 +269,15 @@ class CommandQueue:
         if not (num or scale or ttl):
             return CERROR_ILL
         if granule == _TG_4K and not (ttl and page & (1 << 9 * (3 - ttl)) - 1):
-            self._tlb.invalidate_level(vmid, page, num + 1 << scale, ttl)
+            count = num + 1 << scale
+            self._tlb.invalidate_level(vmid, page, count, ttl)
+            if not high & _LEAF:
+                self._tables.invalidate_pages(vmid, page, count, ttl)
         return _OK
 
     def _tlbi_nsnh_all(self, low: int, high: int) -> int:
         self._tlb.invalidate_all()
+        self._tables.invalidate_all()
         return _OK
 
     def _signal(self, low: int, high: int) -> int:

@@ -107,6 +107,9 @@ class Smmuv3Config:
     """IDR1.ATTR_PERMS_OVR: STE.INSTCFG and STE.PRIVCFG have an effect."""
     bbml: int = 2
     """IDR3.BBML: 0 to 2; changing a block for a table never raises a TLB conflict here, which is level 2."""
+    caches_empty_l1std: bool = True
+    """Keep first-level stream table descriptors with Span 0 too.  5.1.1 lets an implementation do so and asks
+    software to invalidate after filling one; drivers that do not can be run with False."""
     abort_at_reset: bool = False
     """GBPA.ABORT after reset: whether a disabled unit blocks everything."""
     iidr: int = 0

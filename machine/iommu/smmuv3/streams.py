@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Stream table and configuration cache: from a StreamID to what its transactions undergo (IHI 0070, 3.3, 5.1, 5.2).
 
-Whatever was fetched is cached, an invalid STE included, until a CMD_CFGI command names it; a fetch that aborted
-is not, and neither is a first-level descriptor that points nowhere.
+Whatever was fetched is cached, invalid entries of both levels included, until a CMD_CFGI command names it; only a
+fetch that aborted is not.
 """
 
 from functools import lru_cache, partial
@@ -297,11 +297,12 @@ class StreamTable:
             descriptor = self._memory.words[address >> 3]
             if visits is not None:
                 visits.append(Visit(L1STD, address, (descriptor,), slot=index))
+            if self._config.caches_empty_l1std or L1Std.span.get(descriptor):
+                l1_cache[index] = descriptor
         span = L1Std.span.get(descriptor)
         slot = sid & (1 << split) - 1
         if not 1 <= span <= split + 1 or slot >> span - 1:
             return NoStream(C_BAD_STREAMID)
-        l1_cache[index] = descriptor
         return (descriptor & L1Std.l2ptr.mask & -(STE_BYTES << span - 1)) + STE_BYTES * slot
 
     def _fetch(self, address: int, visits: list[Visit] | None = None) -> Stream | NoStream:

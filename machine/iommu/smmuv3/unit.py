@@ -61,7 +61,7 @@ from machine.iommu.smmuv3.streams import (
     Stream,
     StreamTable,
 )
-from machine.iommu.smmuv3.tlb import Stage2Tlb
+from machine.iommu.smmuv3.tlb import Stage2Tlb, WalkCache
 from machine.iommu.smmuv3.walk import ALLOW_READ, ALLOW_WRITE, Stop, Visit, walk_stage2
 from machine.iommu.unit import Counters, Fault, Walk
 from machine.mmio import SystemBus
@@ -77,7 +77,7 @@ _NOTHING: Final[dict[int, tuple[int, int]]] = {}
 class Smmuv3Unit:
     """One SMMUv3 with stage 2: an ``IommuUnit``.
 
-    ``iotlb_capacity``: entries that the translation cache holds; ``None``: all, until invalidated.
+    ``iotlb_capacity``: how much the translation caches hold; ``None``: everything, until it is invalidated.
     ``wire`` is called with the name of every wired interrupt output that pulses.
     """
 
@@ -97,6 +97,7 @@ class Smmuv3Unit:
         self._words: Final = bus.memory.words
         self._limit: Final = bus.memory.size >> 3
         self._tlb: Final = Stage2Tlb(iotlb_capacity)
+        self._tables: Final = WalkCache(iotlb_capacity)
         self._streams: Final = StreamTable(bus.memory, self.registers, self.config)
         self._interrupts: Final = Interrupts(bus, self.registers, wire)
         self._events: Final = EventQueue(bus, self.registers, self._interrupts, self.config.eventq_log2)
@@ -107,6 +108,7 @@ class Smmuv3Unit:
             self._interrupts,
             self._streams,
             self._tlb,
+            self._tables,
             self.counters.commands,
         )
         self._translating = _NOTHING
@@ -217,7 +219,8 @@ class Smmuv3Unit:
             delta, allowed = entry
         else:
             counters.iotlb_misses += 1
-            found = walk_stage2(self._words, self._limit, stage2, iova)
+            known = self._tables.known(stage2.vmid)
+            found = walk_stage2(self._words, self._limit, stage2, iova, known)
             if isinstance(found, Stop):
                 return self._translation_error(sid, iova, write, found.number, stream, fetch=found.fetch)
             base, order, allowed = found
@@ -307,7 +310,7 @@ class Smmuv3Unit:
             return finish(None, blocked=EVENT_NAMES[F_ADDR_SIZE])
         if stream.stage2 is None or stream.config == CONFIG_BYPASS:
             return finish(iova, None, (True, True))
-        found = walk_stage2(self._words, self._limit, stream.stage2, iova, visits)
+        found = walk_stage2(self._words, self._limit, stream.stage2, iova, None, visits)
         if isinstance(found, Stop):
             return finish(None, blocked=EVENT_NAMES[found.number])
         allowed = (bool(found.allowed & ALLOW_READ), bool(found.allowed & ALLOW_WRITE))
@@ -319,13 +322,14 @@ class Smmuv3Unit:
     # -- state ----------------------------------------------------------------------------------------------
 
     def save(self) -> Any:
-        return (dict(self.registers.words), self._streams.save(), self._tlb.save())
+        return (dict(self.registers.words), self._streams.save(), self._tlb.save(), self._tables.save())
 
     def restore(self, state: Any) -> None:
-        registers, streams, tlb = state
+        registers, streams, tlb, tables = state
         self.registers.words.update(registers)
         self._streams.restore(streams)
         self._tlb.restore(tlb)
+        self._tables.restore(tables)
         self._events.refresh()
         self._commands.refresh()
         self._select()

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from base.bits import Layout, bit, bits
 from machine.iommu.smmuv3.events import F_ACCESS, F_ADDR_SIZE, F_TRANSLATION, F_WALK_EABT
+from machine.iommu.smmuv3.tlb import KnownTables
 
 ALLOW_READ: Final = 1
 ALLOW_WRITE: Final = 2
@@ -116,10 +117,12 @@ def walk_stage2(
     limit: int,
     stage2: Stage2,
     ipa: int,
+    known: KnownTables | None = None,
     visits: list[Visit] | None = None,
 ) -> Leaf | Stop:
     """Walk ``ipa`` through the tables of ``stage2``; ``words`` is RAM, ``limit`` its length in words.
 
+    ``known``, if given, are cached table descriptors: the walk starts below the deepest one and adds what it reads.
     ``visits``, if given, receives every descriptor that was read.
     """
     _vmid, root, level, input_bits, oversize, affd, xnx, _records = stage2
@@ -128,6 +131,15 @@ def walk_stage2(
     shift = 39 - 9 * level
     slot = ipa >> shift
     table = root
+    if known is not None:
+        for above in (2, 1, 0):
+            cached = known[above].get(ipa >> 39 - 9 * above)
+            if cached is not None:
+                table = cached
+                level = above + 1
+                shift = 39 - 9 * level
+                slot = ipa >> shift & 0x1FF
+                break
     while True:
         index = (table >> 3) + slot
         if index >= limit:
@@ -148,6 +160,8 @@ def walk_stage2(
         if descriptor & oversize:
             return _STOP_ADDR_SIZE
         table = descriptor & ADDRESS
+        if known is not None:
+            known[level][ipa >> shift] = table
         level += 1
         shift -= 9
         slot = ipa >> shift & 0x1FF
