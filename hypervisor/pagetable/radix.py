@@ -85,9 +85,12 @@ class PageTable:
         self._touched: Final = memory.touched
         self._pool: Final = pool
         self._replace: Final = replace
+        self._page_bits: Final = entry_format.leaf_bits[1]
         self._max_level: Final = 1 + max(order for order in orders if order in (0, 9, 18)) // 9
         self._used: dict[int, int] = {}
         """Non-empty entries of every table below the root, by frame."""
+        self._level1: dict[int, int] = {}
+        """First word of every level 1 table, by what the frame numbers below it share (dfn >> 9)."""
         self._deposits: dict[tuple[int, int], int] = {}
         """(level of a folded leaf, its first dfn) to the table it was folded from."""
         self.folds = 0
@@ -155,7 +158,8 @@ class PageTable:
 
     def _map_pages(self, dfn: int, mfn: int, run: int, bits: int, changes: Changes) -> tuple[int, int]:
         """Map ``run`` pages that lie under one level 1 table."""
-        word = self._walk(dfn, 1)
+        table = self._level1.get(dfn >> 9)
+        word = self._walk(dfn, 1) if table is None else table + (dfn & 511)
         if word < 0:
             return 0, word
         words = self._words
@@ -163,12 +167,6 @@ class PageTable:
         if run == 1:
             if words[word]:
                 return 0, -EADDRINUSE
-            leaf = mfn << 12 | bits | self.format.leaf_bits[1]
-            frame = word >> 9
-            if not self._touched[frame]:
-                self._memory.touch(frame)
-            words[word] = leaf
-            changes.added = True
         else:
             present = words[word : word + run]
             if present != _ZEROS_VIEW[:run]:
@@ -176,13 +174,19 @@ class PageTable:
                 error = -EADDRINUSE
                 if not run:
                     return 0, error
-            leaf = mfn << 12 | bits | self.format.leaf_bits[1]
-            frame = word >> 9
-            if not self._touched[frame]:
-                self._memory.touch(frame)
+        leaf = mfn << 12 | bits | self._page_bits
+        frame = word >> 9
+        if not self._touched[frame]:
+            self._memory.touch(frame)
+        if run == 1:
+            words[word] = leaf
+        else:
             words[word : word + run] = array("Q", range(leaf, leaf + (run << 12), 4096))
-            changes.added = True
-        self._count(dfn, word, run, 1, changes)
+        changes.added = True
+        used = self._used[frame] + run
+        self._used[frame] = used
+        if used == 512 and self._max_level > 1:
+            self._fold(dfn, frame, 1, changes)
         return run, error
 
     def _walk(self, dfn: int, target: int) -> int:
@@ -227,6 +231,8 @@ class PageTable:
                 self._used[frame] = 1
             else:
                 self._used[frame] = 0
+        if level == 1:
+            self._level1[dfn >> 9] = frame << 9
         parent = word >> 9
         if not self._touched[parent]:
             self._memory.touch(parent)
@@ -269,6 +275,8 @@ class PageTable:
         parent = self._entry_above(base, level + 1)
         self._exchange(parent, fmt.at_level(first, level, level + 1))
         del self._used[table]
+        if level == 1:
+            del self._level1[base >> 9]
         self._deposits[level + 1, base] = table
         changes.modified = True
         self.folds += 1
@@ -305,31 +313,13 @@ class PageTable:
         """
         if pause is None:
             pause = count
-        words, fmt = self._words, self.format
-        kind_mask, leaf_kind = fmt.kind_mask, fmt.leaf_kind
         done = 0
         while done < pause:
-            level = self.levels
-            word = (self.root << 9) + (dfn >> _LEVEL_SHIFT[level])
-            left = count - done
-            while True:
-                entry = words[word]
-                if not entry:
-                    return done, -ENOENT
-                if level == 1:
-                    step, error = self._unmap_pages(dfn, word, pause - done, changes)
-                    break
-                if entry & kind_mask == leaf_kind:
-                    span = 1 << _LEVEL_SHIFT[level]
-                    if not dfn & span - 1 and left >= span:
-                        self._remove_leaf(dfn, word, entry, level, changes)
-                        step, error = span, 0
-                        break
-                    if not self._split(dfn, word, entry, level, changes):
-                        return done, -ENOMEM
-                    entry = words[word]
-                level -= 1
-                word = ((entry & ADDRESS_MASK) >> 3) + (dfn >> _LEVEL_SHIFT[level] & 511)
+            table = self._level1.get(dfn >> 9)
+            if table is None:
+                step, error = self._unmap_leaf(dfn, count - done, changes)
+            else:
+                step, error = self._unmap_pages(dfn, table + (dfn & 511), pause - done, changes)
             done += step
             if error:
                 return done, error
@@ -339,34 +329,54 @@ class PageTable:
     def _unmap_pages(self, dfn: int, word: int, left: int, changes: Changes) -> tuple[int, int]:
         """Clear up to ``left`` entries from ``word`` on in its level 1 table."""
         words = self._words
-        run = min(left, 512 - (word & 511))
+        run = 512 - (word & 511)
+        if left < run:
+            run = left
+        frame = word >> 9
         error = 0
         if run == 1:
             entry = words[word]
-            changes.removed.append(((entry & ADDRESS_MASK) >> 12, 1, entry))
-            frame = word >> 9
+            if not entry:
+                return 0, -ENOENT
             if not self._touched[frame]:
                 self._memory.touch(frame)
             words[word] = 0
+            changes.removed.append(((entry & ADDRESS_MASK) >> 12, 1, entry))
         else:
             entries = words[word : word + run].tolist()
             if 0 in entries:
                 run = entries.index(0)
                 error = -ENOENT
+                if not run:
+                    return 0, error
                 del entries[run:]
-            self._collect(entries, changes)
-            frame = word >> 9
             if not self._touched[frame]:
                 self._memory.touch(frame)
             words[word : word + run] = _ZEROS_VIEW[:run]
+            self._collect(entries, changes)
         changes.modified = True
-        used = self._used.get(frame)
-        if used is not None:
-            used -= run
-            self._used[frame] = used
-            if not used:
-                self._prune(dfn, frame, 1, changes)
+        used = self._used[frame] - run
+        self._used[frame] = used
+        if not used:
+            self._prune(dfn, frame, 1, changes)
         return run, error
+
+    def _unmap_leaf(self, dfn: int, left: int, changes: Changes) -> tuple[int, int]:
+        """Remove the superpage that starts at ``dfn`` if ``left`` pages cover it; split the one that covers ``dfn``
+        otherwise, without a step forward."""
+        words, fmt = self._words, self.format
+        level = self.levels
+        word = (self.root << 9) + (dfn >> _LEVEL_SHIFT[level])
+        while (entry := words[word]) and not fmt.is_leaf(entry, level):
+            level -= 1
+            word = ((entry & ADDRESS_MASK) >> 3) + (dfn >> _LEVEL_SHIFT[level] & 511)
+        if not entry:
+            return 0, -ENOENT
+        span = 1 << _LEVEL_SHIFT[level]
+        if not dfn & span - 1 and left >= span:
+            self._remove_leaf(dfn, word, entry, level, changes)
+            return span, 0
+        return 0, 0 if self._split(dfn, word, entry, level, changes) else -ENOMEM
 
     @staticmethod
     def _collect(entries: list[int], changes: Changes) -> None:
@@ -417,6 +427,8 @@ class PageTable:
         """Take the empty ``table`` of level ``level`` out of the tree, and what becomes empty above it."""
         while True:
             del self._used[table]
+            if level == 1:
+                del self._level1[dfn >> 9]
             changes.tables.append(table)
             parent = self._entry_above(dfn, level + 1)
             frame = parent >> 9
@@ -445,6 +457,8 @@ class PageTable:
         step = 4096 << _LEVEL_SHIFT[level - 1]
         self._words[table << 9 : (table << 9) + 512] = array("Q", range(first, first + 512 * step, step))
         self._used[table] = 512
+        if level == 2:
+            self._level1[base >> 9] = table << 9
         self._exchange(word, table << 12 | self.format.table_bits)
         changes.modified = True
         self.splits += 1
@@ -495,11 +509,12 @@ class PageTable:
 
     def save(self) -> object:
         """The bookkeeping beside the tables, whose bytes the memory's own snapshot keeps."""
-        return (dict(self._used), dict(self._deposits), self.folds, self.splits)
+        return (dict(self._used), dict(self._level1), dict(self._deposits), self.folds, self.splits)
 
     def restore(self, state: object) -> None:
-        used, deposits, self.folds, self.splits = state  # type: ignore[misc]
+        used, level1, deposits, self.folds, self.splits = state  # type: ignore[misc]
         self._used = dict(used)  # type: ignore[has-type]
+        self._level1 = dict(level1)  # type: ignore[has-type]
         self._deposits = dict(deposits)  # type: ignore[has-type]
 
 
