@@ -1,1 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""pviommu: a hypervisor-side emulator and guest-driver test bed for Xen's paravirtual IOMMU.
+
+The public front door.  ``build`` makes a test bed from a ``Config``; ``Guest`` boots the Linux port in it; ``run``
+sends packets.  The layers below (``base abi machine hypervisor guest_driver testbed``) may be imported directly by
+tests and tools; what is listed here stays stable.
+"""
+
+from testbed.build import TestBed, build
+from testbed.config import Config
+from testbed.guest import Guest
+from testbed.packets import Report, run
+
+__all__ = ["Config", "Guest", "Report", "TestBed", "build", "run"]

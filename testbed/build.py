@@ -119,9 +119,8 @@ class TestBed:
         self.memory.reset()
         self.unit.restore(unit)
         self.xen.restore(xen)
-        for device, state in zip((self.nic, self.copier, self.rogue), devices):
-            device.restore(state)
-        for (_, restore), state in zip(self.attached, attached):
+        restorers = [self.nic.restore, self.copier.restore, self.rogue.restore, *(back for _, back in self.attached)]
+        for restore, state in zip(restorers, (*devices, *attached)):
             restore(state)
 
     # ----------------------------------------------------------------------------------------------- wiring

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Options that several commands share, checked before anything is built."""
+
+from typing import Annotated
+
+import typer
+
+from hypervisor import profile as profiles
+from testbed import backends
+from testbed.config import GUESTS, Config
+
+
+class UsageError(typer.BadParameter):
+    """A wrong argument, in one line."""
+
+    def format_message(self) -> str:
+        return self.message
+
+
+Backend = Annotated[str, typer.Option(help="Translation backend: vtd, smmuv3, or one that a plug-in registers.")]
+Backends = Annotated[str, typer.Option("--backend", help="Translation backend: vtd, smmuv3, or both.")]
+Profile = Annotated[str, typer.Option(help="How the hypervisor answers: v7-fixed or v3-fixed.")]
+Guest = Annotated[str | None, typer.Option(help="Kind of dom0: pv or pvh; default is the backend's usual one.")]
+Seed = Annotated[int, typer.Option(help="Decides memory layout and packet sizes; equal seeds give equal runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def make_config(backend: str, profile: str, guest: str | None, seed: int) -> Config:
+    """A configuration out of checked names."""
+    if profile not in profiles.names():
+        raise UsageError(f"unknown profile {profile!r}; there are: {', '.join(profiles.names())}")
+    if guest is not None and guest not in GUESTS:
+        raise UsageError(f"unknown guest kind {guest!r}; there are: {', '.join(GUESTS)}")
+    try:
+        backends.get(backend)
+        return Config(backend=backend, profile=profile, guest=guest, seed=seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def backend_list(name: str) -> list[str]:
+    """``both`` is our two; anything else is one registered backend."""
+    if name == "both":
+        return ["vtd", "smmuv3"]
+    if name not in backends.names():
+        raise UsageError(f"unknown backend {name!r}; there are: {', '.join(backends.names())}, both")
+    return [name]

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``pviommu run`` shows a person."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from base.units import format_sbdf
+from machine.iommu.unit import Walk
+from testbed import backends
+from testbed.demonstrations import Blocked
+from testbed.packets import Report
+
+_KIB = 1024
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; yields the function that moves it to a count."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"packets, {title}", total=total)
+        yield lambda count: progress.update(task, completed=count)
+
+
+def print_reports(reports: list[Report], skipped: int) -> None:
+    """One section a backend, then a line for all."""
+    console = Console(highlight=False)
+    if skipped:
+        console.print(f"{skipped} frames of the capture were cut short or cannot be sent; left out")
+    for report in reports:
+        _print_report(console, report)
+    ok = all(report.ok for report in reports)
+    packets = sum(report.packets_returned for report in reports)
+    compared = sum(report.bytes_compared for report in reports)
+    leaks = sum(sum(report.leaks.values()) for report in reports)
+    if ok:
+        console.print(
+            f"[bold green]clean[/]: {packets} packets returned, {compared:,} bytes compared equal, "
+            f"{sum(len(r.blocked) for r in reports)} forbidden accesses blocked, {leaks} leaks"
+        )
+    else:
+        console.print("[bold red]not clean[/]: see the failures and leaks above")
+
+
+def _print_report(console: Console, report: Report) -> None:
+    title = backends.get(report.backend).title
+    console.rule(f"[bold]{title}[/], {report.profile}, {report.guest} dom0", align="left")
+    console.print(f"wire: {report.wire}")
+    if report.packets_sent:
+        console.print(
+            f"{report.packets_returned} of {report.packets_sent} packets came back, every byte compared "
+            f"({report.bytes_compared / _KIB:,.0f} KiB), {report.packets_per_second:,.0f} packets/s, "
+            f"completions by {report.interrupts}"
+        )
+    if report.copy is not None:
+        console.print(
+            f"copier moved {report.copy.copied // _KIB:,} KiB through superpages "
+            f"({report.copy.folds} folded, {report.copy.splits} split again)"
+        )
+    for blocked in report.blocked:
+        _print_blocked(console, blocked)
+    if report.hypercalls:
+        console.print()
+        console.print(_figures(report))
+    for failure in report.failures:
+        console.print(Text(f"FAILED: {failure}", style="bold red"))
+    held = {name: count for name, count in report.leaks.items() if count}
+    if held:
+        console.print(Text("LEAKED: " + ", ".join(f"{count} {name}" for name, count in held.items()), style="bold red"))
+    elif report.leaks:
+        console.print(f"leak check: all back at the start ({', '.join(report.leaks)})")
+    console.print()
+
+
+def _print_blocked(console: Console, blocked: Blocked) -> None:
+    fault = blocked.fault
+    kind = "write" if fault.write else "read"
+    console.print()
+    console.print(f"[bold]blocked[/]: {blocked.title} ({blocked.story})")
+    console.print(f"  {format_sbdf(blocked.device)} {kind} of {fault.iova:#x}: {fault.name}, code {fault.code:#x}")
+    if fault.record:
+        words = " ".join(f"{word:016x}" for word in fault.record)
+        found = "read back by the hypervisor" if blocked.reported is not None else "not found by the hypervisor"
+        console.print(f"  record {words} ({found})")
+    console.print(walk_table(blocked.walk))
+
+
+def walk_table(walk: Walk) -> Table:
+    """A page walk as a table, one structure a row."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    for heading in ("  level", "structure", "index", "at", "raw", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for step in walk.steps:
+        shown = step.words[:4] if any(step.words[2:]) else step.words[:2]
+        table.add_row(
+            f"  {'' if step.level is None else step.level}",
+            step.name,
+            "" if step.slot is None else str(step.slot),
+            f"{step.maddr:#x}",
+            "\n".join(f"{word:016x}" for word in shown),
+            step.meaning,
+        )
+    return table
+
+
+def walk_verdict(walk: Walk) -> str:
+    """Where the walk ends, in a line."""
+    if walk.maddr is None:
+        return f"blocked: {walk.blocked}"
+    rights = ("R" if walk.readable else "-") + ("W" if walk.writable else "-")
+    size = "not translated" if walk.page_size is None else f"{walk.page_size // _KIB:,} KiB page"
+    return f"-> {walk.maddr:#x} {rights} ({size})"
+
+
+def _figures(report: Report) -> Table:
+    figures = Table(box=None, padding=(0, 2), pad_edge=False, show_header=False)
+    figures.add_column(style="dim")
+    figures.add_column()
+    calls = sum(sum(results.values()) for results in report.hypercalls.values())
+    figures.add_row("hypercalls", f"{calls:,}")
+    for name, results in report.hypercalls.items():
+        figures.add_row(f"  {name}", ", ".join(f"{count:,} -> {errno}" for errno, count in results.items()))
+    figures.add_row("pages", f"{report.pages_mapped:,} mapped, {report.pages_unmapped:,} unmapped while running")
+    figures.add_row("superpages", f"{report.folds} folded, {report.splits} split")
+    looked = report.iotlb_hits + report.iotlb_misses
+    rate = f" ({100 * report.iotlb_hits / looked:.0f} % hits)" if looked else ""
+    figures.add_row("IOTLB", f"{report.iotlb_hits:,} hits, {report.iotlb_misses:,} misses{rate}")
+    figures.add_row("commands", ", ".join(f"{count:,} {name}" for name, count in report.invalidations.items()))
+    figures.add_row("faults", str(report.faults))
+    return figures
