@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXTENT_SHIFT: Final = 6
 """memory_op's first register: the sub-op in the bits below, where a preempted call goes on in those above."""
 _LAYOUT: Final = place(MAP, ARCHES["x86-64"])
-_MAP: Final = as_construct(_LAYOUT)
+_MAP: Final = as_construct(_LAYOUT, "pci")
 _NEEDED: Final = _LAYOUT.member("nr_entries")
 _ENTRY: Final = as_construct(place(ENTRY, ARCHES["x86-64"]))
 _MAP_SIZE: Final = _MAP.sizeof()
