@@ -100,7 +100,7 @@ class Unit:
             if status == 0:
                 found = {int(n): int(value) for n, value in _VALUE.findall(text)}
                 return [found.get(n) for n in range(len(expressions))]
-            refused = {int(n) for n in _REFUSED.findall(messages)} & wanted.keys()
+            refused = {int(a or b) for a, b in _REFUSED.findall(messages)} & wanted.keys()
             if not refused:
                 raise CompileError(messages)
             for number in refused:
@@ -108,10 +108,13 @@ class Unit:
         raise CompileError("the compiler goes on refusing")
 
     def _ask(self, wanted: dict[int, str]) -> tuple[int, str, str]:
-        lines = [self._preamble, "#define PROBE(n, v) void pv_iommu_probe_##n(void) { \\"]
-        lines.append('    __asm__ volatile("\\n.ascii \\"->" #n " %0 \\"" : : "i" ((long long)(v))); }')
+        lines = [self._preamble]
         for number, expression in wanted.items():
-            lines += [f'#line {number} "probe"', f"PROBE({number}, {expression})"]
+            text = f'"\\n.ascii \\"->{number} %0 \\""'
+            lines.append(f'#line {number} "probe"')
+            lines.append(
+                f'void {_FUNCTION}{number}(void) {{ __asm__ volatile({text} : : "i" ((long long)({expression}))); }}'
+            )
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "unit.s")
             command = (
@@ -130,7 +133,8 @@ class Unit:
 
 
 _VALUE: Final = re.compile(r"->(\d+) [$#]?(-?\d+) ")
-_REFUSED: Final = re.compile(r"^probe:(\d+):\d+: (?:fatal )?error:", re.MULTILINE)
+_FUNCTION: Final = "pv_iommu_probe_"
+_REFUSED: Final = re.compile(rf"^probe:(\d+):\d+: (?:fatal )?error:|In function .{_FUNCTION}(\d+)", re.MULTILINE)
 
 
 def _run(command: Sequence[str], source: str) -> tuple[int, str]:

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The executable specification: :func:`step` is one pass of one hypercall, :func:`call` a whole one.
+
+The tables of :mod:`abi.contract` say what is tested in which order, :mod:`abi.predicates` what each test means, and
+this file what a sub-op does when every test is passed and what the guest finds in its struct afterwards.  It is pure:
+the state that comes back is new, the one that went in is unchanged.
+
+Where posted code stops the whole hypervisor, :attr:`abi.world.Outcome.bug` says so; where it corrupts itself in ways
+that no guest can count on, this keeps to what was meant, and :mod:`abi.deviations` lists the difference.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from abi.contract import Contract, Row
+from abi.errno import EFAULT, ERESTART
+from abi.model import Convention, CopyBack
+from abi.predicates import PAGE_TESTS, TESTS, Call, devices_in, free_number, regions, stays
+from abi.world import READ, WRITE, Chance, Context, Leaf, Outcome, Request, State
+
+_U16: Final = 0xFFFF
+_U32: Final = 0xFFFFFFFF
+_FRAMING: Final = frozenset({"unreadable", "unwritable-first", "unusable", "unknown", "unimplemented", "holes"})
+"""Conditions under which the sub-op itself has not begun."""
+
+
+def step(contract: Contract, state: State, request: Request) -> tuple[State, Outcome]:
+    """One pass of ``request``.  A preempted one answers -ERESTART, with the call to issue again in the outcome."""
+    return _on(contract, state, request, request.caller)
+
+
+def call(contract: Contract, state: State, request: Request, *chances: Chance) -> tuple[State, Outcome]:
+    """A whole hypercall: passes until one is not preempted, the n-th re-issue under the n-th of ``chances``."""
+    state, outcome = step(contract, state, request)
+    left = iter(chances)
+    while outcome.again is not None:
+        state, outcome = step(contract, state, replace(outcome.again, chance=next(left, Chance())))
+    return state, outcome
+
+
+def _on(contract: Contract, state: State, request: Request, target: int) -> tuple[State, Outcome]:
+    """One pass on domain ``target``, with the argument in the caller's memory."""
+    subop = contract.abi.subops.get(request.subop)
+    if subop is None:
+        return state, _refused_at_the_door(contract, state, request, target)
+    c = Call(contract, state, request, target, subop)
+    before = tuple(c.args.values())
+    condition = _perform(c)
+    if subop.name == "init" and contract.init_alters and condition != "unusable" and not c.bug:
+        condition = _go_on_into_alloc(c, condition)
+    if c.bug:
+        return c.state, Outcome(0, before, condition, c.done, bug=c.bug)
+    after = tuple(c.args.values())
+    if not _written(c, condition):
+        after = before
+    elif not c.chance.writable:
+        return c.state, Outcome(-EFAULT, before, "unwritable", c.done, c.inner)
+    if condition:
+        errno = next(row.errno for row in contract.table(subop.name) if row.condition == condition)
+        c.result = -errno if c.result == 0 else c.result
+    again = replace(c.again, args=after) if c.again is not None else None
+    return c.state, Outcome(-ERESTART if again else c.result, after, condition, c.done, c.inner, again)
+
+
+def _refused_at_the_door(contract: Contract, state: State, request: Request, target: int) -> Outcome:
+    """A number without a sub-op: only the framing is tested."""
+    noop = Call(contract, state, replace(request, args=()), target, contract.abi.by_name["noop"])
+    met = next(row for row in contract.tables[""] if TESTS[row.condition](noop))
+    union = contract.abi.convention is Convention.UNION
+    if union and not contract.fixed and met.condition != "unreadable" and not request.chance.writable:
+        return Outcome(-EFAULT, request.args, "unwritable")
+    return Outcome(-met.errno, request.args, met.condition)
+
+
+def _perform(c: Call) -> str:
+    """Tests and effect of the sub-op; the condition that was met, "" for success."""
+    table = c.contract.table(c.subop.name)
+    for row in table:
+        if not row.each and row.condition != "unwritable" and TESTS[row.condition](c):
+            _left_behind(c, row.condition)
+            return row.condition
+    if c.subop.name in PAGE_EFFECTS:
+        return _pages(c, [row for row in table if row.each])
+    EFFECTS[c.subop.name](c)
+    return ""
+
+
+def _left_behind(c: Call, condition: str) -> None:
+    """What a refusal changes all the same."""
+    if condition == "busy" and c.contract.refusal_marks:
+        c.put(c.args["ctx_no"], replace(c.context, dying=True))
+    if condition == "no-arena" and c.contract.init_sticks:
+        c.change(initialized=True)
+    if c.contract.count == "reset" and condition not in _FRAMING:
+        c.args |= dict.fromkeys(c.args.keys() & {"mapped", "unmapped"}, 0)
+        if c.subop.name == "lookup_page":
+            c.args["gfn"] = 0
+
+
+def _pages(c: Call, tests: list[Row]) -> str:
+    """The loop of map_pages and unmap_pages, from where earlier passes got to until something stops it."""
+    counter, effect = PAGE_EFFECTS[c.subop.name]
+    number, context = c.args["ctx_no"], c.context
+    c.leaves = dict(context.leaves)
+    page = start = c.request.start
+    pause = c.chance.preempt_after or c.pages + 1
+    met = ""
+    while page < c.pages and page - start < pause and not met:
+        kept = c.leaves if c.unit == 1 else dict(c.leaves)
+        for part in range(page, page + c.unit):
+            met = next((row.condition for row in tests if PAGE_TESTS[row.condition](c, part)), "")
+            if met:
+                c.leaves = kept
+                break
+            effect(c, part)
+        else:
+            page += c.unit
+    c.put(number, replace(context, leaves=c.leaves))
+    c.done = page - start
+    if c.contract.count == "add":
+        c.args[counter] = c.args[counter] + c.done & _U32
+    else:
+        c.args[counter] = page // c.unit
+    if not met and c.done >= pause and _may_pause(c, page):
+        _pause(c, page)
+    return met
+
+
+def _may_pause(c: Call, page: int) -> bool:
+    """Posted code may preempt itself behind the last page as well; before v4 it never does."""
+    return page < c.pages if c.contract.fixed else c.contract.cursor
+
+
+def _pause(c: Call, page: int) -> None:
+    """Leave the rest to another pass: its place is in the guest's struct, or in the re-issued call."""
+    if c.contract.cursor:
+        for field in c.args.keys() & {"gfn", "dfn"}:
+            c.args[field] = c.args[field] + c.done & (1 << 64) - 1
+        c.args["nr_pages"] -= c.done
+        c.again = c.request
+    else:
+        c.again = replace(c.request, start=page)
+
+
+def _written(c: Call, condition: str) -> bool:
+    """Whether the struct is written back to the guest."""
+    if condition == "unreadable" or c.subop.copied_back is CopyBack.NEVER:
+        return c.subop.name == "init" and c.contract.init_alters and condition not in ("unreadable", "unusable")
+    if c.contract.fixed:
+        return condition not in _FRAMING and c.again is None
+    return c.abi.convention is Convention.UNION or condition not in _FRAMING
+
+
+def _go_on_into_alloc(c: Call, condition: str) -> str:
+    """v4 to v7: after init, on the same eight bytes, alloc_context; its answer is the only one the guest sees."""
+    if condition == "unreadable":
+        return condition
+    alloc = c.abi.by_name["alloc_context"]
+    bytes_as_alloc = (c.args["max_ctx_no"] & _U16, c.args["arena_order"])
+    request = replace(c.request, subop=alloc.number, args=bytes_as_alloc)
+    c.state, outcome = _on(c.contract, c.state, request, c.target)
+    c.domain = c.state[c.target]
+    c.args["max_ctx_no"] = c.args["max_ctx_no"] & ~_U16 | outcome.args[0]
+    c.result = outcome.result
+    return ""
+
+
+# --- what a sub-op does when every test is passed
+
+
+def _nothing(c: Call) -> None:
+    """noop."""
+
+
+def _query(c: Call) -> None:
+    d = c.domain
+    c.args |= {
+        "max_iova_addr": d.max_iova_addr,
+        "cap_flags": d.cap_flags,
+        "pgsize_mask": d.pgsize_mask,
+        "max_pasid": 0,
+        "max_ctx_no": d.max_ctx_no & _U16,
+        "max_nr_pages": c.abi.max_nr_pages or 0,
+    }
+
+
+def _init(c: Call) -> None:
+    wanted = c.args["max_ctx_no"]
+    if c.contract.init_wraps:
+        wanted = (wanted + 1 & _U16) - 1
+        if wanted < 0:
+            c.bug = "the number of contexts, plus one, is 0 in 16 bits"
+            return
+    c.change(initialized=True, max_ctx_no=wanted)
+
+
+def _alloc(c: Call) -> None:
+    number = free_number(c.domain)
+    assert number is not None
+    c.put(number, Context())
+    c.args["ctx_no"] = number
+
+
+def _free(c: Call) -> None:
+    number = c.args["ctx_no"]
+    for sbdf in devices_in(c):
+        _move(c, sbdf, 0)
+    c.put(number, None)
+
+
+def _reattach(c: Call) -> None:
+    if not stays(c):
+        _move(c, c.sbdf, c.args["ctx_no"])
+
+
+def _move(c: Call, sbdf: int, number: int) -> None:
+    """Put a device into a context, its reserved regions with it."""
+    device = c.domain.devices[sbdf]
+    if number != 0:
+        leaves = dict(c.domain.contexts[number].leaves)
+        for first, last in device.reserved:
+            leaves.update((dfn, Leaf(dfn, READ | WRITE, True)) for dfn in range(first, last + 1))
+        c.put(number, replace(c.domain.contexts[number], leaves=leaves))
+    old = device.context
+    if old not in (None, 0, number) and old in c.domain.contexts and c.abi.convention is Convention.SUBOP:
+        leaves = dict(c.domain.contexts[old].leaves)
+        for first, last in set(device.reserved) - regions(c, old, sbdf):
+            for dfn in range(first, last + 1):
+                leaves.pop(dfn, None)
+        c.put(old, replace(c.domain.contexts[old], leaves=leaves))
+    c.change(devices={**c.domain.devices, sbdf: replace(device, context=number)})
+
+
+def _map(c: Call, page: int) -> None:
+    if c.access and not c.context.opaque:
+        c.leaves[c.dfn(page)] = Leaf(c.args["gfn"] + page, c.access)
+
+
+def _unmap(c: Call, page: int) -> None:
+    del c.leaves[c.dfn(page)]
+
+
+def _lookup(c: Call) -> None:
+    c.args["gfn"] = c.context.leaves[c.dfn(0)].gfn
+
+
+def _remote(c: Call) -> None:
+    """Run the inner sub-op on the target; its struct is in the caller's memory."""
+    inner = Request(c.request.caller, c.args["subop"], c.request.inner, c.chance, (), c.request.start)
+    if not c.state[c.args["domid"]].usable:
+        c.bug = "the target has no IOMMU page tables to work on"
+        return
+    c.state, outcome = _on(c.contract, c.state, inner, c.args["domid"])
+    c.inner, c.bug, c.done = outcome.args, outcome.bug, outcome.done
+    c.result = outcome.result
+    if outcome.again is not None:
+        c.again = replace(c.request, inner=outcome.again.args, start=outcome.again.start)
+
+
+EFFECTS: Final[Mapping[str, Callable[[Call], None]]] = {
+    "noop": _nothing,
+    "query_capabilities": _query,
+    "init": _init,
+    "alloc_context": _alloc,
+    "free_context": _free,
+    "reattach_device": _reattach,
+    "lookup_page": _lookup,
+    "remote_cmd": _remote,
+}
+PAGE_EFFECTS: Final[Mapping[str, tuple[str, Callable[[Call, int], None]]]] = {
+    "map_pages": ("mapped", _map),
+    "unmap_pages": ("unmapped", _unmap),
+}
+"""Sub-op -> (the field that counts pages, what it does to one page)."""
