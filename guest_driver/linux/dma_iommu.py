@@ -24,7 +24,7 @@ from guest_driver.linux.iommu import (
 from guest_driver.linux.iommu_attach import iommu_deferred_attach
 from guest_driver.linux.iommu_map import iommu_iotlb_sync, iommu_map, iommu_map_sg, iommu_unmap_fast
 from guest_driver.linux.iova import IovaDomain
-from guest_driver.linux.page_alloc import GFP_ATOMIC, GFP_KERNEL, GFP_ZERO, MAX_PAGE_ORDER
+from guest_driver.linux.page_alloc import GFP_ATOMIC, GFP_KERNEL, GFP_NORETRY, GFP_ZERO, MAX_PAGE_ORDER
 from guest_driver.linux.scatterlist import Scatterlist
 
 DMA_BIDIRECTIONAL: Final = 0
@@ -224,7 +224,7 @@ def iommu_dma_alloc_pages(dev: Device, size: int, gfp: int) -> list[tuple[int, i
     order = MAX_PAGE_ORDER
     while left:
         order = min(order, left.bit_length() - 1)
-        pfn = pages.alloc_pages(gfp | GFP_ZERO, order)
+        pfn = pages.alloc_pages(gfp | GFP_ZERO | (GFP_NORETRY if order else 0), order)
         if pfn:
             blocks.append((pfn, order))
             left -= 1 << order

@@ -2,8 +2,8 @@
 """The guest's page allocator (mm/page_alloc.c), reduced to what DMA code can observe of it.
 
 Blocks of 2**order pages, aligned to their size.  Successive allocations land deliberately far apart, as they do in
-a kernel that has been up for a while: code that takes two pages for neighbours fails here at once.  Every block is
-accounted for, so that a test can count leaks and a double free is a WARN.
+a kernel that has been up for a while: code that takes two pages for neighbours fails here at once.  For the same reason
+a request for neighbours that is willing to fail (``GFP_NORETRY``) does.  Every block is accounted for, so that a test can count leaks and a double free is a WARN.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from guest_driver.port import GuestRam
 GFP_KERNEL: Final = 0xCC0
 GFP_ATOMIC: Final = 0x820
 GFP_ZERO: Final = 0x100
+GFP_NORETRY: Final = 0x10000
+"""The caller can do with less: give up at once."""
 GFP_COMP: Final = 0x40000
 GFP_DMA: Final = 0x01
 GFP_HIGHMEM: Final = 0x02
@@ -43,7 +45,7 @@ class PageAllocator:
         self._position = self._first
         self._stride = int(ram.pages * 0.382) | 1
         self.scatter = scatter
-        """False hands out pages in ascending order."""
+        """False hands out pages in ascending order, and neighbours to whoever asks."""
         self.allocated = 0
         """Pages handed out and not returned."""
         self.fault: Callable[[int], bool] | None = None
@@ -52,6 +54,8 @@ class PageAllocator:
     def alloc_pages(self, gfp: int, order: int = 0) -> int:
         """pfn of 2**order contiguous pages aligned to their size (zeroed for ``GFP_ZERO``); 0 if there are none."""
         if order > MAX_PAGE_ORDER or (self.fault is not None and self.fault(order)):
+            return 0
+        if order and gfp & GFP_NORETRY and self.scatter:
             return 0
         pages = 1 << order
         pfn = self._find(pages, self._position) or self._find(pages, self._first)

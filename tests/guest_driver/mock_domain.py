@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An IOMMU driver without Xen, so that the core can be tested alone: its tables are dicts, its refusals are planned."""
 
+from fake_hypervisor import FakePci, FakeRam, NoMmio
+
 from abi.errno import EEXIST, ENOMEM
 from base.units import parse_sbdf
-from fake_hypervisor import FakePci, FakeRam, NoMmio
 from guest_driver.linux.device import Device
 from guest_driver.linux.iommu import (
     IOMMU_CAP_CACHE_COHERENCY,
@@ -158,7 +159,7 @@ def one_group(count):
     return [PciInfo(parse_sbdf(f"00:05.{function}"), multifunction=True) for function in range(count)]
 
 
-def make_kernel(functions, pages=2048, **cmdline):
+def make_kernel(functions, pages=256, **cmdline):
     kernel = Kernel(FakeRam(pages), FakePci(functions), NoMmio(), CommandLine(**cmdline))
     kernel.devices.extend(Device(kernel, info) for info in functions)
     return kernel
