@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 PASS_PAGES: Final = 4096
 """Pages between two looks at whether the vCPU should yield."""
 RESUME_GRAIN: Final = 256
-"""A preempted call resumes at a multiple of this many pages."""
+"""A preempted call resumes at a device frame that is a multiple of this (of a superpage unit, where those are larger), so
+that superpages in its way are passed as a whole."""
 MAX_PAGES: Final = 1 << 32
 """Most 4 KiB pages that one call may cover: what a resumed call can name."""
 
 
-def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], progress: int) -> Result:
     """Map frames ``gfn``.. of the caller at ``dfn``.. in a context."""
     number, gfn, dfn, flags, pgsize, nr_pages, _ = args
     abi = xen.abi
@@ -44,8 +45,9 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], sta
     unit = pgsize >> 12
     if gfn & unit - 1:
         return -EINVAL, (0,)
-    if start >= total:
-        return (0 if start == 0 else -EINVAL), (0,)
+    start = _first_page(dfn, unit, progress)
+    if start >= total or start < 0:
+        return (-EINVAL if progress else 0), (0,)
     table = context.table
     if table is None:
         raise XenBug(f"{context} has no table to map into")
@@ -86,13 +88,11 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], sta
             break
         limit = min(total - done, PASS_PAGES - (dfn + done & 511))
         if preempt is not None and preempt(vcpu):
-            if not done % RESUME_GRAIN:
+            to_grain = _to_grain(dfn + done, unit)
+            if not to_grain and _can_resume(vcpu, dfn, done):
                 flushed = xen.finish_pass(domain, context, dfn + start, done - start, changes)
-                if flushed:
-                    return flushed, (done // unit,)
-                vcpu.restart = (done,)
-                return RESTART, (done // unit,)
-            limit = min(limit, RESUME_GRAIN - done % RESUME_GRAIN)
+                return flushed or RESTART, (done // unit,)
+            limit = min(limit, to_grain or limit)
 
     if unit > 1 and done % unit:  # a superpage unit is mapped as a whole or not at all
         part = done % unit
@@ -107,51 +107,49 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], sta
     return error, (done // unit,)
 
 
-def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], progress: int) -> Result:
     """Remove what is mapped at ``dfn``.. in a context."""
     number, dfn, pgsize, nr_pages, _ = args
     assert domain.iommu is not None
     context, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
     if context is None:
         return error, (0,)
-    if start >= total:
-        return (0 if start == 0 else -EINVAL), (0,)
+    unit = pgsize >> 12
+    start = _first_page(dfn, unit, progress)
+    if start >= total or start < 0:
+        return (-EINVAL if progress else 0), (0,)
     table = context.table
     if table is None:
         raise XenBug(f"{context} has no table to unmap from")
-    unit = pgsize >> 12
     preempt = xen.preempt
     changes = Changes()
     done = start
     pause = total - done if preempt is None else PASS_PAGES
     while True:
-        left = total - done
+        left = total - done if unit == 1 else unit
         if context.identity:
             reserved = context.identity_offset(dfn + done, left)
             if reserved is not None:
-                if not reserved:
+                if not reserved or unit > 1:
                     error = -EADDRNOTAVAIL
                     break
                 left = reserved
         if unit > 1:
-            left = min(left, unit)
             error = _whole_unit(table.lookup, dfn + done, unit)
             if error:
                 break
-        step, error = table.unmap(dfn + done, left, changes, pause if pause < left else left)
+        step, error = table.unmap(dfn + done, left, changes, pause if pause < left and unit == 1 else left)
         done += step
         if error or done >= total:
             break
         if preempt is not None:
             pause = PASS_PAGES
             if preempt(vcpu):
-                if not done % RESUME_GRAIN:
+                to_grain = _to_grain(dfn + done, unit)
+                if not to_grain and _can_resume(vcpu, dfn, done):
                     flushed = xen.finish_pass(domain, context, dfn + start, done - start, changes)
-                    if flushed:
-                        return flushed, (done // unit,)
-                    vcpu.restart = (done,)
-                    return RESTART, (done // unit,)
-                pause = RESUME_GRAIN - done % RESUME_GRAIN
+                    return flushed or RESTART, (done // unit,)
+                pause = to_grain or pause
     if changes.modified:
         error = xen.finish_pass(domain, context, dfn + start, max(done - start, 1), changes) or error
     return error, (done // unit,)
@@ -193,6 +191,29 @@ def _checked(
     if total > MAX_PAGES:
         return None, 0, -E2BIG
     return context, total, 0
+
+
+def _first_page(dfn: int, unit: int, progress: int) -> int:
+    """The first page that is still to do, or -1 for progress that this hypervisor would never have noted.
+
+    ``progress`` is 0 or a multiple of :data:`RESUME_GRAIN` that counts from the multiple at or below ``dfn``.
+    """
+    if not progress:
+        return 0
+    done = progress - dfn % RESUME_GRAIN
+    return -1 if done % unit else done
+
+
+def _to_grain(dfn: int, unit: int) -> int:
+    """Pages from ``dfn`` to where a call can resume, 0 if that is here."""
+    return -dfn % max(unit, RESUME_GRAIN)
+
+
+def _can_resume(vcpu: Vcpu, dfn: int, done: int) -> bool:
+    """Note that ``done`` pages are done, if that many can be noted."""
+    progress = done + dfn % RESUME_GRAIN
+    vcpu.restart = (progress,)
+    return progress < MAX_PAGES
 
 
 def _whole_unit(lookup: "Lookup", dfn: int, unit: int) -> int:

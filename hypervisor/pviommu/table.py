@@ -21,8 +21,8 @@ Handler = Callable[["Xen", Vcpu, Domain, tuple[int, ...], int], Result]
 class Row(NamedTuple):
     """How one sub-op is handled.
 
-    ``handler`` gets the hypervisor, the calling vCPU, the domain to act on, the canonical arguments and how many
-    pages earlier passes of the same call did.
+    ``handler`` gets the hypervisor, the calling vCPU, the domain to act on, the canonical arguments and the progress that
+    an earlier pass of the same call noted (0 in the first).
     """
 
     handler: Handler
@@ -49,12 +49,15 @@ def remote_cmd(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], st
     if target is None:
         return -ENOENT, ()
     inner = xen.abi.subops.get(subop)
-    if inner is not None and not ROWS[inner.name].remote:
+    if inner is None:
+        return -xen.abi.errno_unknown_subop, ()
+    if inner.implemented and not ROWS[inner.name].remote:
         return -EINVAL, ()
     if target.iommu is None or not target.iommu.allowed:
         return -xen.abi.errno_unusable, ()
-    result = xen.entry.run(xen, vcpu, target, subop, arg, start)
-    return result, ()
+    if inner is None:
+        return -xen.abi.errno_unknown_subop, ()
+    return xen.entry.enter(xen, vcpu, (subop | start, arg), target), ()
 
 
 ROWS: Final[dict[str, Row]] = {

@@ -2,8 +2,9 @@
 """Pointers that a guest passes: where they may lead, and that a bad one changes nothing."""
 
 import pytest
-from abi.errno import EFAULT
 from guest_calls import RW, Caller
+
+from abi.errno import EFAULT
 from hypervisor.guest_access import DIRECT_MAP, HYPERVISOR_END, HYPERVISOR_START
 from hypervisor.p2m import RAM_RO
 

@@ -2,6 +2,8 @@
 """Requests that are wrong in themselves: the errno, the order of the checks, and that nothing was done."""
 
 import pytest
+from guest_calls import RW, Caller, R, W, bed
+
 from abi.errno import (
     E2BIG,
     EADDRINUSE,
@@ -14,7 +16,6 @@ from abi.errno import (
     EOPNOTSUPP,
     EPERM,
 )
-from guest_calls import RW, Caller, R, W, bed
 
 U32 = 2**32 - 1
 U64 = 2**64 - 1
