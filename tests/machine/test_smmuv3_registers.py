@@ -220,11 +220,12 @@ def test_save_and_restore_bring_registers_caches_and_queues_back():
 
 def test_restoring_a_disabled_state_stops_translation():
     board = Board()
+    root = board.stage2()
+    board.map(root, 0x1000, 0x5000)
+    assert board.unit.translate(8, 0x1000, False) == 0x5000
     board.w32(0x20, 0)
     disabled = board.unit.save()
     board.w32(0x20, 0b1101)
-    root = board.stage2()
-    board.map(root, 0x1000, 0x5000)
     assert board.unit.translate(8, 0x1000, False) == 0x5000
     board.unit.restore(disabled)
     assert board.unit.translate(8, 0x1000, False) == 0x1000

@@ -224,6 +224,20 @@ def test_every_root_geometry_reaches_its_whole_input_range(bits, t0sz, sl0, ps, 
         assert fault.record == (0x10 | SID << 32, 2 << 40 | 1 << 39, 1 << bits, 1 << bits)
 
 
+def test_input_beyond_t0sz_faults_even_if_a_table_follows_the_root():
+    board = Board()
+    root = board.table(2)
+    board.map(root, 1 << 39, 0x5000, start=1)  # fills the page after a root of one page
+    board.set_ste(SID, ste_stage2(3, root, t0sz=25, sl0=1))
+    assert fault_name(board.unit.translate(SID, 1 << 39, False)) == "F_TRANSLATION"
+
+
+def test_addresses_wider_than_the_bus_do_not_break_the_record():
+    board = Board()
+    board.stage2(SID)
+    assert board.unit.translate(SID, 1 << 64 | 0x1000, True).record[2] == 0x1000
+
+
 def test_input_beyond_ias_is_a_stage_1_address_size_fault():
     board = Board()
     board.stage2(SID)
@@ -346,6 +360,16 @@ def test_instcfg_makes_reads_instruction_fetches_that_xn_blocks():
     assert board.unit.translate(SID, 0x1000, True) == 0x6000
     fault = board.unit.translate(SID, 0x1000, False)
     assert fault.record[:2] == (0x13 | SID << 32, 2 << 40 | 1 << 39 | 0b111 << 33)
+
+
+def test_instcfg_has_no_effect_where_idr1_denies_it():
+    board = Board(Smmuv3Config(perms_override=False))
+    assert board.r32(0x04) >> 26 & 1 == 0
+    root = board.table()
+    board.map(root, 0, 0x5000, RAM_PAGE | 1 << 54)
+    board.set_ste(SID, ste_stage2(3, root, extra1=3 << 50 | 3 << 48))
+    assert board.unit.translate(SID, 0, False) == 0x5000
+    assert board.unit.translate(SID, 0x1000, False).record[1] == 2 << 40 | 1 << 39 | 1 << 35
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,6 @@ from machine.iommu.smmuv3.registers import (
 )
 from machine.iommu.smmuv3.streams import (
     CONFIG_ABORT,
-    CONFIG_BYPASS,
     CONFIG_ILLEGAL,
     NoStream,
     Stream,
@@ -308,7 +307,7 @@ class Smmuv3Unit:
             return finish(None, blocked=EVENT_NAMES[number] if number else ABORTED_BY_STE)
         if iova >> self.config.oas:
             return finish(None, blocked=EVENT_NAMES[F_ADDR_SIZE])
-        if stream.stage2 is None or stream.config == CONFIG_BYPASS:
+        if stream.stage2 is None:
             return finish(iova, None, (True, True))
         found = walk_stage2(self._words, self._limit, stream.stage2, iova, None, visits)
         if isinstance(found, Stop):
