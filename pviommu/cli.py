@@ -5,10 +5,10 @@ import os
 import sys
 from typing import Final
 
-import click
 import typer
+from typer.exceptions import TyperException
 
-#TMPfrom pviommu.abi_cli import app as abi_app
+# TMPfrom pviommu.abi_cli import app as abi_app
 from pviommu.run_cli import run
 from pviommu.state_cli import dump, walk
 
@@ -29,7 +29,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(walk)
 app.command()(dump)
-#TMPapp.add_typer(abi_app, name="abi")
+# TMPapp.add_typer(abi_app, name="abi")
 
 
 def main() -> None:
@@ -39,12 +39,12 @@ def main() -> None:
     """
     try:
         status = app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         status = stop.exit_code
-    except click.exceptions.Abort:
+    except typer.Abort:
         print("pviommu: interrupted", file=sys.stderr)
         status = INTERRUPTED
-    except click.ClickException as error:
+    except TyperException as error:
         print(f"pviommu: {error.format_message()}", file=sys.stderr)
         status = USAGE
     except KeyboardInterrupt:

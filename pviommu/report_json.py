@@ -37,7 +37,7 @@ def report_as_dict(report: Report) -> dict[str, Any]:
         "blocked": [_blocked(blocked) for blocked in report.blocked],
         "copy": asdict(report.copy) if report.copy is not None else None,
         "leaks": report.leaks,
-        "leaked": sum(report.leaks.values()),
+        "leaked": sum(abs(count) for count in report.leaks.values()),
         "kernel_log": report.kernel_log,
     }
 

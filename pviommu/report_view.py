@@ -37,7 +37,7 @@ def print_reports(reports: list[Report], skipped: int) -> None:
     ok = all(report.ok for report in reports)
     packets = sum(report.packets_returned for report in reports)
     compared = sum(report.bytes_compared for report in reports)
-    leaks = sum(sum(report.leaks.values()) for report in reports)
+    leaks = sum(abs(count) for report in reports for count in report.leaks.values())
     if ok:
         console.print(
             f"[bold green]clean[/]: {packets} packets returned, {compared:,} bytes compared equal, "
@@ -73,7 +73,7 @@ def _print_report(console: Console, report: Report) -> None:
     if held:
         console.print(Text("LEAKED: " + ", ".join(f"{count} {name}" for name, count in held.items()), style="bold red"))
     elif report.leaks:
-        console.print(f"leak check: all back at the start ({', '.join(report.leaks)})")
+        console.print("leak check: contexts, table pages, references, IOVAs and guest pages are back at the start")
     console.print()
 
 
@@ -93,17 +93,19 @@ def _print_blocked(console: Console, blocked: Blocked) -> None:
 def walk_table(walk: Walk) -> Table:
     """A page walk as a table, one structure a row."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for heading in ("  level", "structure", "index", "at", "raw", "meaning"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("  structure", "at", "raw", "meaning"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "meaning")
     for step in walk.steps:
-        shown = step.words[:4] if any(step.words[2:]) else step.words[:2]
+        words = list(step.words)
+        while len(words) > 1 and not words[-1]:
+            words.pop()
+        level = "" if step.level is None else f"level {step.level} "
+        slot = "" if step.slot is None else f" [{step.slot}]"
         table.add_row(
-            f"  {'' if step.level is None else step.level}",
-            step.name,
-            "" if step.slot is None else str(step.slot),
+            Text(f"  {level}{step.name}{slot}"),
             f"{step.maddr:#x}",
-            "\n".join(f"{word:016x}" for word in shown),
-            step.meaning,
+            "\n".join(f"{word:016x}" for word in words),
+            Text(step.meaning),
         )
     return table
 

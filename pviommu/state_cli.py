@@ -58,7 +58,7 @@ def walk(
         first = next(flat(root), None) if root is not None else None
         if first is None:
             raise UsageError(f"nothing is mapped for {format_sbdf(sbdf)}; name an IOVA")
-        address = first.iova
+        address, write = first.iova, write or "R" not in first.rights
     found = testbed.unit.walk(sbdf & 0xFFFF, address, write)
     if form == "json":
         from pviommu.report_json import walk_as_dict

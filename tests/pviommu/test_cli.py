@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command as a user runs it: exit statuses, one-line errors, JSON that says what happened."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def pviommu(*arguments, env=None):
+    return subprocess.run(
+        [sys.executable, "-c", "from pviommu.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=env,
+    )
+
+
+def test_run_json_reports_both_backends_clean():
+    done = pviommu("run", "--json", "--count", "5", "--wire", "in-process")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["ok"]
+    assert [backend["backend"] for backend in result["backends"]] == ["vtd", "smmuv3"]
+    for backend in result["backends"]:
+        assert backend["packets"]["sent"] == backend["packets"]["returned"] == 5
+        assert backend["packets"]["bytes_compared"] > 0
+        assert backend["leaked"] == 0
+        assert len(backend["blocked"]) == 3
+        assert all(blocked["reported_by_hypervisor"] for blocked in backend["blocked"])
+
+
+def test_run_prints_a_summary_for_people():
+    done = pviommu("run", "--backend", "vtd", "--count", "3", "--wire", "in-process")
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 packets came back" in done.stdout
+    assert "clean" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "--backend", "amd"], "unknown backend 'amd'; there are: vtd, smmuv3"),
+        (["run", "--profile", "v9"], "unknown profile 'v9'; there are: v3-fixed, v7-fixed"),
+        (["run", "--guest", "hvm"], "unknown guest kind 'hvm'"),
+        (["run", "--wire", "string"], "unknown wire 'string'"),
+        (["run", "--count", "0"], "--count"),
+        (["run", "--pcap", "/dev/null"], "/dev/null"),
+        (["run", "--pcap", "/nonexistent.pcap"], "/nonexistent.pcap"),
+        (["run", "--frobnicate"], "--frobnicate"),
+        (["run", "--backend", "vtd", "--trace", "/nonexistent/file"], "cannot write"),
+        (["walk", "01:00"], "is not a PCI address"),
+        (["walk", "09:00.0"], "there is no device 0000:09:00.0"),
+        (["walk", "01:00.0", "somewhere"], "is not an address"),
+        (["walk", "01:00.0", "-1"], ""),
+        (["walk", "01:00.0", "--until", "3"], "--trace"),
+        (["walk", "01:00.0", "--format", "xml"], "unknown format"),
+        (["dump", "--context", "99"], "there is no context 99"),
+        (["dump", "--trace", "/nonexistent"], "cannot be read"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments, complaint):
+    done = pviommu(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("pviommu: ")
+    assert done.stderr.count("\n") == 1
+    assert complaint in done.stderr
+
+
+def test_walk_explains_a_mapped_address_of_a_replayed_trace(tmp_path):
+    trace = tmp_path / "run.trace"
+    assert pviommu("run", "--backend", "smmuv3", "--count", "1", "--trace", str(trace)).returncode == 0
+    mapped = next(
+        line for line in trace.read_text().splitlines() if line.startswith("map_pages") and "flags=0x7" in line
+    )
+    dfn = int(next(word for word in mapped.split() if word.startswith("dfn=")).removeprefix("dfn="), 0)
+    calls = [line for line in trace.read_text().splitlines() if not line.startswith("#")]
+    until = calls.index(mapped) + 1
+    done = pviommu(
+        "walk", "01:00.0", hex(dfn << 12 | 0x10), "--trace", str(trace), "--until", str(until), "--format", "json"
+    )
+    assert done.returncode == 0, done.stderr
+    walk = json.loads(done.stdout)
+    assert walk["blocked"] is None
+    assert walk["readable"] and walk["writable"]
+    assert int(walk["maddr"], 16) & 0xFFF == 0x10
+    assert [step["name"] for step in walk["steps"]][1] == "STE"
+
+
+def test_walk_of_an_unmapped_address_is_status_1():
+    done = pviommu("walk", "01:00.0", "0x1000")
+    assert done.returncode == 1
+    assert "blocked" in done.stdout
+
+
+def test_dump_shows_every_context_as_a_tree():
+    done = pviommu("dump", "--backend", "vtd")
+    assert done.returncode == 0, done.stderr
+    assert "context 0" in done.stdout
+    assert "2 MiB" in done.stdout
+    as_json = pviommu("dump", "--backend", "smmuv3", "--format", "json")
+    tables = json.loads(as_json.stdout)
+    assert tables["0"]["table"]["used"] > 0
+
+
+def test_a_capture_is_sent_and_comes_back(tmp_path):
+    from machine.network.pcap import PcapWriter, read_capture
+
+    capture, crossed = tmp_path / "in.pcap", tmp_path / "out.pcap"
+    with PcapWriter(capture) as writer:
+        for number in range(5):
+            writer.write(bytes([number]) * (60 + 300 * number))
+    done = pviommu(
+        "run", "--backend", "vtd", "--wire", "in-process", "--pcap", str(capture), "--pcap-out", str(crossed), "--json"
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert json.loads(done.stdout)["backends"][0]["packets"]["returned"] == 5
+    assert len(list(read_capture(crossed))) == 10
+
+
+def test_help_names_the_commands():
+    done = pviommu("--help")
+    assert done.returncode == 0
+    for command in ("run", "walk", "dump"):
+        assert command in done.stdout
