@@ -232,7 +232,7 @@ class PageTable:
             else:
                 self._used[frame] = 0
         if level == 1:
-            self._level1[dfn >> 9] = frame << 9
+            self._level1[dfn >> 9] = chain[-1] << 9
         parent = word >> 9
         if not self._touched[parent]:
             self._memory.touch(parent)
@@ -376,7 +376,19 @@ class PageTable:
         if not dfn & span - 1 and left >= span:
             self._remove_leaf(dfn, word, entry, level, changes)
             return span, 0
+        if level == 3 and (dfn & 511 or left < 512) and not self._provide(dfn):
+            return 0, -ENOMEM  # before the 1 GiB leaf is cut for nothing
         return 0, 0 if self._split(dfn, word, entry, level, changes) else -ENOMEM
+
+    def _provide(self, dfn: int) -> bool:
+        """See that the 2 MiB piece around ``dfn`` of a 1 GiB leaf has the table that cutting it takes."""
+        base = dfn >> 9 << 9
+        if (2, base) not in self._deposits:
+            table = self._pool.allocate()
+            if table is None:
+                return False
+            self._deposits[2, base] = table
+        return True
 
     @staticmethod
     def _collect(entries: list[int], changes: Changes) -> None:
