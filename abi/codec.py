@@ -16,6 +16,9 @@ from abi.canonical import CANONICAL, CanonicalField
 from abi.declare import Arch, CStruct
 from abi.layout import Layout, Member, as_construct, place
 
+_REQUIRED: Final = frozenset({"nr_pages"})
+"""Fields whose default stands for a version without them, not for a caller who leaves them out."""
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -28,6 +31,8 @@ class Codec:
     """
 
     decode: Callable[[Buffer], tuple[int, ...]]
+    decode_clean: Callable[[Buffer], tuple[int, ...] | None]
+    """``decode``, but ``None`` where a byte that ``hole_mask`` covers is set."""
     encode: Callable[..., bytes]
     patch_out: Callable[..., None]
     """``patch_out(buf, *out)`` stores the fields of ``self.out`` into a struct; every other byte stays."""
@@ -41,6 +46,7 @@ class Codec:
         self.size: Final = layout.size
         self.construct: Final = as_construct(layout, case)
         self.fields: Final = tuple(field.name for field in table)
+        self.defaults: Final = tuple(field.default if field.name not in _REQUIRED else 0 for field in table)
         self.out: Final = tuple(field.name for field in table if field.out)
         self.present: Final = _match(table, self.layout)
         """Canonical name -> where this version keeps it; fields that it lacks are absent."""
@@ -96,8 +102,13 @@ class Codec:
                 f"        raise misfit_out(len(buf){handed}) from None",
             ]
         )
+        if self.hole_mask:
+            clean_format, clean_source = _clean_source(self._table, self.present, self.size)
+            space["unpack_all"] = struct.Struct(clean_format).unpack
+            source = f"{source}\n{clean_source}"
         exec(compile(source, f"<codec of {self.subop}>", "exec"), space)
         self.decode = space["decode"]
+        self.decode_clean = space["decode_clean"] if self.hole_mask else self.decode
         self.encode = space["encode"]
         self.patch_out = space["patch_out"]
 
@@ -181,7 +192,7 @@ def _source(
     tag: int | None,
 ) -> str:
     """Python source of ``decode`` and ``encode``."""
-    result = [f"f_{field.name}" if field.name in present else repr(field.default) for field in table]
+    result = _result(table, present)
     lines = ["def decode(buf):", "    try:"]
     if local and local == result:
         lines.append("        return unpack(buf)")
@@ -190,10 +201,50 @@ def _source(
             lines.append(f"        {', '.join(local)}, = unpack(buf)")
         else:
             lines.append("        unpack(buf)")
-        lines.append(f"        return ({', '.join(result)}{',' if result else ''})")
+        lines.append(f"        return {_tuple(result)}")
     lines += ["    except error:", "        raise length(buf) from None"]
     arguments = ", ".join(f"f_{field.name}" for field in table)
     packed = [repr(tag) if path == tag_path else (name if name != "_" else "0") for path, name in zip(order, local)]
     lines += [f"def encode({arguments}):", "    try:", f"        return pack({', '.join(packed)})"]
     lines += ["    except error:", f"        raise misfit({arguments}) from None"]
     return "\n".join(lines) + "\n"
+
+
+def _clean_source(table: Sequence[CanonicalField], present: dict[str, Member], size: int) -> tuple[str, str]:
+    """The ``struct`` format that reads every byte of a struct with holes, and the source of ``decode_clean``."""
+    codes: list[str] = []
+    local: list[str] = []
+    holes: list[str] = []
+    at = 0
+    for end, code, name, following in [
+        *((m.offset, m.code, f"f_{name}", m.end) for name, m in sorted(present.items(), key=lambda p: p[1].offset)),
+        (size, "", "", size),
+    ]:
+        for width, piece in ((8, "Q"), (4, "L"), (2, "H"), (1, "B")):
+            while end - at >= width:
+                holes.append(f"h{at}")
+                codes.append(piece)
+                local.append(holes[-1])
+                at += width
+        if code:
+            codes.append(code)
+            local.append(name)
+        at = following
+    lines = [
+        "def decode_clean(buf):",
+        "    try:",
+        f"        {', '.join(local)}, = unpack_all(buf)",
+        "    except error:",
+        "        raise length(buf) from None",
+        f"    return None if {' or '.join(holes)} else {_tuple(_result(table, present))}",
+    ]
+    return "<" + "".join(codes), "\n".join(lines)
+
+
+def _result(table: Sequence[CanonicalField], present: dict[str, Member]) -> list[str]:
+    """What ``decode`` hands out, field by field, as source."""
+    return [f"f_{field.name}" if field.name in present else repr(field.default) for field in table]
+
+
+def _tuple(values: list[str]) -> str:
+    return f"({', '.join(values)}{',' if values else ''})"

@@ -10,13 +10,13 @@ these bits itself says "the first pages are done" and fools nobody but itself.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from abi.errno import EFAULT, EINVAL, EOPNOTSUPP
 from abi.versions import Abi, Convention
 from base.units import U32_MAX
 from hypervisor.domain import Domain, Vcpu
-from hypervisor.pviommu.result import RESTART
+from hypervisor.pviommu.result import RESTART, Result
 from hypervisor.pviommu.table import ROWS, Handler
 
 if TYPE_CHECKING:
@@ -29,56 +29,58 @@ UNION_SIZE: Final = 32
 class Entry(Protocol):
     """A calling convention's way in."""
 
-    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...]) -> int:
-        """One pass of the hypercall with registers ``args``; may answer :data:`RESTART`."""
+    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
+        """One pass of the hypercall with registers ``args``; may answer :data:`RESTART`.
+
+        It acts on ``target`` (``None``: the caller's own domain); pointers are the caller's all the same.
+        """
         ...
 
     def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
         """The registers with which a preempted call is issued again."""
         ...
 
-    def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
-        """Sub-op ``subop`` on ``domain`` with its struct at ``arg`` in the memory of ``vcpu``."""
-        ...
 
-
-class _Prepared(NamedTuple):
-    """A sub-op's row and codec, joined for one ABI version and taken apart for speed.
-
-    ``handler`` is None for reserved numbers, ``decode`` is None where there is no argument, ``patch_out`` is None where
-    nothing is written back.
-    """
-
-    handler: Handler | None
-    decode: Callable[[memoryview | bytes], tuple[int, ...]] | None
-    patch_out: Callable[..., None] | None
-    size: int
-    holes: int
-    copied_in: bool
-    resumes: bool
+Decode = Callable[[memoryview | bytearray], tuple[int, ...] | None]
+_Prepared = tuple[Handler, Decode | None, Callable[..., None] | None, int, bool, bool]
+"""A sub-op's row and codec, joined for one ABI version and taken apart for speed: handler; the struct's fields, or
+``None`` if a byte that belongs to none of them is set (no function: no argument); what stores the answer (no
+function: there is none); size of the struct; whether it is copied in; whether a preempted call says how far it got."""
 
 
 def _prepare(abi: Abi) -> dict[int, _Prepared]:
-    prepared = {}
+    tagged = abi.convention is Convention.UNION
+    prepared: dict[int, _Prepared] = {}
     for number, subop in abi.subops.items():
         codec = subop.codec
         if not subop.implemented:
-            prepared[number] = _Prepared(None, None, None, 0, 0, False, False)
+            prepared[number] = (_reserved, None, None, 0, False, False)
             continue
         row = ROWS[subop.name]
         if codec is None:
-            prepared[number] = _Prepared(row.handler, None, None, 0, 0, False, row.resumes)
+            prepared[number] = (row.handler, None, None, 0, False, row.resumes)
             continue
-        prepared[number] = _Prepared(
+        copied_in = tagged or codec.out != codec.fields
+        prepared[number] = (
             row.handler,
-            codec.decode,
+            codec.decode_clean if copied_in else _cleared,
             codec.patch_out if codec.out else None,
             codec.size,
-            codec.hole_mask,
-            codec.out != codec.fields,
+            copied_in,
             row.resumes,
         )
     return prepared
+
+
+def _reserved(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+    """A number that the header defines and nobody implements."""
+    return -EOPNOTSUPP, ()
+
+
+def _cleared(buffer: memoryview | bytearray) -> tuple[int, ...]:
+    """A struct that is only written: what the guest left in it does not matter and does not stay."""
+    buffer[:] = bytes(len(buffer))
+    return ()
 
 
 class SubopEntry:
@@ -88,48 +90,42 @@ class SubopEntry:
         self._abi: Final = abi
         self._subops: Final = _prepare(abi)
 
-    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...]) -> int:
-        domain = vcpu.domain
+    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
+        domain = vcpu.domain if target is None else target
         iommu = domain.iommu
         if iommu is None or not iommu.allowed:
             return -self._abi.errno_unusable
-        return self.run(xen, vcpu, domain, args[0] & U32_MAX, args[1], 0)
-
-    def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
-        return (args[0] & 0xFF | progress[0] & ~0xFF, *args[1:])
-
-    def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
-        prepared = self._subops.get(subop)
-        if prepared is None:
-            prepared = self._subops.get(subop & 0xFF)
-            if prepared is None or not prepared.resumes:
+        start = 0
+        prepared = self._subops.get(args[0])
+        if prepared is None:  # bits above 31, the progress of a preempted call, or no such number
+            start = args[0] & U32_MAX & ~0xFF
+            prepared = self._subops.get(args[0] & 0xFF)
+            if prepared is None or (start and not prepared[5]):
                 return -self._abi.errno_unknown_subop
-            start = subop & ~0xFF
-        handler, decode, patch_out, size, holes, copied_in, _ = prepared
-        if handler is None:
-            return -EOPNOTSUPP
+        handler, decode, patch_out, size, copied_in, _ = prepared
         if decode is None:
             return handler(xen, vcpu, domain, (), start)[0]
+        arg = args[1]
         memory = vcpu.memory
+        copy: bytearray | None = None
         buffer: memoryview | bytearray | None = memory.window(arg, size)
-        in_place = buffer is not None
         if buffer is None:  # not plain memory of one page: work on a copy
             raw = memory.read(arg, size) if copied_in else bytes(size)
             if raw is None or (patch_out is not None and not memory.writable(arg, size)):
                 return -EFAULT
-            buffer = bytearray(raw)
-        if copied_in:
-            if holes and int.from_bytes(buffer, "little") & holes:
-                return -EINVAL
-            result, out = handler(xen, vcpu, domain, decode(buffer), start)
-        else:
-            buffer[:] = bytes(size)
-            result, out = handler(xen, vcpu, domain, (), start)
+            buffer = copy = bytearray(raw)
+        fields = decode(buffer)
+        if fields is None:
+            return -EINVAL
+        result, out = handler(xen, vcpu, domain, fields, start)
         if patch_out is not None and result != RESTART:
             patch_out(buffer, *out)
-            if not in_place and not memory.write(arg, buffer):
+            if copy is not None and not memory.write(arg, copy):
                 return -EFAULT
         return result
+
+    def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
+        return (args[0] & 0xFF | progress[0] & ~0xFF, *args[1:])
 
 
 class UnionEntry:
@@ -139,40 +135,36 @@ class UnionEntry:
         self._abi: Final = abi
         self._subops: Final = _prepare(abi)
 
-    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...]) -> int:
+    def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         arg = args[0]
         memory = vcpu.memory
+        copy: bytearray | None = None
         buffer: memoryview | bytearray | None = memory.window(arg, UNION_SIZE)
-        in_place = buffer is not None
         if buffer is None:
             raw = memory.read(arg, UNION_SIZE)
             if raw is None or not memory.writable(arg, UNION_SIZE):
                 return -EFAULT
-            buffer = bytearray(raw)
-        domain = vcpu.domain
+            buffer = copy = bytearray(raw)
+        domain = vcpu.domain if target is None else target
         iommu = domain.iommu
         if iommu is None or not iommu.allowed:
             return -self._abi.errno_unusable
-        prepared = self._subops.get(self._abi.subop_of(buffer))
+        prepared = self._subops.get(buffer[0] | buffer[1] << 8)
         if prepared is None:
             return -self._abi.errno_unknown_subop
-        handler, decode, patch_out = prepared[:3]
-        if handler is None:
-            return -EOPNOTSUPP
-        if decode is None:
-            return handler(xen, vcpu, domain, (), 0)[0]
-        result, out = handler(xen, vcpu, domain, decode(buffer), 0)
+        handler, decode, patch_out, _, _, _ = prepared
+        fields = () if decode is None else decode(buffer)
+        if fields is None:
+            return -EINVAL
+        result, out = handler(xen, vcpu, domain, fields, 0)
         if patch_out is not None and result != RESTART:
             patch_out(buffer, *out)
-            if not in_place and not memory.write(arg, buffer):
+            if copy is not None and not memory.write(arg, copy):
                 return -EFAULT
         return result
 
     def again(self, args: tuple[int, ...], progress: tuple[int, ...]) -> tuple[int, ...]:
         return args
-
-    def run(self, xen: "Xen", vcpu: Vcpu, domain: Domain, subop: int, arg: int, start: int) -> int:
-        return -EOPNOTSUPP  # remote_cmd, the only caller, is not in these versions
 
 
 _ENTRIES: Final[dict[Convention, Callable[[Abi], Entry]]] = {

@@ -21,8 +21,8 @@ Handler = Callable[["Xen", Vcpu, Domain, tuple[int, ...], int], Result]
 class Row(NamedTuple):
     """How one sub-op is handled.
 
-    ``handler`` gets the hypervisor, the calling vCPU, the domain to act on, the canonical arguments and the progress that
-    an earlier pass of the same call noted (0 in the first).
+    ``handler`` gets the hypervisor, the calling vCPU, the domain to act on, the canonical arguments and the progress
+    that an earlier pass of the same call noted (0 in the first).
     """
 
     handler: Handler
@@ -55,8 +55,6 @@ def remote_cmd(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], st
         return -EINVAL, ()
     if target.iommu is None or not target.iommu.allowed:
         return -xen.abi.errno_unusable, ()
-    if inner is None:
-        return -xen.abi.errno_unknown_subop, ()
     return xen.entry.enter(xen, vcpu, (subop | start, arg), target), ()
 
 

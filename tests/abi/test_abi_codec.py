@@ -53,6 +53,21 @@ def test_decode_equals_construct_on_arbitrary_bytes(data):
 
 @settings(max_examples=600)
 @given(st.data())
+def test_decode_clean_is_decode_unless_a_hole_is_set(data):
+    codec = data.draw(st.sampled_from(distinct))
+    raw = int.from_bytes(data.draw(st.binary(min_size=codec.size, max_size=codec.size)), "little")
+    holes = [bit for bit in range(8 * codec.size) if codec.hole_mask >> bit & 1]
+    clean = (raw & ~codec.hole_mask).to_bytes(codec.size, "little")
+    assert codec.decode_clean(clean) == codec.decode_clean(memoryview(clean)) == codec.decode(clean)
+    if holes:
+        bit = data.draw(st.sampled_from(holes))
+        assert codec.decode_clean((raw & ~codec.hole_mask | 1 << bit).to_bytes(codec.size, "little")) is None
+    with pytest.raises(ValueError, match=f"is {codec.size} bytes, not"):
+        codec.decode_clean(clean + b"\0")
+
+
+@settings(max_examples=600)
+@given(st.data())
 def test_encode_equals_construct_for_all_values(data):
     codec = data.draw(st.sampled_from(distinct))
     values = data.draw(values_for(codec))
