@@ -362,9 +362,7 @@ class Nic:
 
     def save(self) -> Any:
         return (
-            self.up,
-            self.irq,
-            self._irq_vector,
+            (self.up, self.irq, self._irq_vector, self.rx_handler),
             self.counters.as_dict(),
             (self._tx_ring, self._rx_ring),
             (self._tx_tail, self._tx_clean, self._rx_tail, self._rx_clean),
@@ -375,7 +373,8 @@ class Nic:
         )
 
     def restore(self, state: Any) -> None:
-        self.up, self.irq, self._irq_vector, counters, rings, indices, tx_slots, rx_slots, parts, scheduled = state
+        settings, counters, rings, indices, tx_slots, rx_slots, parts, scheduled = state
+        self.up, self.irq, self._irq_vector, self.rx_handler = settings
         for name, value in counters.items():
             setattr(self.counters, name, value)
         self._tx_ring, self._rx_ring = rings

@@ -2,8 +2,9 @@
 """The guest's page allocator (mm/page_alloc.c), reduced to what DMA code can observe of it.
 
 Blocks of 2**order pages, aligned to their size.  Successive allocations land deliberately far apart, as they do in
-a kernel that has been up for a while: code that takes two pages for neighbours fails here at once.  For the same reason
-a request for neighbours that is willing to fail (``GFP_NORETRY``) does.  Every block is accounted for, so that a test can count leaks and a double free is a WARN.
+a kernel that has been up for a while: code that takes two pages for neighbours fails here at once.  For the same
+reason a request for neighbours that is willing to fail (``GFP_NORETRY``) does.  Every block is accounted for, so that
+a test can count leaks and a double free is a WARN.
 """
 
 from collections.abc import Callable
