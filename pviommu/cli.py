@@ -8,7 +8,7 @@ from typing import Final
 import typer
 from typer.exceptions import TyperException
 
-# TMPfrom pviommu.abi_cli import app as abi_app
+from pviommu.abi_cli import app as abi_app
 from pviommu.run_cli import run
 from pviommu.state_cli import dump, walk
 
@@ -29,7 +29,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(walk)
 app.command()(dump)
-# TMPapp.add_typer(abi_app, name="abi")
+app.add_typer(abi_app, name="abi")
 
 
 def main() -> None:
