@@ -130,3 +130,8 @@ V7_FIXED: Final = _fixed(contract_of("v7"), _v7_tables(contract_of("v7")), "v7")
 
 EVERY: Final[Mapping[str, Contract]] = MappingProxyType({**CONTRACTS, "v3-fixed": V3_FIXED, "v7-fixed": V7_FIXED})
 """Every contract that is known, the fixed ones included."""
+
+
+def contract_called(name: str) -> Contract:
+    """A contract by the name of a version or of a fixed profile."""
+    return EVERY[name] if name in EVERY else contract_of(name)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A struct's bytes in words: each field's value, the flags in it by name, and holes that are not zero."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from abi.codec import Codec
+from abi.model import Abi, SubOp
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One field, or hole, of some bytes."""
+
+    path: str
+    offset: int
+    size: int
+    value: int
+    direction: str
+    meaning: str
+
+
+_GROUPS = {
+    "map_pages": "map",
+    "map_page": "map",
+    "map_foreign_page": "map",
+    "alloc_context": "alloc",
+    "free_context": "free",
+    "query_caps": "query",
+}
+
+
+def decoded_fields(abi: Abi, row: SubOp, codec: Codec, raw: bytes) -> Iterator[Reading]:
+    """Fields in byte order; a hole is listed if a byte of it is not zero."""
+    things: list[Reading] = []
+    for member in codec.layout.members:
+        signed = member.code.islower()
+        value = int.from_bytes(raw[member.offset : member.end], "little", signed=signed)
+        meaning = _meaning(abi, row, member.plain, value)
+        things.append(Reading(member.plain, member.offset, member.size, value, member.direction, meaning))
+    for hole in codec.layout.holes:
+        value = int.from_bytes(raw[hole.offset : hole.offset + hole.size], "little")
+        if value:
+            things.append(Reading("(hole)", hole.offset, hole.size, value, "", "not zero, belongs to no field"))
+    yield from sorted(things, key=lambda thing: thing.offset)
+
+
+def _meaning(abi: Abi, row: SubOp, field: str, value: int) -> str:
+    if field == "subop_id":
+        found = abi.subops.get(value)
+        return found.name if found else "no such sub-op"
+    if field in ("subop", "cmd"):
+        found = abi.subops.get(value)
+        return found.name if found else "no such sub-op"
+    if field == "cap_flags":
+        return flag_names(abi, "cap", value)
+    if field in ("flags", "map_flags", "alloc_flags", "free_flags"):
+        return flag_names(abi, _GROUPS.get(row.name, ""), value)
+    if field == "ctx_no" and value == 0:
+        return "the default context"
+    if field == "pgsize":
+        return f"{value >> 10} KiB" if value.bit_count() == 1 and value >= 1024 else "not a page size"
+    return ""
+
+
+def flag_names(abi: Abi, group: str, value: int) -> str:
+    """The names of the bits set in ``value``, and what is left of it."""
+    names = []
+    for constant in abi.constants:
+        if constant.group == group and constant.value and value & constant.value == constant.value:
+            names.append(constant.name)
+            value &= ~constant.value
+    if value:
+        names.append(f"{value:#x} (no name)")
+    return " | ".join(names)
