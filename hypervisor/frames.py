@@ -33,6 +33,8 @@ class FrameTable:
         self.refs: Final = array("Q", [0]) * frames
         self.pagetable: Final = bytearray(frames)
         """1 for a frame that a PV guest uses as a page table: it never gets a writable type reference."""
+        self.allocated: Final = bytearray(frames)
+        """1 while a frame's owner holds it in its own right, not only through a device mapping."""
         self._next = 0
         self._free: list[int] = []
         self.freed = 0
@@ -86,6 +88,14 @@ class FrameTable:
             return
         refs[mfn : mfn + count] = array("Q", run)
 
+    def disown(self, mfn: int) -> bool:
+        """Drop the reference with which ``mfn`` was allocated; ``False`` if that happened before."""
+        if not self.allocated[mfn]:
+            return False
+        self.allocated[mfn] = 0
+        self.put(mfn, 1, REF)
+        return True
+
     def count(self, mfn: int) -> int:
         """General references that ``mfn`` holds."""
         return self.refs[mfn] & _COUNT_MASK
@@ -105,13 +115,15 @@ class FrameTable:
         return self.pagetable.find(1, mfn, mfn + count) >= 0
 
     def save(self) -> object:
-        return (self.owner[:], self.refs[:], bytes(self.pagetable), self._next, self._free[:], self.freed)
+        flags = bytes(self.pagetable), bytes(self.allocated)
+        return (self.owner[:], self.refs[:], *flags, self._next, self._free[:], self.freed)
 
     def restore(self, state: object) -> None:
-        owner, refs, pagetable, self._next, free, self.freed = state  # type: ignore[misc]
+        owner, refs, pagetable, allocated, self._next, free, self.freed = state  # type: ignore[misc]
         self.owner[:] = owner  # type: ignore[has-type]
         self.refs[:] = refs  # type: ignore[has-type]
         self.pagetable[:] = pagetable  # type: ignore[has-type]
+        self.allocated[:] = allocated  # type: ignore[has-type]
         self._free = free[:]  # type: ignore[has-type]
 
     def _give(self, owner: DomId, mfn: int, count: int) -> Mfn:
@@ -121,6 +133,7 @@ class FrameTable:
         else:
             self.owner[mfn : mfn + count] = array("H", [owner]) * count
             self.refs[mfn : mfn + count] = array("Q", [REF]) * count
+        self.allocated[mfn : mfn + count] = b"\x01" * count
         return Mfn(mfn)
 
     def _reuse(self, owner: DomId, count: int) -> Mfn | None:
@@ -138,6 +151,6 @@ class FrameTable:
             raise XenBug(f"frame {mfn:#x}: a reference was dropped that nobody held")
         self.refs[mfn] = 0
         self.owner[mfn] = DOMID_NONE
-        self.pagetable[mfn] = 0
+        self.pagetable[mfn] = self.allocated[mfn] = 0
         self._free.append(mfn)
         self.freed += 1

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from abi.errno import EINVAL, ENOSYS
 from abi.memory_op import MEMORY_OP
-from base.units import CtxNo, DomId, Sbdf
+from abi.versions import Abi
+from base.units import U64_MAX, CtxNo, DomId, Sbdf
 from hypervisor.domain import Domain, DomainIommu, Vcpu
 from hypervisor.errors import XenBug
 from hypervisor.frames import DOMID_IO, DOMID_XEN, REF, WRITABLE_REF, FrameTable
@@ -24,6 +25,7 @@ from hypervisor.iommu.moves import move_device
 from hypervisor.iommu.pool import HeapPool
 from hypervisor.memory_op import memory_op
 from hypervisor.p2m import NONE, RAM_RW, P2m, PvFrames, Translation
+from hypervisor.pagetable.format import Format
 from hypervisor.pagetable.radix import Changes
 from hypervisor.platform import Platform
 from hypervisor.profile import Profile
@@ -52,8 +54,14 @@ class Xen:
         self.pgsize_mask: Final = sum(
             4096 << order for order in (self.backend.orders if profile.superpage_units else (0,))
         )
+        self.page_units: Final = {1 << bit: 1 << bit - 12 for bit in range(12, 64) if self.pgsize_mask >> bit & 1}
+        """4 KiB pages in a page of each size that a call may name."""
+        self.max_nr_pages: Final = U64_MAX if self.abi.max_nr_pages is None else self.abi.max_nr_pages
         self.max_dfn: Final = self.backend.max_iova >> 12
         self.flushes_additions: Final = self.backend.flushes_additions
+        self.map_permissions: Final = _map_permissions(self.abi, self.backend.format)
+        """By the flags of a map call: the leaf's permission bits, and whether a device may write."""
+        self.referenced: Final = self.backend.format.referenced
         self.domains: Final[dict[int, Domain]] = {}
         self.retired = (0, 0)
         """(folds, splits) of trees that are gone."""
@@ -111,10 +119,8 @@ class Xen:
         return 0
 
     def _let_go(self, domain: Domain, context: IommuContext, changes: Changes) -> None:
-        frames = self.frames
-        assert context.table is not None
-        fmt = context.table.format
-        referenced, write = fmt.referenced, fmt.write if domain.pv else 0
+        frames, referenced = self.frames, self.referenced
+        write = self.backend.format.write if domain.pv else 0
         for mfn, count, entry in changes.removed:
             if entry & referenced:
                 frames.put(mfn, count, WRITABLE_REF if entry & write else REF)
@@ -191,7 +197,8 @@ class Xen:
         """Take a RAM page away from a domain (balloon, decrease_reservation): out of its p2m and of context 0, and
         its owner's reference dropped.  The frame is free once no device mapping holds it.  -EINVAL if not RAM."""
         mfn, kind, _ = domain.translation.run(gfn, 1)
-        if kind != RAM_RW or mfn >= self.frames.frames or self.frames.owner[mfn] != domain.domid:
+        frames = self.frames
+        if kind != RAM_RW or mfn >= frames.frames or frames.owner[mfn] != domain.domid or not frames.allocated[mfn]:
             return -EINVAL
         table = domain.iommu.default.table if domain.iommu is not None else None
         if table is not None and table.lookup(gfn) is not None:
@@ -200,7 +207,7 @@ class Xen:
                 return error
         if not domain.pv:
             domain.p2m.clear(gfn)
-        self.frames.put(mfn, 1, REF)
+        frames.disown(mfn)
         return 0
 
     def assign_device(self, domain: Domain, device: PciDevice) -> int:
@@ -275,6 +282,19 @@ class Xen:
         for domid, saved in domains.items():
             _restore_domain(self.domains[domid], saved)
         del self._console[console:]
+
+
+def _map_permissions(abi: Abi, entry_format: Format) -> dict[int, tuple[int, bool]]:
+    """Every combination of flags that a map call may carry: some of the version's flags, reading or writing among
+    them."""
+    permissions: dict[int, tuple[int, bool]] = {}
+    flags = abi.map_flags_mask
+    while flags:
+        read, write = bool(flags & abi.map_readable), bool(flags & abi.map_writeable)
+        if read or write:
+            permissions[flags] = (entry_format.permission[read | write << 1], write)
+        flags = flags - 1 & abi.map_flags_mask
+    return permissions
 
 
 def _save_domain(domain: Domain) -> Any:

@@ -29,3 +29,17 @@ def caller3(request: pytest.FixtureRequest) -> Caller:
     """The same where a test is about the tagged union."""
     backend, guest = request.param
     return bed(backend, "v3-fixed", guest)
+
+
+@pytest.fixture(params=list(product(BACKENDS, PROFILES)), ids="-".join)
+def pv_caller(request: pytest.FixtureRequest) -> Caller:
+    """A PV hardware domain, which names machine frames."""
+    backend, profile = request.param
+    return bed(backend, profile, "pv")
+
+
+@pytest.fixture(params=list(product(BACKENDS, PROFILES)), ids="-".join)
+def pvh_caller(request: pytest.FixtureRequest) -> Caller:
+    """A PVH hardware domain, whose frame numbers the p2m translates."""
+    backend, profile = request.param
+    return bed(backend, profile, "pvh")

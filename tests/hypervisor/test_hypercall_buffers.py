@@ -174,9 +174,8 @@ def test_a_page_that_was_taken_away_from_the_guest_is_no_place_for_a_struct(call
     assert caller.xen.save() == before
 
 
-def test_a_read_only_page_of_a_translated_guest_can_be_read_but_not_answered_into(caller: Caller) -> None:
-    if caller.dom0.pv:
-        pytest.skip("PV frames have no such type")
+def test_a_read_only_page_of_a_translated_guest_can_be_read_but_not_answered_into(pvh_caller: Caller) -> None:
+    caller = pvh_caller
     prepare(caller)
     caller.testbed.ram.write(70 << 12, request(caller, "alloc_context"))
     caller.dom0.p2m.set(70, caller.mfn(70), 1, RAM_RO)
