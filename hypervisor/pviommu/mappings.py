@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PASS_PAGES: Final = 4096
 """Pages between two looks at whether the vCPU should yield."""
 RESUME_GRAIN: Final = 256
-"""A preempted call resumes at a device frame that is a multiple of this (of a superpage unit, where those are larger), so
-that superpages in its way are passed as a whole."""
+"""A preempted call resumes at a device frame that is a multiple of this (of a superpage unit, where those are larger),
+so that superpages in its way are passed as a whole."""
 MAX_PAGES: Final = 1 << 32
 """Most 4 KiB pages that one call may cover: what a resumed call can name."""
 
@@ -35,33 +35,28 @@ MAX_PAGES: Final = 1 << 32
 def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], progress: int) -> Result:
     """Map frames ``gfn``.. of the caller at ``dfn``.. in a context."""
     number, gfn, dfn, flags, pgsize, nr_pages, _ = args
-    abi = xen.abi
-    assert domain.iommu is not None
-    context, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
+    context, unit, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
     if context is None:
         return error, (0,)
-    if flags & ~abi.map_flags_mask or not flags & (abi.map_readable | abi.map_writeable):
+    permission = xen.map_permissions.get(flags)
+    if permission is None or gfn & unit - 1:
         return -EINVAL, (0,)
-    unit = pgsize >> 12
-    if gfn & unit - 1:
-        return -EINVAL, (0,)
-    start = _first_page(dfn, unit, progress)
+    bits, write = permission
+    start = _first_page(dfn, unit, progress) if progress else 0
     if start >= total or start < 0:
         return (-EINVAL if progress else 0), (0,)
     table = context.table
     if table is None:
         raise XenBug(f"{context} has no table to map into")
 
-    write = bool(flags & abi.map_writeable)
-    permission = table.format.permission[bool(flags & abi.map_readable) | write << 1]
-    profile, frames, translation = xen.profile, xen.frames, domain.translation
+    frames = xen.frames
     preempt = xen.preempt
     identity = context.identity
     changes = Changes()
     done = start
-    error = 0
-    left = total - done
-    limit = left if left <= 512 else min(left, PASS_PAGES - (dfn & 511))
+    limit = total - done
+    if limit > 512:
+        limit = min(limit, PASS_PAGES - (dfn & 511))
     while True:
         if identity:
             reserved = context.identity_offset(dfn + done, limit)
@@ -70,19 +65,16 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
                     error = -EADDRNOTAVAIL
                     break
                 limit = reserved
-        run = translation.run(gfn + done, limit)
-        mfn = run[0]
-        count, reference, error = frame_rights(profile, frames, domain, run, write)
+        mfn, count, reference, error = frame_rights(xen.profile, frames, domain, gfn + done, limit, write)
         if error:
             break
         if reference:
             frames.get(mfn, count, reference)
-            bits = permission | table.format.referenced
+            step, error = table.map(dfn + done, mfn, count, bits | xen.referenced, changes)
+            if step != count:
+                frames.put(mfn + step, count - step, reference)
         else:
-            bits = permission
-        step, error = table.map(dfn + done, mfn, count, bits, changes)
-        if step != count and reference:
-            frames.put(mfn + step, count - step, reference)
+            step, error = table.map(dfn + done, mfn, count, bits, changes)
         done += step
         if error or done >= total:
             break
@@ -110,12 +102,10 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
 def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], progress: int) -> Result:
     """Remove what is mapped at ``dfn``.. in a context."""
     number, dfn, pgsize, nr_pages, _ = args
-    assert domain.iommu is not None
-    context, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
+    context, unit, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
     if context is None:
         return error, (0,)
-    unit = pgsize >> 12
-    start = _first_page(dfn, unit, progress)
+    start = _first_page(dfn, unit, progress) if progress else 0
     if start >= total or start < 0:
         return (-EINVAL if progress else 0), (0,)
     table = context.table
@@ -171,35 +161,32 @@ def lookup_page(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], s
 
 def _checked(
     xen: "Xen", domain: Domain, number: int, dfn: int, pgsize: int, nr_pages: int
-) -> tuple[IommuContext | None, int, int]:
-    """(context, number of 4 KiB pages, 0), or (``None``, 0, errno) for a request that is wrong in itself.
+) -> tuple[IommuContext | None, int, int, int]:
+    """(context, 4 KiB pages in a page, 4 KiB pages in all, 0), or (``None``, 0, 0, errno) for a request that is wrong
+    in itself.
 
     The default context belongs to Xen and is refused like an unknown one.
     """
-    if xen.abi.max_nr_pages is not None and nr_pages > xen.abi.max_nr_pages:
-        return None, 0, -E2BIG
+    if nr_pages > xen.max_nr_pages:
+        return None, 0, 0, -E2BIG
     assert domain.iommu is not None
     context = domain.iommu.contexts.get(number)
-    if context is None or context.dying:
-        return None, 0, -EINVAL
-    if not pgsize or pgsize & ~xen.pgsize_mask or pgsize & pgsize - 1:
-        return None, 0, -EINVAL
-    unit = pgsize >> 12
+    unit = xen.page_units.get(pgsize)
+    if context is None or context.dying or unit is None:
+        return None, 0, 0, -EINVAL
     total = nr_pages * unit
     if dfn & unit - 1 or dfn + total - 1 > xen.max_dfn:
-        return None, 0, -EINVAL
+        return None, 0, 0, -EINVAL
     if total > MAX_PAGES:
-        return None, 0, -E2BIG
-    return context, total, 0
+        return None, 0, 0, -E2BIG
+    return context, unit, total, 0
 
 
 def _first_page(dfn: int, unit: int, progress: int) -> int:
     """The first page that is still to do, or -1 for progress that this hypervisor would never have noted.
 
-    ``progress`` is 0 or a multiple of :data:`RESUME_GRAIN` that counts from the multiple at or below ``dfn``.
+    ``progress`` is a multiple of :data:`RESUME_GRAIN` that counts from the multiple at or below ``dfn``.
     """
-    if not progress:
-        return 0
     done = progress - dfn % RESUME_GRAIN
     return -1 if done % unit else done
 
