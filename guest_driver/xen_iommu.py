@@ -313,15 +313,19 @@ class XenIommu:
 
     def xen_iommu_exit(self) -> None:
         """Unregister, return every device to the default context and every context to Xen."""
-        mine = [dev for dev in self.kernel.devices if dev.iommu is not None and dev.iommu.iommu_dev is self.unit]
         iommu_device_unregister(self.kernel, self.unit)
-        for dev in mine:
-            sbdf = dev.pci.sbdf
-            self._call("reattach_device", DEFAULT_CONTEXT, sbdf >> 16, sbdf >> 8 & 0xFF, sbdf & 0xFF, 0)
-        self._release()
+        self._leave()
         self.kernel.drivers.remove(self)
 
-    def _release(self) -> None:
+    def _leave(self) -> None:
+        """Undo what comes before the registration; released devices still sit in the context that blocks."""
+        for dev in self.kernel.devices:
+            if isinstance(self.xen_iommu_probe_device(dev), int):
+                continue
+            sbdf = dev.pci.sbdf
+            ret, _ = self._call("reattach_device", DEFAULT_CONTEXT, sbdf >> 16, sbdf >> 8 & 0xFF, sbdf & 0xFF, 0)
+            if ret:
+                self.kernel.printk.err(f"{dev.name}: not back in the default context ({errno_name(ret)})")
         for domain in (self.blocked, self.identity):
             if domain is not None and domain.ctx_no != DEFAULT_CONTEXT:
                 self.free_context(domain.ctx_no)
@@ -397,7 +401,7 @@ def xen_iommu_init(
     if not ret:
         ret = iommu_device_register(kernel, driver.unit, driver.ops)
     if ret:
-        driver._release()
+        driver._leave()
         return ret
     kernel.drivers.append(driver)
     kernel.printk.info(

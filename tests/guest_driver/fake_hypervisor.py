@@ -31,10 +31,9 @@ class FakeRam:
         self.pages = pages
         self.xen_pv_domain = pv
         self.memory = bytearray(pages << PAGE_SHIFT)
-        # A permutation that leaves short runs of neighbours and breaks between them.
-        self._frames = [(pfn * 8 // 8 ^ 0x55) + (pfn // 4) * 3 + 0x1000 for pfn in range(pages)] if pv else None
-        if self._frames is not None:
-            self._frames = [0x1000 + (pfn // 4 * 7 % (pages // 4)) * 4 + pfn % 4 for pfn in range(pages)]
+        # A permutation that leaves runs of four neighbours and breaks between them.
+        order = [0x1000 + (pfn // 4 * 7 % (pages // 4)) * 4 + pfn % 4 for pfn in range(pages)]
+        self._frames = order if pv else None
 
     def read(self, paddr: int, length: int) -> bytes:
         return bytes(self.memory[paddr : paddr + length])
@@ -210,7 +209,10 @@ class FakeXen:
         """Guest physical address that DMA of a device at ``iova`` reaches, ``None`` if it faults."""
         ctx_no = self.where[sbdf]
         if ctx_no in self.identity:
-            return iova
+            # One to one in frames as the hypervisor counts them: machine frames in a PV guest.
+            if self.ram.xen_pv_domain and iova >> PAGE_SHIFT not in self.ram._frames:
+                return None
+            return self.ram.gfn_to_pfn(iova >> PAGE_SHIFT) << PAGE_SHIFT | iova & PAGE_SIZE - 1
         entry = self.contexts[ctx_no].get(iova >> PAGE_SHIFT)
         if entry is None:
             return None
