@@ -27,8 +27,8 @@ class VtdContext(NamedTuple):
 
     dids: tuple[int, ...]
     """Domain id on each unit."""
-    used: frozenset[int]
-    """Units behind which the context ever had a device: their caches may know it."""
+    used: tuple[tuple[Unit, int], ...] = ()
+    """Units behind which the context ever had a device, with its domain id there: their caches may know it."""
 
 
 class VtdBackend:
@@ -78,7 +78,7 @@ class VtdBackend:
             dids.append(did)
         self._memory.zero_frame(root)
         context.table = PageTable(self._memory, self.format, self.levels, root, context.pool, self.orders)
-        context.hw = VtdContext(tuple(dids), frozenset())
+        context.hw = VtdContext(tuple(dids))
         return 0
 
     def context_release(self, context: IommuContext) -> None:
@@ -95,7 +95,9 @@ class VtdBackend:
         assert context.table is not None
         low = reg.ContextEntryLow.pack(p=1, slptptr=context.table.root)
         high = reg.ContextEntryHigh.pack(aw=self.levels - 2, did=hw.dids[unit.index])
-        context.hw = VtdContext(hw.dids, hw.used | {unit.index})
+        use = (unit, hw.dids[unit.index])
+        if use not in hw.used:
+            context.hw = VtdContext(hw.dids, (*hw.used, use))
         return self._write_all(unit, device, low, high)
 
     def detach(self, device: PciDevice) -> int:
@@ -103,18 +105,17 @@ class VtdBackend:
 
     def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
         hw: VtdContext = context.hw
-        for index in hw.used:
-            unit = self.units[index]
+        for unit, did in hw.used:
             if changes.modified or unit.caching_mode:
-                error = unit.flush_pages(hw.dids[index], dfn, pages)
+                error = unit.flush_pages(did, dfn, pages)
                 if error:
                     return error
         return 0
 
     def flush_all(self, context: IommuContext) -> int:
         hw: VtdContext = context.hw
-        for index in hw.used:
-            error = self.units[index].flush_did(hw.dids[index])
+        for unit, did in hw.used:
+            error = unit.flush_did(did)
             if error:
                 return error
         return 0

@@ -14,7 +14,8 @@ from machine.memory import PhysicalMemory
 from machine.mmio import SystemBus
 
 SLOTS: Final = 256
-"""Descriptors in a ring of one page."""
+"""Descriptors in a ring of one page.  They are queued two at a time, so no pair wraps around."""
+_LAST_SLOT: Final = SLOTS - 1
 DONE: Final = 1
 _WAIT: Final = reg.WaitDescriptor.pack(type=5, sw=1, fn=1, data=DONE)
 _HARMLESS: Final = reg.WaitDescriptor.pack(type=5, fn=1)
@@ -25,6 +26,8 @@ class InvalidationQueue:
 
     def __init__(self, memory: PhysicalMemory, bus: SystemBus, base: int, ring: int, status: int) -> None:
         self._memory: Final = memory
+        self._words: Final = memory.words
+        self._touched: Final = memory.touched
         self._bus: Final = bus
         self._base: Final = base
         self._tail_register: Final = base + reg.IQT
@@ -43,38 +46,32 @@ class InvalidationQueue:
 
     def submit(self, low: int, high: int = 0) -> int:
         """Queue one command and its wait; 0 once hardware has confirmed, -EIO if it does not."""
-        memory = self._memory
-        words = memory.words
-        if not memory.touched[self._ring]:
-            memory.touch(self._ring)
-        if not memory.touched[self._status]:
-            memory.touch(self._status)
+        words, touched, status_word = self._words, self._touched, self._status_word
+        if not touched[self._ring]:
+            self._memory.touch(self._ring)
+        if not touched[self._status]:
+            self._memory.touch(self._status)
         tail = self.tail
         word = self._ring_word + (tail << 1)
         words[word] = low
         words[word + 1] = high
-        tail = tail + 1 & SLOTS - 1
-        word = self._ring_word + (tail << 1)
-        words[word] = _WAIT
-        words[word + 1] = self._status_address
-        tail = tail + 1 & SLOTS - 1
-        words[self._status_word] = 0
-        self.tail = tail
+        words[word + 2] = _WAIT
+        words[word + 3] = self._status_address
+        words[status_word] = 0
+        self.tail = tail = tail + 2 & _LAST_SLOT
         self.submitted += 1
         self._bus.store(self._tail_register, 8, tail << 4)
-        if words[self._status_word] == DONE:
-            return 0
-        return self._recover()
+        return 0 if words[status_word] == DONE else self._recover()
 
     def _recover(self) -> int:
         """Put harmless descriptors where hardware stopped, clear the error and let it go on."""
         status = self._bus.read32(self._base + reg.FSTS)
-        head = self._bus.read64(self._base + reg.IQH) >> 4 & SLOTS - 1
+        head = self._bus.read64(self._base + reg.IQH) >> 4 & _LAST_SLOT
         while head != self.tail:
             word = self._ring_word + (head << 1)
-            self._memory.words[word] = _HARMLESS
-            self._memory.words[word + 1] = 0
-            head = head + 1 & SLOTS - 1
+            self._words[word] = _HARMLESS
+            self._words[word + 1] = 0
+            head = head + 1 & _LAST_SLOT
         errors = reg.FaultStatus.iqe.mask | reg.FaultStatus.ite.mask | reg.FaultStatus.ice.mask
         self._bus.write32(self._base + reg.FSTS, status & errors)
         self._bus.write64(self._tail_register, self.tail << 4)

@@ -37,10 +37,12 @@ class Unit:
         self.address_width: Final = reg.Capability.mgaw.get(cap) + 1
         self.orders: Final = (0,) + (9,) * reg.Capability.slps_2m.get(cap) + (18,) * reg.Capability.slps_1g.get(cap)
         self.caching_mode: Final = bool(reg.Capability.cm.get(cap))
-        self.max_mask: Final = reg.Capability.mamv.get(cap) if reg.Capability.psi.get(cap) else -1
-        self._drains: Final = reg.IotlbInvalidate.pack(
-            type=2, dr=reg.Capability.drd.get(cap), dw=reg.Capability.dwd.get(cap)
-        )
+        self.max_pages: Final = 1 << reg.Capability.mamv.get(cap) if reg.Capability.psi.get(cap) else 0
+        """Most pages that a page-selective invalidation can name."""
+        drains = reg.IotlbInvalidate.pack(type=2, dr=reg.Capability.drd.get(cap), dw=reg.Capability.dwd.get(cap))
+        self._flush_everything: Final = drains | reg.IotlbInvalidate.g.put(1)
+        self._flush_did: Final = drains | reg.IotlbInvalidate.g.put(2)
+        self._flush_pages: Final = drains | reg.IotlbInvalidate.g.put(3)
         self._fault_registers: Final = drhd.base + reg.Capability.fro.get(cap) * 16
         self._fault_count: Final = reg.Capability.nfr.get(cap) + 1
         self.dids: Final = 1 << 4 + 2 * reg.Capability.nd.get(cap)
@@ -138,16 +140,15 @@ class Unit:
     def flush_pages(self, did: int, dfn: int, pages: int) -> int:
         """Forget translations of ``pages`` pages from ``dfn`` under ``did``: exactly these if the range is an aligned
         power of two within the unit's limits, else everything of the domain."""
-        mask = pages.bit_length() - 1
-        if pages != 1 << mask or dfn & pages - 1 or mask > self.max_mask:
+        if pages & pages - 1 or dfn & pages - 1 or pages > self.max_pages:
             return self.flush_did(did)
-        return self.queue.submit(self._drains | 3 << 4 | did << 16, dfn << PAGE_SHIFT | mask)
+        return self.queue.submit(self._flush_pages | did << 16, dfn << PAGE_SHIFT | pages.bit_length() - 1)
 
     def flush_did(self, did: int) -> int:
-        return self.queue.submit(self._drains | 2 << 4 | did << 16)
+        return self.queue.submit(self._flush_did | did << 16)
 
     def flush_everything(self) -> int:
-        return self.queue.submit(self._drains | 1 << 4)
+        return self.queue.submit(self._flush_everything)
 
     # ------------------------------------------------------------------------------------------------ faults
 
