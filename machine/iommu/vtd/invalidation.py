@@ -37,7 +37,7 @@ class Invalidation:
         self._contexts: Final = contexts
         self._iotlb: Final = second_level.iotlb
         self._structures: Final = second_level.structures
-        self._counters: Final = counters
+        self._commands: Final = counters.commands
         self._mamv: Final = config.max_address_mask
         self._page_selective: Final = config.page_selective
 
@@ -54,7 +54,7 @@ class Invalidation:
             self._contexts.invalidate_device(did, sid, FUNCTION_MASKS[function_mask])
         else:
             return 0
-        self._counters.commands[name] += 1
+        self._commands[name] += 1
         return granularity
 
     def iotlb(self, granularity: int, did: int, address: int) -> int:
@@ -67,7 +67,7 @@ class Invalidation:
             count = 1 << order
             page = address >> 12 & -count
             self._iotlb.invalidate_pages(did, page, count)
-            if not address & 0x40 and self._structures:
+            if not address & 0x40:
                 self._structures.invalidate_pages(did, page, count)
         elif granularity >= DOMAIN:
             granularity = DOMAIN
@@ -79,7 +79,7 @@ class Invalidation:
             self.all_translations()
         else:
             return 0
-        self._counters.commands[name] += 1
+        self._commands[name] += 1
         return granularity
 
     def all_translations(self) -> None:

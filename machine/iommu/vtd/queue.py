@@ -30,6 +30,8 @@ BAD_TAIL: Final = 1
 FETCH_FAILED: Final = 2
 BAD_TYPE: Final = 3
 RESERVED_FIELD: Final = 4
+_SOFTWARE_RAN: Final = -1
+"""Not a code: the descriptor is done, and its completion message may have made software change any register."""
 
 TYPE: Final = 0xE0F
 """Descriptor type: bits 11:9 and 3:0."""
@@ -66,16 +68,19 @@ class InvalidationQueue:
         counters: Counters,
     ) -> None:
         self._registers: Final = registers
+        self._dwords: Final = registers.dwords
         self._memory: Final = memory
+        self._words: Final = memory.words
+        self._touched: Final = memory.touched
         self._last_word: Final = len(memory.words) - 1
         self._invalidation: Final = invalidation
         self._faults: Final = faults
         self._completion: Final = completion
-        self._counters: Final = counters
+        self._commands: Final = counters.commands
         no_did = 0xFFFF_0000 & ~((1 << config.domain_id_bits) - 1 << 16)
         self._context_reserved_low: Final = CONTEXT_RESERVED_LOW | no_did
         self._iotlb_reserved_low: Final = IOTLB_RESERVED_LOW | no_did
-        self._execute: Final[dict[int, Callable[[int, int], int]]] = {
+        self._actions: Final[dict[int, Callable[[int, int], int]]] = {
             CONTEXT_CACHE: self._context_cache,
             IOTLB: self._iotlb,
             INTERRUPT_ENTRY: self._interrupt_entry,
@@ -109,26 +114,11 @@ class InvalidationQueue:
         if self._running:
             return  # a completion message made software write IQT; the loop below will see it
         self._running = True
-        dwords, words, execute = self._registers.dwords, self._memory.words, self._execute
-        error = 0
+        dwords = self._dwords
         try:
             while (head := dwords[_IQH]) != (tail := dwords[_IQT]) and self.enabled and not dwords[_FSTS] & IQE:
-                index = self.base + head >> 3
-                if tail >= self.size:
-                    error = BAD_TAIL
-                elif index >= self._last_word:
-                    error = FETCH_FAILED
-                else:
-                    low = words[index]
-                    action = execute.get(low & TYPE)
-                    if action is None:
-                        error = BAD_TYPE
-                    else:
-                        following = head + 16
-                        dwords[_IQH] = following if following < self.size else 0
-                        error = action(low, words[index + 1])
-                if error:
-                    dwords[_IQH] = head
+                error = self._execute(head, tail) if tail < self.size else BAD_TAIL
+                if error > 0:
                     rejected = self._pending()
                     self._stop(error)
                     if self._pending() == rejected:
@@ -136,11 +126,35 @@ class InvalidationQueue:
         finally:
             self._running = False
 
+    def _execute(self, head: int, tail: int) -> int:
+        """Execute from ``head`` until ``tail`` (0), a wait that let software in, or an IQEI code."""
+        dwords, words, actions = self._dwords, self._words, self._actions
+        base, size, last_word = self.base, self.size, self._last_word
+        while head != tail:
+            index = base + head >> 3
+            if index >= last_word:
+                return FETCH_FAILED
+            low = words[index]
+            action = actions.get(low & TYPE)
+            if action is None:
+                return BAD_TYPE
+            following = head + 16
+            if following >= size:
+                following = 0
+            dwords[_IQH] = following
+            outcome = action(low, words[index + 1])
+            if outcome:
+                if outcome > 0:
+                    dwords[_IQH] = head
+                return outcome
+            head = following
+        return 0
+
     def _pending(self) -> tuple[int, ...]:
         """What the queue would execute next."""
-        head, tail = self._registers.dwords[_IQH], self._registers.dwords[_IQT]
+        head, tail = self._dwords[_IQH], self._dwords[_IQT]
         index = self.base + head >> 3
-        descriptor = self._memory.words[index : index + 2].tolist() if index < self._last_word else ()
+        descriptor = self._words[index : index + 2].tolist() if index < self._last_word else ()
         return (head, tail, self.base, self.size, *descriptor)
 
     def _stop(self, error: int) -> None:
@@ -158,7 +172,7 @@ class InvalidationQueue:
         if not self._registers.dwords[ICS >> 2] & IWC:
             self._completion.withdraw()
 
-    # One method per descriptor type (6.5.2.1 ff.): the two words in, 0 or an IQEI code out.
+    # One method per descriptor type (6.5.2.1 ff.): the two words in, 0, _SOFTWARE_RAN or an IQEI code out.
 
     def _context_cache(self, low: int, high: int) -> int:
         if low & self._context_reserved_low or high:
@@ -174,7 +188,7 @@ class InvalidationQueue:
     def _interrupt_entry(self, low: int, high: int) -> int:
         if low & INTERRUPT_ENTRY_RESERVED_LOW or high:
             return RESERVED_FIELD
-        self._counters.commands["interrupt-entry"] += 1
+        self._commands["interrupt-entry"] += 1
         return 0
 
     def _wait(self, low: int, high: int) -> int:
@@ -185,18 +199,18 @@ class InvalidationQueue:
         if low & WAIT_RESERVED_LOW or high & WAIT_RESERVED_HIGH:
             return RESERVED_FIELD
         if low & WAIT_SW and (index := high >> 3) <= self._last_word:
-            memory = self._memory
-            if not memory.touched[high >> 12]:
-                memory.touch(high >> 12)
-            words = memory.words
+            if not self._touched[high >> 12]:
+                self._memory.touch(high >> 12)
+            words = self._words
             if high & 4:
                 words[index] = words[index] & 0xFFFF_FFFF | low & 0xFFFF_FFFF_0000_0000
             else:
                 words[index] = words[index] & 0xFFFF_FFFF_0000_0000 | low >> 32
-        self._counters.commands["wait"] += 1
+        self._commands["wait"] += 1
         if low & WAIT_IF:
-            dwords = self._registers.dwords
+            dwords = self._dwords
             if not dwords[ICS >> 2] & IWC:
                 dwords[ICS >> 2] |= IWC
                 self._completion.signal()
+                return _SOFTWARE_RAN
         return 0
