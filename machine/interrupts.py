@@ -5,7 +5,7 @@ On x86 the doorbell is the window 0xFEE0_0000..0xFEEF_FFFF, on Arm the translati
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 X86_DOORBELL_BASE: Final = 0xFEE0_0000
 X86_DOORBELL_SIZE: Final = 0x10_0000
@@ -36,3 +36,12 @@ class MessageInterrupts:
             return
         self.delivered += 1
         handler()
+
+    def save(self) -> object:
+        """Counts and connections, for :meth:`restore`."""
+        return (self.delivered, self.spurious, dict(self._handlers))
+
+    def restore(self, state: object) -> None:
+        self.delivered, self.spurious, handlers = cast(tuple[int, int, dict[int, Callable[[], None]]], state)
+        self._handlers.clear()
+        self._handlers.update(handlers)

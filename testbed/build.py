@@ -7,9 +7,8 @@ device at 00:05.0.
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from base.units import PAGE_SHIFT, DomId, Sbdf, make_sbdf
 from hypervisor import profile as profiles
@@ -42,6 +41,14 @@ MMIO_START: Final = 0xE000_0000
 MMIO_END: Final = 0x1_0000_0000
 SCATTER_PAGES: Final = 64
 """Longest run of guest pages that stay together in machine memory outside the contiguous part."""
+
+
+class Stateful(Protocol):
+    """A part of the test bed whose state can be kept and brought back."""
+
+    def save(self) -> Any: ...
+
+    def restore(self, state: Any) -> None: ...
 
 
 class TestBed:
@@ -95,33 +102,32 @@ class TestBed:
         self.ram: Final = DomainRam(self.memory, self.mfns, pv)
         self.mmio: Final = BusMmio(self.bus)
         self.guest_pci: Final = MachinePci(self.pci, self.interrupts, self.backend.doorbell)
-        self._saved: Any = None
-        self.attached: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
-        """(save, restore) of whatever else takes part, above all the guest kernel."""
+        self._saved: list[Any] | None = None
+        self.attached: Final[list[Stateful]] = [
+            self.unit,
+            self.xen,
+            self.interrupts,
+            self.guest_pci,
+            self.nic,
+            self.copier,
+            self.rogue,
+        ]
+        """Everything whose state a snapshot keeps beside RAM; a booted guest kernel joins it."""
 
     # -------------------------------------------------------------------------------------------- snapshots
 
     def snapshot(self) -> None:
         """Remember this moment; :meth:`reset` comes back to it as often as wanted."""
-        self._saved = (
-            self.unit.save(),
-            self.xen.save(),
-            [device.save() for device in (self.nic, self.copier, self.rogue)],
-            [save() for save, _ in self.attached],
-        )
+        self._saved = [part.save() for part in self.attached]
         self.memory.snapshot()
 
     def reset(self) -> None:
         """Back to the last :meth:`snapshot`, at a cost that follows from what changed since."""
         if self._saved is None:
             raise ValueError("there is no snapshot to go back to")
-        unit, xen, devices, attached = self._saved
         self.memory.reset()
-        self.unit.restore(unit)
-        self.xen.restore(xen)
-        restorers = [self.nic.restore, self.copier.restore, self.rogue.restore, *(back for _, back in self.attached)]
-        for restore, state in zip(restorers, (*devices, *attached)):
-            restore(state)
+        for part, state in zip(self.attached, self._saved):
+            part.restore(state)
 
     # ----------------------------------------------------------------------------------------------- wiring
 

@@ -100,4 +100,4 @@ class Guest:
             testbed.xen.abi,
             msi_window=None if testbed.backend.doorbell_is_translated else X86_MSI_WINDOW,
         )
-        testbed.attached.append((self.kernel.save, self.kernel.restore))
+        testbed.attached.append(self.kernel)

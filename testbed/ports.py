@@ -100,6 +100,12 @@ class MachinePci:
         self._interrupts.connect(vector, handler)
         return self._doorbell, vector
 
+    def save(self) -> int:
+        return self._next_vector
+
+    def restore(self, state: int) -> None:
+        self._next_vector = state
+
 
 def _info(function: PciFunction) -> PciInfo:
     return PciInfo(

@@ -64,3 +64,11 @@ def test_a_wire_can_be_changed_between_resets():
 def test_an_impossible_configuration_is_refused_in_one_line(values, complaint):
     with pytest.raises(ValueError, match=complaint):
         Config(**values)
+
+
+def test_interrupt_vectors_are_handed_out_again_after_a_reset():
+    testbed = build(Config(ram=32 * MIB, guest_ram=8 * MIB))
+    testbed.snapshot()
+    first = testbed.guest_pci.request_irq(lambda: None)
+    testbed.reset()
+    assert testbed.guest_pci.request_irq(lambda: None) == first
