@@ -62,6 +62,8 @@ class LinearMemory:
         reserved: bool,
     ) -> None:
         self._memory: Final = memory
+        self._bytes: Final = memory.bytes
+        self._touched: Final = memory.touched
         self._ram: Final = translation.ram
         self._direct_end: Final = DIRECT_MAP + (direct_frames << PAGE_SHIFT)
         self._pfn_to_gfn: Final = pfn_to_gfn
@@ -106,17 +108,19 @@ class LinearMemory:
         return self._pieces(address, length) is not None
 
     def window(self, address: int, length: int) -> memoryview | None:
-        if not DIRECT_MAP <= address < self._direct_end or (address & 0xFFF) + length > PAGE_SIZE:
+        start = address & PAGE_SIZE - 1
+        if start + length > PAGE_SIZE or not DIRECT_MAP <= address < self._direct_end:
             return None
-        pfn = address - DIRECT_MAP >> PAGE_SHIFT
-        mfn = self._ram(pfn if self._pfn_to_gfn is None else self._pfn_to_gfn[pfn], True)
+        gfn = address - DIRECT_MAP >> PAGE_SHIFT
+        if self._pfn_to_gfn is not None:
+            gfn = self._pfn_to_gfn[gfn]
+        mfn = self._ram(gfn, True)
         if mfn < 0:
             return None
-        memory = self._memory
-        if not memory.touched[mfn]:
-            memory.touch(mfn)
-        start = mfn << PAGE_SHIFT | address & 0xFFF
-        return memory.bytes[start : start + length]
+        if not self._touched[mfn]:
+            self._memory.touch(mfn)
+        start += mfn << PAGE_SHIFT
+        return self._bytes[start : start + length]
 
     def _pieces(self, address: int, length: int) -> list[tuple[int, int]] | None:
         pieces = []

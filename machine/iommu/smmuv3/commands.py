@@ -158,9 +158,10 @@ class CommandQueue:
         if self._running:
             return
         self._running = True
+        registers = self._registers.words
         try:
             budget = self._wrap + 1
-            while budget > 0:
+            while budget > 0 and registers[CMDQ_CONS] != registers[CMDQ_PROD]:
                 consumed = self._drain(budget)
                 if not consumed:
                     break
@@ -194,11 +195,11 @@ class CommandQueue:
                 self._stop(cons, CERROR_ILL)
                 return 0
             name, handler = row
-            signals = handler is None and low & _CS
+            following = cons + 1 & wrap
             if handler is not None:
                 error = handler(low, words[at + 1])
-            elif signals:
-                registers[CMDQ_CONS] = cons + 1 & wrap
+            elif low & _CS:
+                registers[CMDQ_CONS] = following
                 error = self._signal(low, words[at + 1])
             else:
                 error = _OK
@@ -207,9 +208,9 @@ class CommandQueue:
                 return 0
             executed[name] = executed.get(name, 0) + 1
             consumed += 1
-            if signals:
+            if handler is None and low & _CS:
                 return consumed
-            cons = cons + 1 & wrap
+            cons = following
         registers[CMDQ_CONS] = cons
         return 0
 

@@ -36,6 +36,7 @@ class Interrupts:
 
     def __init__(self, bus: SystemBus, registers: RegisterFile, wire: Wire | None) -> None:
         self._bus: Final = bus
+        self._memory: Final = bus.memory
         self._registers: Final = registers
         self._wire: Final = wire
 
@@ -60,11 +61,13 @@ class Interrupts:
 
     def signal(self, output: str, address: int, data: int, error: int) -> None:
         """Pulse ``output`` and, if ``address`` is not zero, send ``data`` there; ``error`` if that aborts."""
-        self.pulse(output)
+        if self._wire is not None:
+            self._wire(output)
         if not address:
             return
-        bus = self._bus
-        if address + 4 <= bus.memory.size or bus.is_mmio(address):
-            bus.dma_write(address, data.to_bytes(4, "little"))
+        if address + 4 <= self._memory.size:
+            self._memory.write(address, data.to_bytes(4, "little"))
+        elif self._bus.is_mmio(address):
+            self._bus.dma_write(address, data.to_bytes(4, "little"))
         else:
             self.activate(error)
