@@ -101,6 +101,7 @@ class Xen:
             return 0
         error = self.backend.flush(context, dfn, pages, changes)
         if error:
+            context.unconfirmed = True
             self.log(f"{context}: flush of dfn {dfn:#x}+{pages:#x} failed ({error}); its frames are kept")
             return error
         if changes.removed or changes.tables:
@@ -113,10 +114,20 @@ class Xen:
             return 0
         error = self.backend.flush_all(context)
         if error:
+            context.unconfirmed = True
             self.log(f"{context}: flush failed ({error}) while tearing down; its frames are kept")
             return error
         self._let_go(domain, context, changes)
         return 0
+
+    def _confirm(self, context: IommuContext) -> int:
+        """Make sure that hardware has forgotten everything that it was ever told to forget of ``context``."""
+        if not context.unconfirmed:
+            return 0
+        error = self.backend.flush_all(context)
+        if not error:
+            context.unconfirmed = False
+        return error
 
     def _let_go(self, domain: Domain, context: IommuContext, changes: Changes) -> None:
         frames, referenced = self.frames, self.referenced
@@ -195,14 +206,18 @@ class Xen:
 
     def remove_page(self, domain: Domain, gfn: int) -> int:
         """Take a RAM page away from a domain (balloon, decrease_reservation): out of its p2m and of context 0, and
-        its owner's reference dropped.  The frame is free once no device mapping holds it.  -EINVAL if not RAM."""
+        its owner's reference dropped.  The frame is free once no device mapping holds it.  -EINVAL if not RAM of the
+        domain's own; -EIO, and it stays the domain's, while hardware does not confirm."""
         mfn, kind, _ = domain.translation.run(gfn, 1)
         frames = self.frames
         if kind != RAM_RW or mfn >= frames.frames or frames.owner[mfn] != domain.domid or not frames.allocated[mfn]:
             return -EINVAL
-        table = domain.iommu.default.table if domain.iommu is not None else None
-        if table is not None and table.lookup(gfn) is not None:
-            error = self.unmap_default(domain, gfn, 1)
+        if domain.iommu is not None:
+            table = domain.iommu.default.table
+            if table is not None and table.lookup(gfn) is not None:
+                error = self.unmap_default(domain, gfn, 1)
+            else:  # an earlier attempt may have taken it out of the table without hardware confirming
+                error = self._confirm(domain.iommu.default)
             if error:
                 return error
         if not domain.pv:
@@ -319,6 +334,7 @@ def _save_context(context: IommuContext) -> Any:
         context.table.save() if context.table is not None else None,
         context.devices[:],
         context.dying,
+        context.unconfirmed,
         [(region.first, region.last, region.users) for region in context.identity],
         context.hw,
     )
@@ -340,7 +356,7 @@ def _restore_domain(domain: Domain, state: Any) -> None:
     if iommu.arena is not None:
         iommu.arena.restore(arena)
     iommu.contexts.clear()
-    for context, (table, table_state, members, context.dying, identity, context.hw) in saved:
+    for context, (table, table_state, members, context.dying, context.unconfirmed, identity, context.hw) in saved:
         context.table = table
         if table is not None:
             table.restore(table_state)

@@ -16,7 +16,7 @@ from machine.pci import PciFunction
 class IommuContext:
     """One address space that devices can be put into."""
 
-    __slots__ = ("devices", "dying", "hw", "identity", "number", "pool", "table")
+    __slots__ = ("devices", "dying", "hw", "identity", "number", "pool", "table", "unconfirmed")
 
     def __init__(self, number: CtxNo, pool: FramePool) -> None:
         self.number: Final = number
@@ -26,6 +26,8 @@ class IommuContext:
         self.devices: list[PciDevice] = []
         self.dying = False
         """Being torn down: nothing can be attached or mapped any more."""
+        self.unconfirmed = False
+        """Hardware was told to forget something of this context and did not confirm it."""
         self.identity: list[IdentityRange] = []
         """Reserved regions (RMRR) that are mapped one to one here and are not the guest's to change."""
         self.hw: Any = None

@@ -83,6 +83,8 @@ def _reserve(xen: "Xen", domain: Domain, context: IommuContext, first: int, last
             if undo_error or undone != done:
                 raise XenBug("a reserved region that was just mapped could not be unmapped")
         flushed = xen.finish_pass(domain, context, first, pages, changes)
+        if flushed and not error and context.number:
+            _unmap(xen, domain, context, first, pages)
         if error or flushed:
             return error or flushed
     context.identity.append(IdentityRange(first, last))
@@ -90,10 +92,16 @@ def _reserve(xen: "Xen", domain: Domain, context: IommuContext, first: int, last
 
 
 def _fill_identity(context: IommuContext, first: int, last: int, changes: Changes) -> int:
-    """Map those frames of the region that the identity table of context 0 does not have yet."""
+    """Map those frames of the region that the identity table of context 0 does not have yet.
+
+    -EADDRINUSE for one that it maps to something else.
+    """
     assert context.table is not None
     for dfn in range(first, last + 1):
-        if context.table.lookup(dfn) is None:
+        found = context.table.lookup(dfn)
+        if found is not None and found[0] != dfn:
+            return -EADDRINUSE
+        if found is None:
             _, error = context.table.map(dfn, dfn, 1, context.table.format.permission[3], changes)
             if error:
                 return error
@@ -112,9 +120,14 @@ def _release(xen: "Xen", domain: Domain, context: IommuContext, first: int, last
     context.identity.remove(region)
     if context.table is None or context.number == 0:
         return  # context 0 is an identity table: the region simply stays mapped
+    _unmap(xen, domain, context, first, last - first + 1)
+
+
+def _unmap(xen: "Xen", domain: Domain, context: IommuContext, first: int, pages: int) -> None:
+    """Take a region out again.  Firmware's frames are never used otherwise: what is not confirmed harms nobody."""
+    assert context.table is not None
     changes = Changes()
-    pages = last - first + 1
     done, error = context.table.unmap(first, pages, changes)
     if error or done != pages:
-        raise XenBug(f"{context}: reserved region {first:#x}-{last:#x} is not mapped as a whole")
+        raise XenBug(f"{context}: reserved region {first:#x}+{pages:#x} is not mapped as a whole")
     xen.finish_pass(domain, context, first, pages, changes)

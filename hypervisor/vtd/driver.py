@@ -143,14 +143,14 @@ class VtdBackend:
 
     def _write_all(self, unit: Unit, device: PciDevice, low: int, high: int) -> int:
         """Write the context entries of every id of the device; on failure put back what was there."""
-        done: list[int] = []
+        written: list[int] = []
         previous: tuple[int, int] = device.hw or (0, 0)
         for rid in device.requester_ids:
+            written.append(rid)
             error = unit.write_context(rid, low, high)
             if error:
-                for earlier in done:
-                    unit.write_context(earlier, *previous)
+                for undo in written:  # memory says what it said, whether or not the unit confirms
+                    unit.write_context(undo, *previous)
                 return error
-            done.append(rid)
         device.hw = (low, high)
         return 0
