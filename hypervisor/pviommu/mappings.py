@@ -43,7 +43,7 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
         return -EINVAL, (0,)
     bits, write = permission
     start = _first_page(dfn, unit, progress) if progress else 0
-    if start >= total or start < 0:
+    if not 0 <= start < total:
         return (-EINVAL if progress else 0), (0,)
     table = context.table
     if table is None:
@@ -106,7 +106,7 @@ def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], p
     if context is None:
         return error, (0,)
     start = _first_page(dfn, unit, progress) if progress else 0
-    if start >= total or start < 0:
+    if not 0 <= start < total:
         return (-EINVAL if progress else 0), (0,)
     table = context.table
     if table is None:
