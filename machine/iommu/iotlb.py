@@ -4,12 +4,14 @@
 Entries live under a tag (VT-d: the domain id; SMMUv3: VMID, or ASID with VMID) and cover 4 KiB, 2 MiB or 1 GiB.
 Invalidating one page drops every entry that covers it, whatever its size, as both manuals require.
 
-The capacity chooses how long a stale entry may live: ``None`` keeps everything until it is invalidated, the most
-hostile cache that the specifications allow; a number evicts the oldest entry first; 0 caches nothing.
+How long a stale entry may live is the choice of a replacement policy (:mod:`machine.iommu.replacement`).
 """
 
 from collections.abc import Hashable, Iterator
+from itertools import islice
 from typing import Final, Generic, TypeVar, cast
+
+from machine.iommu.replacement import Oldest, Replacement
 
 Entry = TypeVar("Entry")
 _Sizes = tuple[dict[int, Entry], dict[int, Entry], dict[int, Entry]]
@@ -19,10 +21,14 @@ ORDERS: Final = (0, 9, 18)
 
 
 class IoTlb(Generic[Entry]):
-    """Maps (tag, page number) to what the model wants to remember of a leaf."""
+    """Maps (tag, page number) to what the model wants to remember of a leaf.
 
-    def __init__(self, capacity: int | None = None) -> None:
-        self.capacity: Final = capacity
+    ``capacity``: how many entries are kept, the oldest makes way; ``None`` leaves that to ``replacement``, whose
+    ``None`` keeps everything until it is invalidated.
+    """
+
+    def __init__(self, capacity: int | None = None, replacement: Replacement | None = None) -> None:
+        self._replacement: Final = replacement if capacity is None else Oldest(capacity)
         self._tags: dict[Hashable, _Sizes[Entry]] = {}
         self._size = 0
 
@@ -41,13 +47,19 @@ class IoTlb(Generic[Entry]):
                 entry = sizes[2].get(page >> 18)
         return entry
 
+    def order(self, tag: Hashable, page: int) -> int | None:
+        """log2 of the pages that the entry of :meth:`lookup` covers, ``None`` if there is no entry."""
+        sizes = self._tags.get(tag, ())
+        return next((order for order, table in zip(ORDERS, sizes) if page >> order in table), None)
+
     def insert(self, tag: Hashable, page: int, order: int, entry: Entry) -> None:
         """Remember ``entry`` for the 2^``order`` pages (0, 9 or 18) around ``page``."""
-        if self.capacity is not None:
-            if not self.capacity:
+        if self._replacement is not None:
+            victims = self._replacement.victims(self._size)
+            if victims is None:
                 return
-            if self._size >= self.capacity:
-                self._evict_oldest()
+            for position in victims:
+                self._evict(position)
         sizes = self._tags.get(tag)
         if sizes is None:
             sizes = self._tags[tag] = ({}, {}, {})
@@ -118,12 +130,14 @@ class IoTlb(Generic[Entry]):
         self._size = size
         self._tags = {tag: (dict(s[0]), dict(s[1]), dict(s[2])) for tag, s in tags.items()}
 
-    def _evict_oldest(self) -> None:
+    def _evict(self, position: int) -> None:
+        """Drop the entry at ``position``, counted tag by tag and within a tag size by size, oldest first."""
         for tag, sizes in self._tags.items():
             for table in sizes:
-                if table:
-                    del table[next(iter(table))]
+                if position < len(table):
+                    del table[next(islice(table, position, None))]
                     self._size -= 1
                     if not any(sizes):
                         del self._tags[tag]
                     return
+                position -= len(table)

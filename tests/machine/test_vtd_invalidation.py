@@ -30,6 +30,7 @@ from vtd_machine import (
     wait_status,
 )
 
+from machine.iommu.replacement import Eager, Random
 from machine.iommu.unit import Fault
 from machine.iommu.vtd.config import VtdConfig
 
@@ -233,6 +234,31 @@ def test_cached_way_to_a_table_remembers_the_permissions_on_it(distance):
     assert machine.read(IOVA) == 0x20_0000
     assert machine.write(IOVA + distance).code == 5
     assert machine.read(IOVA + distance) == 0x20_1000
+
+
+def test_eager_unit_forgets_contexts_tables_and_pages():
+    machine, table = ready(replacement=Eager())
+    machine.map(table, IOVA, 0x20_0000)
+    assert machine.write(IOVA) == 0x20_0000
+    machine.map(table, IOVA, 0x30_0000)
+    assert machine.write(IOVA) == 0x30_0000
+    machine.memory.write64(machine.entry_at(table, IOVA, 2), 0)
+    assert machine.write(IOVA).code == 5
+    machine.context_entry(SID, 0, 0)
+    assert machine.write(IOVA).code == 2
+
+
+def test_random_unit_decides_the_same_after_a_restore():
+    machine, table = ready(replacement=Random(3))
+    cached_then_cleared(machine, table, range(20))
+    state = machine.unit.save()
+    first = stale(machine, range(20))
+    assert 0 < len(first) < 20
+    for page in range(20):
+        machine.map(table, IOVA + page * 0x1000, 0x40_0000)
+    answers = [machine.write(IOVA + page * 0x1000) for page in range(20)]
+    machine.unit.restore(state)
+    assert answers == [machine.write(IOVA + page * 0x1000) for page in range(20)]
 
 
 def test_small_iotlb_forgets_the_oldest():

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vtd_machine import PS, RW, SID, R, VtdMachine
 
+from machine.iommu.replacement import parse
 from machine.iommu.unit import Fault
 from machine.iommu.vtd.config import VtdConfig
 from machine.iommu.vtd.faults import FAULT_NAMES
@@ -294,6 +295,7 @@ def test_no_bit_pattern_makes_the_unit_raise(config, filler, actions):
 @settings(max_examples=100, deadline=None)
 @given(
     config=st.builds(VtdConfig, caching_mode=st.booleans(), paging_structure_caches=st.booleans()),
+    policy=st.sampled_from(("stale", "stale", "eager", "oldest:3", "random:1", "random:2")),
     steps=st.lists(
         st.tuples(
             st.sampled_from(("map", "map", "super", "unmap", "use", "use", "pages", "domain", "hint")),
@@ -303,9 +305,9 @@ def test_no_bit_pattern_makes_the_unit_raise(config, filler, actions):
         max_size=60,
     ),
 )
-def test_answers_are_never_older_than_the_last_invalidation_that_names_them(config, steps):
+def test_answers_are_never_older_than_the_last_invalidation_that_names_them(config, policy, steps):
     """Pages 0-7 of one 2 MiB region and 8-15 of the next; ``possible`` holds every answer memory gave since."""
-    machine = VtdMachine(config)
+    machine = VtdMachine(config, replacement=parse(policy))
     table = machine.context(SID, machine.page(), did=2)
     machine.start()
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Final, NamedTuple
 
 from machine.iommu.iotlb import IoTlb
+from machine.iommu.replacement import Replacement
 from machine.iommu.unit import Counters, Fault, Walk
 from machine.iommu.vtd.config import VtdConfig
 from machine.iommu.vtd.explain import Explainer
@@ -59,16 +60,23 @@ class VtdState(NamedTuple):
     structures: object
     next_record: int
     queue: tuple[bool, int, int]
+    replacement: object
 
 
 class VtdUnit:
     """A remapping hardware unit.  Map it on the bus with ``bus.map(base, unit.register_size, unit)``.
 
-    ``iotlb_capacity``: entries that the IOTLB holds, ``None`` for no limit, which keeps stale ones longest.
+    ``replacement`` decides how long every cache remembers; ``None`` keeps stale entries longest.
+    ``iotlb_capacity`` overrules it for the IOTLB: the oldest of that many entries makes way.
     """
 
     def __init__(
-        self, name: str, bus: SystemBus, config: VtdConfig | None = None, iotlb_capacity: int | None = None
+        self,
+        name: str,
+        bus: SystemBus,
+        config: VtdConfig | None = None,
+        iotlb_capacity: int | None = None,
+        replacement: Replacement | None = None,
     ) -> None:
         self.name: Final = name
         self.register_size: Final = REGISTER_SIZE
@@ -77,10 +85,11 @@ class VtdUnit:
         self.config: Final = config
         self.counters: Final = Counters(commands=defaultdict(int))
         self.registers: Final = RegisterFile(config)
-        self.iotlb: Final[IoTlb[int]] = IoTlb(iotlb_capacity)
+        self.iotlb: Final[IoTlb[int]] = IoTlb(iotlb_capacity, replacement)
+        self._replacement: Final = replacement
         self.tables: Final = ContextTables(config, bus.memory)
-        self.contexts: Final = ContextCache()
-        self.second_level: Final = SecondLevel(config, bus.memory, self.iotlb)
+        self.contexts: Final = ContextCache(replacement)
+        self.second_level: Final = SecondLevel(config, bus.memory, self.iotlb, replacement)
         self.faults: Final = FaultLog(config, self.registers, bus)
         self.invalidation: Final = Invalidation(config, self.contexts, self.second_level, self.counters)
         RegisterInvalidation(config, self.registers, self.invalidation)
@@ -188,7 +197,7 @@ class VtdUnit:
         self.counters.config_misses += 1
         context = self.tables.fetch(sid)
         if not context.code or self.config.caching_mode:
-            self._cached_contexts[sid] = context
+            self.contexts.keep(sid, context)
         return context
 
     def _fault(self, sid: int, iova: int, write: bool, code: int, fpd: bool) -> Fault:
@@ -209,6 +218,7 @@ class VtdUnit:
             self.second_level.structures.save(),
             self.faults.next,
             (queue.enabled, queue.base, queue.size),
+            None if self._replacement is None else self._replacement.save(),
         )
 
     def restore(self, state: VtdState) -> None:
@@ -220,6 +230,8 @@ class VtdUnit:
         self.second_level.structures.restore(state.structures)
         self.faults.next = state.next_record
         self.queue.enabled, self.queue.base, self.queue.size = state.queue
+        if self._replacement is not None:
+            self._replacement.restore(state.replacement)
         self._translating = bool(state.dwords[_GSTS] & TE)
         fresh = Counters()
         for field in fields(Counters):

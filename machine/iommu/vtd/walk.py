@@ -15,6 +15,7 @@ Where several faults apply at one level, permission comes before reserved bits; 
 from typing import Final
 
 from machine.iommu.iotlb import IoTlb
+from machine.iommu.replacement import Replacement
 from machine.iommu.vtd.config import VtdConfig
 from machine.iommu.vtd.faults import (
     CONTEXT_INVALID,
@@ -45,11 +46,13 @@ DOORBELL_LAST: Final = 0xFEEF_FFFF
 class SecondLevel:
     """Walks second-level tables in memory and remembers what it finds, tagged with the domain id."""
 
-    def __init__(self, config: VtdConfig, memory: PhysicalMemory, iotlb: IoTlb[int]) -> None:
+    def __init__(
+        self, config: VtdConfig, memory: PhysicalMemory, iotlb: IoTlb[int], replacement: Replacement | None = None
+    ) -> None:
         self._words: Final = memory.words
         self._word_count: Final = len(memory.words)
         self.iotlb: Final = iotlb
-        self.structures: Final[IoTlb[int]] = IoTlb(None if config.paging_structure_caches else 0)
+        self.structures: Final[IoTlb[int]] = IoTlb(None if config.paging_structure_caches else 0, replacement)
         """Pointers to level-1 and level-2 tables: table address, shift << 2, permissions so far."""
         self._negative: Final = config.caching_mode
 
