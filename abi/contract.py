@@ -61,8 +61,8 @@ class Contract:
     the guest left there, or ``reset`` to 0 on entry and then set."""
     cursor: bool = False
     """A preempted call leaves gfn, dfn and nr_pages advanced in the guest's struct."""
-    reserved_each: bool = True
-    """reserved-dfn is tested for every page; if not, for the first one of the call only."""
+    reserved_once: frozenset[str] = frozenset()
+    """Sub-ops that test reserved-dfn for the first page of the pass only, again and again."""
     init_alters: bool = False
     """init goes on into alloc_context on the same struct and answers what that answers."""
     init_wraps: bool = False
@@ -79,6 +79,8 @@ class Contract:
     """The hardware domain may map frames of other guests."""
     units: bool = False
     """pgsize is honoured: a unit of that size is mapped or unmapped as a whole, and counted as one."""
+    reports_flush: bool = False
+    """A failing IOTLB flush fails the call; if not, it is a line in the hypervisor's log."""
     fixed: bool = False
 
     def table(self, subop: str) -> Table:
@@ -220,7 +222,7 @@ def _v4(abi: Abi, own: Mapping[str, Table] = _V4_OWN) -> Contract:
         _V4_FRAMES,
         count="add",
         cursor=True,
-        reserved_each=False,
+        reserved_once=frozenset({"map_pages", "unmap_pages"}),
         init_alters=True,
         init_wraps=True,
         init_sticks=True,
@@ -236,7 +238,7 @@ def _changed(own: Mapping[str, Table], subop: str, condition: str, errno: int) -
 
 def _v7(abi: Abi) -> Contract:
     contract = _v4(abi, _changed(_V4_OWN, "reattach_device", "no-device", ENODEV))
-    return replace(contract, frames=V7_FRAMES, maps_foreign=True)
+    return replace(contract, frames=V7_FRAMES, maps_foreign=True, reserved_once=frozenset({"map_pages"}))
 
 
 # --- XenServer: statuses, not return values; tables only

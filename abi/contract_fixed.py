@@ -113,7 +113,7 @@ def _fixed(posted: Contract, tables: Mapping[str, Table], frames: str) -> Contra
         frames=contract_of(frames).frames,
         count="reset",
         cursor=False,
-        reserved_each=True,
+        reserved_once=frozenset(),
         init_alters=False,
         init_wraps=False,
         init_sticks=False,
@@ -121,6 +121,7 @@ def _fixed(posted: Contract, tables: Mapping[str, Table], frames: str) -> Contra
         same_is_nothing=True,
         overwrites=False,
         units=posted.abi.by_name["map_pages"].struct == "pv_iommu_map_pages",
+        reports_flush=True,
         fixed=True,
     )
 

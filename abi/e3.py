@@ -11,7 +11,7 @@ from typing import Final
 from abi.declare import IN, c_struct, u16, u32, u64_aligned
 from abi.errno import ENODEV, EOPNOTSUPP
 from abi.model import Abi, Constant, Convention, subop, table
-from abi.v4 import CONTEXT, FLAGS
+from abi.v4 import CONTEXT, FLAGS, MENTIONS
 from abi.v7 import CAPS, ROWS, V7_STRUCTS
 
 FLUSH_PAGES: Final = c_struct(
@@ -51,5 +51,7 @@ E3: Final = Abi(
     max_nr_pages=None,
     enum_tag="pv_iommu_cmd",
     aligned_fallback=True,
+    mentions=MENTIONS,
+    documents_partial=True,
     includes=("xen.h", "physdev.h"),
 )

@@ -12,6 +12,7 @@ are -ENOBUFS (the header's comment says -ERANGE).  ``nr_entries`` is always rewr
 from typing import Final
 
 from abi.declare import IN, INOUT, OUT, PCI_DEVICE, c_struct, case, handle, pfn, tagged_union, u32, ulong
+from abi.errno import ENOBUFS, ERANGE
 from abi.model import Constant
 
 MEMORY_OP: Final = 12
@@ -38,3 +39,6 @@ CONSTANTS: Final = (
     Constant("XENMEM_RDM_ALL", XENMEM_RDM_ALL, "map", "every device's ranges; dev is ignored"),
 )
 STRUCTS: Final = (ENTRY, MAP)
+
+PROMISES: Final = ((ERANGE, ENOBUFS),)
+"""(promised by the comment, given) for too few slots."""

@@ -168,8 +168,12 @@ class Abi:
     """The version whose header this one repeats."""
     implemented: bool = True
     """False: a header without an implementation."""
-    editor_trailer: bool = False
-    """The header ends in an editor's settings."""
+    mentions: tuple[tuple[str, str], ...] = ()
+    """(struct or constant, word): names that the header's comments use and that a reader will look for."""
+    documents_partial: bool = False
+    """The header says that the page counts hold after a failure too."""
+    documents_preemption: bool = False
+    """The header says that a call may be preempted and issued again, and what that does to its struct."""
     private: frozenset[str] = frozenset()
     """Constants that the hypervisor accepts but the public header does not define."""
 

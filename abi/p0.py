@@ -74,7 +74,6 @@ def _version(name: str, posted: str, declaration: CStruct, lookup: bool) -> Abi:
         errno_unknown_subop=EINVAL,
         max_nr_pages=1,
         includes=("xen.h", "physdev.h"),
-        editor_trailer=True,
     )
 
 

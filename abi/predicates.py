@@ -116,7 +116,7 @@ TESTS: Final[dict[str, Callable[[Call], bool]]] = {
 """Condition -> whether it holds."""
 
 PAGE_TESTS: Final[dict[str, Callable[[Call, int], bool]]] = {
-    "reserved-dfn": lambda c, page: _reserved(c, page if c.contract.reserved_each else 0),
+    "reserved-dfn": lambda c, page: _reserved(c, c.request.start if c.subop.name in c.contract.reserved_once else page),
     "frame-shared": lambda c, page: _frame(c, page) == "frame-shared",
     "frame-paged": lambda c, page: _frame(c, page) == "frame-paged",
     "frame-hole": lambda c, page: _frame(c, page) == "frame-hole",

@@ -81,5 +81,7 @@ N: Final = Abi(
     max_nr_pages=None,
     enum_tag="",
     implemented=False,
+    mentions=v4.MENTIONS,
+    documents_partial=True,
     includes=("stdint.h", "xen.h", "physdev.h"),
 )

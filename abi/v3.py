@@ -97,7 +97,6 @@ def _version(name: str, posted: str, same_as: str, implemented: bool = True) -> 
         includes=("xen.h", "physdev.h"),
         same_as=same_as,
         implemented=implemented,
-        editor_trailer=True,
         private=PRIVATE,
     )
 

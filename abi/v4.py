@@ -269,6 +269,12 @@ def rows(capabilities: CStruct) -> tuple[SubOp, ...]:
     )
 
 
+MENTIONS: Final = (
+    ("pv_iommu_unmap_pages", "mapped"),
+    ("IOMMUCAP_pasid", "reattach_context"),
+)
+"""Names in the header's comments that the header does not have: from N on, to this day."""
+
 V4: Final = Abi(
     name="v4",
     posted="4 Nov 2024, Teddy Astie, RFC v4",
@@ -282,5 +288,7 @@ V4: Final = Abi(
     max_nr_pages=None,
     enum_tag="",
     aligned_fallback=True,
+    mentions=MENTIONS,
+    documents_partial=True,
     includes=("xen.h", "physdev.h"),
 )

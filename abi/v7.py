@@ -11,7 +11,7 @@ from typing import Final
 from abi.declare import OUT, RESERVED, c_struct, u16, u32, u64_aligned
 from abi.errno import ENODEV, EOPNOTSUPP
 from abi.model import Abi, Convention, table
-from abi.v4 import CONTEXT, FLAGS, STRUCTS, caps, rows
+from abi.v4 import CONTEXT, FLAGS, MENTIONS, STRUCTS, caps, rows
 
 CAPABILITIES: Final = c_struct(
     "pv_iommu_capabilities",
@@ -43,6 +43,8 @@ def _version(name: str, posted: str, same_as: str) -> Abi:
         max_nr_pages=None,
         enum_tag="pv_iommu_cmd",
         aligned_fallback=True,
+        mentions=MENTIONS,
+        documents_partial=True,
         includes=("xen.h", "physdev.h"),
         same_as=same_as,
     )

@@ -96,7 +96,6 @@ def _version(name: str, posted: str, declaration: CStruct, maps_foreign: bool) -
         errno_unknown_subop=ENODEV,
         max_nr_pages=1,
         includes=("xen.h",),
-        editor_trailer=True,
     )
 
 

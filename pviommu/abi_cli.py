@@ -17,6 +17,7 @@ from abi.model import Abi, SubOp
 
 if TYPE_CHECKING:
     from abi.compiler import Compiler
+    from abi.lint import Subject
 
 FOUND: Final = 1
 
@@ -289,3 +290,76 @@ def errors(
         show_json(abi_json.contract(contract, only))
     else:
         abi_view.print_contract(contract, only)
+
+
+@app.command()
+def diff(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The version to compare from.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The version to compare with.")],
+    arch: ArchOption = "x86-64",
+    format: FormatOption = Format.table,
+) -> None:
+    """What changed between two versions, and whom it breaks; v7-fixed and v3-fixed are known as well."""
+    from abi.diff import diff as compare
+    from abi.diff_mail import mail
+    from pviommu import abi_findings, abi_json, abi_view
+
+    one, other = _subject(old), _subject(new)
+    arch_called(arch)
+    changes = compare(one, other, arch)
+    if format is Format.json:
+        show_json(abi_json.changes(old, new, arch, changes))
+    else:
+        abi_findings.print_mail(mail(one, other, arch, abi_view.console().width))
+    if changes:
+        raise typer.Exit(FOUND)
+
+
+@app.command()
+def lint(
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION", help="A version of 'pviommu abi list', v3-fixed or v7-fixed.")
+    ] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="Only header, contract, hypervisor or driver; may be repeated.")
+    ] = None,
+    rule: Annotated[list[str] | None, typer.Option(help="Only this rule; may be repeated.")] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="List the rules instead.")] = False,
+    format: FormatOption = Format.table,
+) -> None:
+    """What is wrong with a version: in its header, in its answers, and in what was posted with it."""
+    from abi import lint as linter
+    from pviommu import abi_findings, abi_json
+
+    known = linter.rules()
+    for name in scope or []:
+        if name not in linter.SCOPES:
+            raise AbiUsageError(f"no scope is called {name!r}; there are {', '.join(linter.SCOPES)}")
+    for name in rule or []:
+        if name not in known:
+            raise AbiUsageError(f"no rule is called {name!r}; 'pviommu abi lint --rules' lists them")
+    if rules:
+        if format is Format.json:
+            show_json([abi_json.rule(r) for r in known.values()])
+        else:
+            abi_findings.print_rules(list(known.values()))
+        return
+    if version is None:
+        raise AbiUsageError("which version? 'pviommu abi list' lists them")
+    found = linter.lint(_subject(version))
+    found = [f for f in found if (not scope or f.scope in scope) and (not rule or f.rule in rule)]
+    if format is Format.json:
+        show_json(abi_json.findings(version, found))
+    else:
+        abi_findings.print_findings(version, found)
+    if found:
+        raise typer.Exit(FOUND)
+
+
+def _subject(name: str) -> "Subject":
+    from abi.lint import subject_called
+
+    try:
+        return subject_called(name)
+    except versions.UnknownVersion as error:
+        raise AbiUsageError(str(error)) from None

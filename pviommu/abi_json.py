@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``pviommu abi ... --format json``: the same facts as plain values."""
 
+from dataclasses import asdict
 from typing import Any
 
 from abi.check import Report
@@ -8,8 +9,10 @@ from abi.codec import Codec
 from abi.conditions import CONDITIONS
 from abi.contract import Contract
 from abi.declare import ARCHES
+from abi.diff import Change
 from abi.errno import errno_name
 from abi.layout import Layout, place
+from abi.lint import Finding, Rule
 from abi.model import Abi, SubOp
 from abi.reading import decoded_fields
 
@@ -141,4 +144,26 @@ def contract(found: Contract, only: SubOp | None) -> dict[str, Any]:
             ]
             for name in names
         },
+    }
+
+
+def changes(old: str, new: str, arch: str, found: list[Change]) -> dict[str, Any]:
+    """A diff."""
+    return {"old": old, "new": new, "arch": arch, "changes": [asdict(change) for change in found]}
+
+
+def findings(version: str, found: list[Finding]) -> dict[str, Any]:
+    """What lint found."""
+    return {"version": version, "findings": [asdict(finding) for finding in found]}
+
+
+def rule(found: Rule) -> dict[str, Any]:
+    """One lint rule."""
+    return {
+        "rule": found.name,
+        "scope": found.scope,
+        "severity": found.severity,
+        "doc": found.doc,
+        "mend": found.mend,
+        "asked": found.asked,
     }
