@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""RAM as one anonymous mapping, with a journal that makes going back to a snapshot cost what was written.
+"""RAM as one mapping, with a journal that makes going back to a snapshot cost what was written.
 
-The mapping is sparse: a gigabyte costs nothing until it is touched.  It is reached through two views of the
-same bytes: ``bytes`` (one item a byte) for data and ``words`` (one item a little-endian 64-bit word) for
-tables, where an aligned store is one store, as on the real bus.
+The mapping is sparse: a gigabyte costs nothing until it is touched.  It is anonymous unless the maker brings one,
+as whoever shares the machine's RAM with another process does.  It is reached through two views of the same bytes:
+``bytes`` (one item a byte) for data and ``words`` (one item a little-endian 64-bit word) for tables, where an aligned
+store is one store, as on the real bus.
 
 Snapshots keep pre-images: whoever writes through a raw view first says so with :meth:`touch`, which saves the
 frame the first time it changes after a snapshot.  The methods of this class do that themselves; table writers
@@ -33,17 +34,24 @@ class BusError(Exception):
 
 
 class PhysicalMemory:
-    """``size`` bytes of RAM at machine addresses 0 to ``size`` - 1; ``size`` is a multiple of 4 KiB."""
+    """``size`` bytes of RAM at machine addresses 0 to ``size`` - 1; ``size`` is a multiple of 4 KiB.
 
-    def __init__(self, size: int) -> None:
+    ``mapping``: the bytes to use, exactly ``size`` of them, readable and writable; this object owns it from now on.
+    """
+
+    def __init__(self, size: int, mapping: mmap.mmap | None = None) -> None:
         if size <= 0 or size % PAGE_SIZE:
             raise ValueError(f"RAM size {size:#x} is not a positive multiple of 4 KiB")
         if sys.byteorder != "little":
             raise OSError("the tables are little-endian words; this host is big-endian")
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        if mapping is not None and len(mapping) != size:
+            raise ValueError(f"a mapping of {len(mapping):#x} bytes for {size:#x} bytes of RAM")
+        if mapping is None:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+            mapping = mmap.mmap(-1, size, flags=flags)
         self.size: Final = size
         self.frames: Final = size >> PAGE_SHIFT
-        self._map: Final = mmap.mmap(-1, size, flags=flags)
+        self._map: Final = mapping
         self.bytes: Final = memoryview(self._map)
         self.words: Final = self.bytes.cast("Q")
         self.touched: Final = bytearray(b"\x01" * self.frames)

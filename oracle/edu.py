@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU's ``edu`` device (QEMU: docs/specs/edu.rst) as a DMA engine whose every transfer can be recognised.
+
+The device has a buffer of 4 KiB that only its own DMA can fill or empty, and it starts a transfer 100 ms of virtual
+time after it was told to.  With QEMU's instruction counter and a processor that sleeps, virtual time jumps straight to
+that moment, so the transfer is done as fast as it can be polled for.
+
+While the buffer is filled the IOMMU must let DMA through.  Its lower part then holds *tokens*, 8-byte values found
+nowhere else in memory: a write of one shows where it went.  The upper part takes what reads bring in.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from oracle import qtest
+from oracle.qtest import Qtest
+
+BUFFER: Final = 0x40000
+"""Where the device's own buffer begins, as DMA addresses of the device."""
+BUFFER_SIZE: Final = 4096
+TOKENS: Final = 480
+"""Tokens in the buffer, 8 bytes each."""
+LANDING: Final = 8 * TOKENS
+"""Offset in the buffer at which reads put what they bring in."""
+
+_SOURCE: Final = 0x80
+_DESTINATION: Final = 0x88
+_COUNT: Final = 0x90
+_COMMAND: Final = 0x98
+_RUN: Final = 1
+_TO_DEVICE: Final = 1
+_TO_MEMORY: Final = 3
+
+EDU_ID: Final = 0x11E8_1234
+"""Device and vendor id in configuration space."""
+
+
+def token(device: int, number: int) -> int:
+    """The 64-bit value in slot ``number`` of device ``device``: odd at both ends, so that no table entry equals it."""
+    return 0xD0A7_0000_0000_0001 | device << 40 | number << 16 | 0x5A << 8
+
+
+class Edu:
+    """The device number ``index`` with its registers at ``bar``."""
+
+    def __init__(self, connection: Qtest, index: int, bar: int) -> None:
+        self._ask: Final = connection.ask
+        self._post: Final = connection.post
+        self.index: Final = index
+        self._bar: Final = bar
+        self._busy: Final = qtest.read(bar + _COMMAND, 4)
+        self._next = 0
+
+    def tokens(self) -> bytes:
+        """This device's tokens as :meth:`load` expects them in memory."""
+        return b"".join(token(self.index, number).to_bytes(8, "little") for number in range(TOKENS))
+
+    def load(self, scratch: int) -> None:
+        """Fill the token part of the buffer from machine address ``scratch``; DMA must not be translated now."""
+        self.run(self.transfer(scratch, 0, 8 * TOKENS, False))
+
+    def next_token(self) -> int:
+        """Slot of the token to write next."""
+        self._next = (self._next + 1) % TOKENS
+        return self._next
+
+    def transfer(self, address: int, offset: int, length: int, to_memory: bool) -> list[str]:
+        """The requests that start a transfer between DMA address ``address`` and ``offset`` in the buffer."""
+        bar = self._bar
+        local = BUFFER + offset
+        source, destination = (local, address) if to_memory else (address, local)
+        return [
+            qtest.write(bar + _SOURCE, 8, source),
+            qtest.write(bar + _DESTINATION, 8, destination),
+            qtest.write(bar + _COUNT, 8, length),
+            qtest.write(bar + _COMMAND, 8, _TO_MEMORY if to_memory else _TO_DEVICE),
+        ]
+
+    def run(self, start: Sequence[str], then: Sequence[str] = ()) -> list[int]:
+        """Start a transfer, wait for its end; the answers to the requests ``then``, taken after the end."""
+        self._post(start)
+        requests = [self._busy, *then]
+        while True:
+            answers = self._ask(requests)
+            if not answers[0] & _RUN:
+                return answers[1:]

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two hardware halves behind one register block: software programs both and notices neither.
+
+Every register write goes to both, every read is compared, every translation is asked of both.  RAM is the same bytes
+for both.  What differs and is not a known deviation is noted as a :class:`Difference`; software goes on with the
+model's answer, so that a run shows what a machine with that model inside would have done.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from machine.iommu.unit import Counters, Fault, IommuUnit, Walk
+
+
+class Model(Protocol):
+    """The hardware half that somebody else wrote."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, offset: int, size: int) -> int: ...
+
+    def write(self, offset: int, size: int, value: int) -> None: ...
+
+    def write_and_read(self, offset: int, size: int, value: int, then: Sequence[tuple[int, int]]) -> list[int]:
+        """A write, and the registers ``then`` (offset, size) after it."""
+        ...
+
+    def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int]) -> int | Fault: ...
+
+    @property
+    def seen(self) -> bool:
+        """Whether it was observed where the last access went, or only that it passed."""
+        ...
+
+    def discard(self) -> None:
+        """Forget the fault that was recorded last."""
+        ...
+
+    def event(self) -> None:
+        """Raise the fault interrupt, now that both halves have recorded the fault."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One DMA as both halves answered it."""
+
+    sid: int
+    iova: int
+    write: bool
+    ours: int | Fault
+    model: int | Fault
+    walk: Walk
+    """What our half reads from memory now, without any cache."""
+    cached: bool
+    """Our half answered from its translation cache."""
+
+    def __str__(self) -> str:
+        who = f"{self.sid >> 8:02x}:{self.sid >> 3 & 31:02x}.{self.sid & 7:x}"
+        return f"DMA {'write' if self.write else 'read'} by {who} at {self.iova:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """A place where a model is known to depart from its architecture.
+
+    ``excuses`` says whether it explains one differing access; it must name the model's answer exactly.
+    """
+
+    name: str
+    reason: str
+    evidence: str
+    excuses: Callable[[Access], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A disagreement: what was done, and what each half answered."""
+
+    what: str
+    ours: str
+    model: str
+    access: Access | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a lockstep run compared."""
+
+    accesses: int = 0
+    passed: int = 0
+    faulted: int = 0
+    stale: int = 0
+    """Accesses that both halves answered from a cache although memory says something else by now."""
+    refreshed: int = 0
+    """Accesses that the model answered from memory where ours still knew an older answer."""
+    unseen: int = 0
+    """Accesses that passed, to somewhere that cannot be observed."""
+    registers: int = 0
+    excused: dict[str, int] = field(default_factory=dict)
+
+
+def show(answer: int | Fault) -> str:
+    """An answer in words."""
+    if isinstance(answer, Fault):
+        words = " ".join(f"{word:#018x}" for word in answer.record)
+        return f"blocked, reason {answer.code:#x}" + (f", record {words}" if words else ", no record")
+    return f"reaches {answer:#x}"
+
+
+class Lockstep:
+    """The unit that software sees.
+
+    ``names`` are our half's names of fault codes; ``discard`` makes our half forget the fault it recorded last, for
+    accesses on which the halves rightly differ.  ``watched`` lists, for a register offset, what is compared after each
+    write there: (offset, size).  ``ignore(offset, size, value)`` are the bits of a register that mean
+    nothing when the model's register holds ``value``; ``comparable`` does the same for a fault record.
+    """
+
+    def __init__(
+        self,
+        ours: IommuUnit,
+        model: Model,
+        deviations: Sequence[Deviation],
+        names: Mapping[int, str],
+        discard: Callable[[], None],
+        watched: Mapping[int, Sequence[tuple[int, int]]],
+        ignore: Callable[[int, int, int], int] = lambda offset, size, value: 0,
+        comparable: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda record: record,
+    ) -> None:
+        self.ours: Final = ours
+        self.model: Final = model
+        self.name: Final = f"{model.name} beside {ours.name}"
+        self.register_size: Final = ours.register_size
+        self.tally: Final = Tally()
+        self.differences: Final[list[Difference]] = []
+        self._deviations: Final = tuple(deviations)
+        self._names: Final = names
+        self._discard: Final = discard
+        self._watched: Final = dict(watched)
+        self._ignore: Final = ignore
+        self._comparable: Final = comparable
+
+    @property
+    def counters(self) -> Counters:
+        return self.ours.counters
+
+    # Registers.
+
+    def read(self, offset: int, size: int) -> int:
+        theirs = self.model.read(offset, size)
+        mine = self.ours.read(offset, size)
+        self.tally.registers += 1
+        if theirs != mine and (theirs ^ mine) & ~self._ignore(offset, size, theirs):
+            what = f"read of {size} bytes at register {offset:#x}"
+            self.differences.append(Difference(what, f"{mine:#x}", f"{theirs:#x}"))
+        return theirs
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        watched = self._watched.get(offset)
+        if watched is None:
+            self.model.write(offset, size, value)
+            self.ours.write(offset, size, value)
+            return
+        theirs = self.model.write_and_read(offset, size, value, watched)
+        self.ours.write(offset, size, value)
+        for (register, width), their in zip(watched, theirs):
+            mine = self.ours.read(register, width)
+            self.tally.registers += 1
+            if mine != their and (mine ^ their) & ~self._ignore(register, width, their):
+                what = f"register {register:#x} after {value:#x} was written to {offset:#x}"
+                self.differences.append(Difference(what, f"{mine:#x}", f"{their:#x}"))
+
+    # Translation.
+
+    def access(self, sid: int, iova: int, write: bool, walk: Walk | None = None) -> Access:
+        """One 8-byte access (inside a 4 KiB page) through both halves, compared.
+
+        ``walk`` is what :meth:`walk` says of it, if the caller has asked already.
+        """
+        if walk is None:
+            walk = self.ours.walk(sid, iova, write)
+        hits = self.ours.counters.iotlb_hits
+        mine = self.ours.translate(sid, iova, write)
+        expected = [mine] if not isinstance(mine, Fault) else []
+        if walk.maddr is not None and walk.maddr != mine:
+            expected.append(walk.maddr)
+        theirs = self.model.probe(sid, iova, write, expected)
+        if not self.model.seen:
+            self.tally.unseen += 1
+        access = Access(sid, iova, write, mine, theirs, walk, self.ours.counters.iotlb_hits != hits)
+        if self._judge(access):
+            if isinstance(theirs, Fault) and theirs.record:
+                self.model.event()
+        else:
+            self._discard()
+            if isinstance(theirs, Fault) and theirs.record:
+                self.model.discard()
+        return access
+
+    def _judge(self, access: Access) -> bool:
+        """Count the access; whether both halves gave the same answer."""
+        tally = self.tally
+        tally.accesses += 1
+        mine, theirs = access.ours, access.model
+        if isinstance(mine, Fault) and isinstance(theirs, Fault):
+            tally.faulted += 1
+            same = mine.record == self._comparable(theirs.record)
+        else:
+            tally.passed += 1
+            same = mine == theirs
+        if same:
+            if not isinstance(mine, Fault) and mine != access.walk.maddr:
+                tally.stale += 1
+            return True
+        if self._is_fresh(access):
+            tally.refreshed += 1
+            return False
+        for deviation in self._deviations:
+            if deviation.excuses(access):
+                tally.excused[deviation.name] = tally.excused.get(deviation.name, 0) + 1
+                return False
+        self.differences.append(Difference(str(access), show(mine), show(theirs), access))
+        return False
+
+    def _is_fresh(self, access: Access) -> bool:
+        """Whether the model answered what memory says now; every cache may forget, so that is always right."""
+        theirs, walk = access.model, access.walk
+        if isinstance(theirs, Fault):
+            return bool(theirs.record) and walk.blocked is not None and walk.blocked == self._names.get(theirs.code)
+        return theirs == walk.maddr
+
+    def walk(self, sid: int, iova: int, write: bool = False) -> Walk:
+        return self.ours.walk(sid, iova, write)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU's ``intel-iommu`` as a hardware half: the registers and translations of :class:`machine.iommu.unit.IommuUnit`.
+
+Registers are QEMU's own, read and written over qtest, with one exception: the fault event's mask (FECTL.IM) stays set
+inside QEMU, whose interrupt messages would go to its own sleeping processor.  What software wrote to FECTL is kept
+here, and the message is sent on the machine's bus when QEMU has recorded a fault and software lets it.
+
+A translation is a DMA of the edu device whose requester id is asked for (:mod:`oracle.dma_probe`).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from machine.iommu.unit import Fault
+from machine.mmio import SystemBus
+from oracle import qtest
+from oracle.dma_probe import Mailbox, Prober
+from oracle.qemu_pc import IOMMU_BASE, Pc
+
+FSTS: Final = 0x34
+FECTL: Final = 0x38
+FEDATA: Final = 0x3C
+FEADDR: Final = 0x40
+FEUADDR: Final = 0x44
+CAP: Final = 0x08
+PPF: Final = 1 << 1
+FAULT_BITS: Final = 0x7F
+"""Everything in FSTS that is a reason for a fault event."""
+F: Final = 1 << 31
+"""The record is valid, in the topmost 32 bits of the fault recording register; write 1 to clear."""
+IM: Final = 1 << 31
+IP: Final = 1 << 30
+SILENT: Final = 0
+"""Fault code of an access that went nowhere and left no record."""
+
+
+class QemuVtdUnit:
+    """The unit of the machine ``pc``.  ``mailboxes``: where each requester id may always write."""
+
+    def __init__(self, name: str, bus: SystemBus, pc: Pc) -> None:
+        self.name: Final = name
+        self.register_size: Final = 0x1000
+        self.mailboxes: Final[dict[int, Mailbox]] = {}
+        self.seen = True
+        self._bus: Final = bus
+        self._pc: Final = pc
+        self._ask: Final = pc.connection.ask
+        self._fectl = IM
+        self._record: Final = IOMMU_BASE + (self.read(CAP, 8) >> 24 & 0x3FF) * 16
+        status = (qtest.read(IOMMU_BASE + FSTS, 4),)
+        self._prober: Final = Prober(pc.ram, status, lambda answers: bool(answers[0] & PPF), self.discard)
+
+    # Registers.
+
+    def read(self, offset: int, size: int) -> int:
+        if offset == FECTL and size == 4:
+            return self._fectl
+        return self._ask((qtest.read(IOMMU_BASE + offset, size),))[0]
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        if offset == FECTL and size == 4:
+            self._fectl = self._fectl & IP | value & IM
+            self._signal()
+            return
+        self._ask((qtest.write(IOMMU_BASE + offset, size, value),))
+
+    def write_and_read(self, offset: int, size: int, value: int, then: Sequence[tuple[int, int]]) -> list[int]:
+        requests = [qtest.write(IOMMU_BASE + offset, size, value)]
+        requests += [qtest.read(IOMMU_BASE + register, width) for register, width in then]
+        return self._ask(requests)[1:]
+
+    def event(self) -> None:
+        """FSTS became non-zero: tell software the way FECTL says."""
+        self._fectl |= IP
+        self._signal()
+
+    def _signal(self) -> None:
+        if self._fectl & (IM | IP) != IP:
+            return
+        self._fectl &= ~IP
+        data, low, high = self._ask([qtest.read(IOMMU_BASE + at, 4) for at in (FEDATA, FEADDR, FEUADDR)])
+        self._bus.dma_write(high << 32 | low, data.to_bytes(4, "little"))
+
+    # Translation.
+
+    def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int]) -> int | Fault:
+        """Send an 8-byte access; where it went, or the fault.
+
+        ``expected`` are the machine addresses that it may well reach, which makes finding out cheap.
+        """
+        edu = self._pc.devices[sid]
+        if write:
+            landed = self._prober.write(edu, iova, expected)
+        else:
+            landed = self._prober.read(edu, iova, expected, self.mailboxes.get(sid))
+        self.seen = landed.seen
+        if landed.maddr is not None and not landed.blocked:
+            return landed.maddr
+        if not landed.blocked:
+            return Fault(self.name, sid, iova, write, SILENT, "nothing arrived and nothing was recorded")
+        low, high = self._ask([qtest.read(self._record, 8), qtest.read(self._record + 8, 8)])
+        return Fault(self.name, sid, iova, write, high >> 32 & 0xFF, "fault recorded", (low, high))
+
+    def discard(self) -> None:
+        """Clear the fault record behind software's back."""
+        self._ask((qtest.write(self._record + 12, 4, F),))

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU's qtest protocol: one text line per register access, answered in order (QEMU: docs/devel/qtest.rst).
+
+The connection is a pair of sockets made before QEMU starts, so there is nothing to wait for and no name in the file
+system.  QEMU writes its answers without looking whether anybody reads them and stands still when the socket is full;
+a batch is therefore sent in pieces of :data:`WINDOW` requests.
+"""
+
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from oracle.process import ModelDied, ModelProcess
+from oracle.shared_ram import SharedRam
+
+WINDOW: Final = 128
+"""Most requests whose answers may be outstanding."""
+PATIENCE: Final = 10.0
+"""Seconds without an answer after which a model counts as hung."""
+
+_WRITE: Final = {1: "writeb", 2: "writew", 4: "writel", 8: "writeq"}
+_READ: Final = {1: "readb", 2: "readw", 4: "readl", 8: "readq"}
+
+
+def read(address: int, size: int) -> str:
+    """The request that reads ``size`` bytes (1, 2, 4, 8)."""
+    return f"{_READ[size]} {address:#x}\n"
+
+
+def write(address: int, size: int, value: int) -> str:
+    """The request that writes ``size`` bytes (1, 2, 4, 8)."""
+    return f"{_WRITE[size]} {address:#x} {value:#x}\n"
+
+
+class Qtest:
+    """QEMU with ``arguments``, its RAM shared as the memory backend ``ram``, and the connection to it."""
+
+    def __init__(
+        self,
+        program: str,
+        arguments: Sequence[str],
+        ram: SharedRam,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(PATIENCE)
+        backend = f"memory-backend-file,id=ram,size={ram.size},mem-path=/proc/self/fd/{ram.fd},share=on"
+        argv = [
+            program,
+            *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-serial", "none"),
+            *("-object", backend),
+            *("-chardev", f"socket,id=qtest,fd={theirs.fileno()}", "-qtest", "chardev:qtest", "-qtest-log", "none"),
+            *arguments,
+        ]
+        try:
+            self.process: Final = ModelProcess(argv, (theirs.fileno(), ram.fd), environment)
+        finally:
+            theirs.close()
+        self._buffer = b""
+        self._posted = 0
+        """Requests whose answers nobody waits for."""
+
+    def ask(self, requests: Sequence[str]) -> list[int]:
+        """Send a batch; the value of each answer, 0 for an access that has none.
+
+        :class:`ModelDied` when the process is gone or does not answer.
+        """
+        answers: list[int] = []
+        try:
+            for first in range(0, len(requests), WINDOW):
+                piece = requests[first : first + WINDOW]
+                if self._posted + len(piece) > WINDOW:
+                    self._drain()
+                self._socket.sendall("".join(piece).encode())
+                self._drain()
+                self._collect(len(piece), answers)
+        except TimeoutError:
+            raise ModelDied(f"{self.process.argv[0]} has not answered for {PATIENCE:.0f} seconds") from None
+        except OSError:
+            raise self.process.death() from None
+        return answers
+
+    def post(self, requests: Sequence[str]) -> None:
+        """Send a few writes and do not wait: they take effect before whatever is asked next."""
+        if self._posted + len(requests) > WINDOW:
+            self.ask(requests)
+            return
+        try:
+            self._socket.sendall("".join(requests).encode())
+        except OSError:
+            raise self.process.death() from None
+        self._posted += len(requests)
+
+    def _drain(self) -> None:
+        """Take the answers to what was posted."""
+        if self._posted:
+            count, self._posted = self._posted, 0
+            self._collect(count, [])
+
+    def _collect(self, count: int, answers: list[int]) -> None:
+        buffer = self._buffer
+        while True:
+            seen = buffer.count(b"\n")
+            if seen >= count:
+                break
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise self.process.death()
+            buffer += data
+        lines = buffer.split(b"\n", count)
+        self._buffer = lines.pop()
+        for line in lines:
+            if line == b"OK":
+                answers.append(0)
+            elif line.startswith(b"OK "):
+                answers.append(int(line[3:], 16))
+            else:
+                raise ModelDied(f"{self.process.argv[0]} answered {line.decode(errors='replace')!r}")
+
+    def read(self, address: int, size: int) -> int:
+        return self.ask((read(address, size),))[0]
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self.ask((write(address, size, value),))
+
+    def close(self) -> None:
+        """End the process."""
+        self._socket.close()
+        self.process.stop()

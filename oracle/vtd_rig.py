@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Our VT-d software half on a machine whose IOMMU is QEMU's and ours in lockstep, and the steps a program may take.
+
+Steps that make no sense where they stand (a context that is not there, an entry that the walk does not reach) do
+nothing, so that any part of a program is a program.  Contexts are named by numbers, devices by their place in the row
+(0 is 00:03.0).
+
+While nothing is tampered with, every access is also held against what software was asked to map: a stale translation
+that both halves show then is software's fault.
+
+Memory: the heap for tables below 1 GiB, frames that are mapped from :data:`DATA_FIRST` on.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from base.units import PAGE_SHIFT, CtxNo, DomId, Sbdf
+from hypervisor import profile
+from hypervisor.frames import FrameTable
+from hypervisor.iommu.context import IommuContext, PciDevice
+from hypervisor.pagetable.radix import Changes
+from hypervisor.platform import Platform
+from hypervisor.vtd.driver import VtdBackend
+from hypervisor.xen import Xen
+from machine.firmware import Drhd, Firmware
+from machine.interrupts import X86_DOORBELL_BASE, X86_DOORBELL_SIZE, MessageInterrupts
+from machine.iommu.unit import Fault
+from machine.iommu.vtd.config import Cap, Ecap, VtdConfig
+from machine.iommu.vtd.faults import BEYOND_WIDTH, CONTEXT_NOT_PRESENT, FAULT_NAMES, NO_READ, NO_WRITE, ROOT_NOT_PRESENT
+from machine.iommu.vtd.unit import VtdUnit
+from machine.mmio import SystemBus
+from machine.pci import PciFunction, PciTopology
+from oracle.dma_probe import Mailbox
+from oracle.intent import Intent
+from oracle.lockstep import Difference, Lockstep, show
+from oracle.qemu_pc import IOMMU_BASE, NOT_RAM, RAM_SIZE, Pc
+from oracle.qemu_vtd import CAP, QemuVtdUnit
+from oracle.vtd_deviations import DEVIATIONS, comparable_record, meaningless_bits
+
+DATA_FIRST: Final = 0x4_0000
+"""First frame (1 GiB) of those that programs map."""
+DATA_LAST: Final = (RAM_SIZE >> PAGE_SHIFT) - 1
+MAILBOX_DFN: Final = 0x3FF_FF00
+"""Device frame of the mailbox in every context: near the end of what 3 levels reach, far from what programs map."""
+MMIO: Final = range(RAM_SIZE, 1 << 32)
+"""Machine addresses where a stray DMA could reach a device register."""
+
+DOORBELL: Final = range(X86_DOORBELL_BASE, X86_DOORBELL_BASE + X86_DOORBELL_SIZE)
+
+_ECAP: Final = 0x10
+_FSTS: Final = 0x34
+_IQH: Final = 0x80
+_IQT: Final = 0x88
+_RECORD_VALID: Final = 1 << 31
+_CONTEXT_GLOBAL: Final = 0x11
+
+
+def matching_config(cap: int, ecap: int, aw_bits: int) -> VtdConfig:
+    """Our unit with the capabilities that a QEMU unit reports; it has no paging-structure cache."""
+    widths = tuple(width for width, bit in ((39, 1), (48, 2)) if Cap.sagaw.get(cap) >> bit & 1)
+    return VtdConfig(
+        domain_id_bits=4 + 2 * Cap.nd.get(cap),
+        address_widths=widths,
+        max_guest_address_width=Cap.mgaw.get(cap) + 1,
+        host_address_width=aw_bits,
+        superpage_2m=bool(Cap.sllps_2m.get(cap)),
+        superpage_1g=bool(Cap.sllps_1g.get(cap)),
+        page_selective=bool(Cap.psi.get(cap)),
+        max_address_mask=Cap.mamv.get(cap),
+        caching_mode=bool(Cap.cm.get(cap)),
+        drain_reads=bool(Cap.drd.get(cap)),
+        drain_writes=bool(Cap.dwd.get(cap)),
+        set_root_invalidates=bool(Cap.esrtps.get(cap)),
+        fault_records=Cap.nfr.get(cap) + 1,
+        fault_record_offset=Cap.fro.get(cap) * 16,
+        iotlb_offset=Ecap.iro.get(ecap) * 16,
+        coherent_walk=bool(Ecap.c.get(ecap)),
+        queued_invalidation=bool(Ecap.qi.get(ecap)),
+        pass_through=bool(Ecap.pt.get(ecap)),
+        snoop_control=bool(Ecap.sc.get(ecap)),
+        paging_structure_caches=False,
+    )
+
+
+class VtdRig:
+    """The machine, booted to the point where Xen has switched the unit on."""
+
+    def __init__(self, aw_bits: int = 48, devices: int = 8, options: str = "") -> None:
+        self.pc: Final = Pc(f"aw-bits={aw_bits}{options}", devices)
+        try:
+            self._assemble(aw_bits)
+        except BaseException:
+            self.pc.close()
+            raise
+
+    def _assemble(self, aw_bits: int) -> None:
+        memory = self.memory = self.pc.ram.memory
+        bus = SystemBus(memory)
+        interrupts = MessageInterrupts()
+        bus.map(X86_DOORBELL_BASE, X86_DOORBELL_SIZE, interrupts)
+        self.model = QemuVtdUnit("QEMU intel-iommu", bus, self.pc)
+        cap, ecap = self.model.read(CAP, 8), self.model.read(_ECAP, 8)
+        # Our half sends its interrupts nowhere: software is interrupted once for each fault, after both halves saw it.
+        self.ours = VtdUnit("our VT-d", SystemBus(memory), matching_config(cap, ecap, aw_bits), None)
+        record = self.ours.config.fault_record_offset
+        self.unit = Lockstep(
+            self.ours,
+            self.model,
+            DEVIATIONS,
+            FAULT_NAMES,
+            lambda: self.ours.write(record + 12, 4, _RECORD_VALID),
+            {_IQT: ((_IQH, 8), (_FSTS, 4))},
+            meaningless_bits(record),
+            comparable_record,
+        )
+        bus.map(IOMMU_BASE, self.unit.register_size, self.unit)
+        topology = PciTopology()
+        self.devices: list[PciDevice] = []
+        for requester in self.pc.devices:
+            function = topology.add(PciFunction(Sbdf(requester)))
+            self.devices.append(PciDevice(function, (Sbdf(requester),)))
+        firmware = Firmware(drhds=(Drhd(IOMMU_BASE),))
+        platform = Platform(memory, bus, topology, firmware, interrupts, X86_DOORBELL_BASE)
+        self.xen = Xen(platform, profile.get("v7-fixed"), _with_data_frames)
+        backend = self.xen.backend
+        assert isinstance(backend, VtdBackend)
+        self.backend = backend
+        self.dom0 = self.xen.create_domain(0, hardware=True, pv=True, iommu=False)
+        self.contexts: dict[int, IommuContext] = {}
+        self.intents: dict[int, Intent] = {}
+        self.skipped = 0
+        """Accesses that were not made because they would reach a register."""
+        self._flips: dict[int, int] = {}
+        """Bits that are flipped at the moment, by word index."""
+        self._trusted = True
+        """Nothing is flipped, and no cache can hold what a flip let in."""
+        self.steps: dict[str, Callable[..., None]] = {
+            "context": self.context,
+            "free": self.free,
+            "attach": self.attach,
+            "detach": self.detach,
+            "map": self.map,
+            "unmap": self.unmap,
+            "read": self.read,
+            "write": self.write,
+            "flip": self.flip,
+            "restore": self.restore,
+            "forget": self.forget,
+            "flush-pages": self.flush_pages,
+            "flush-domain": self.flush_domain,
+            "flush-device": self.flush_device,
+            "descriptor": self.descriptor,
+        }
+
+    def close(self) -> None:
+        self.pc.close()
+
+    # ------------------------------------------------------------------------------------ steps: software
+
+    def context(self, number: int) -> None:
+        """Make context ``number``."""
+        self._heal()
+        if number in self.contexts:
+            return
+        context = IommuContext(CtxNo(number), self.xen.heap)
+        if not self.backend.context_init(context):
+            self.contexts[number] = context
+            self.intents[number] = Intent()
+            self._map(context, MAILBOX_DFN, DATA_LAST, 1, 3)
+
+    def free(self, number: int) -> None:
+        """Move the devices of a context out of it and release it."""
+        self._heal()
+        context = self.contexts.pop(number, None)
+        if context is None:
+            return
+        for device in list(context.devices):
+            self._detach(device)
+        changes = Changes()
+        assert context.table is not None
+        context.table.empty_some(1 << 30, changes)
+        self.xen.finish_teardown_pass(self.dom0, context, changes)
+        self.backend.context_release(context)
+
+    def attach(self, which: int, number: int) -> None:
+        """Move device ``which`` into a context, from wherever it is."""
+        self._heal()
+        context = self.contexts.get(number)
+        if context is None or which >= len(self.devices):
+            return
+        device = self.devices[which]
+        if device.context is context or self.backend.attach(device, context):
+            return
+        if device.context is not None:
+            device.context.devices.remove(device)
+        device.context = context
+        context.devices.append(device)
+        maddr = (DATA_LAST << PAGE_SHIFT) + 8 * which
+        self.model.mailboxes[device.sbdf & 0xFFFF] = Mailbox((MAILBOX_DFN << PAGE_SHIFT) + 8 * which, maddr)
+
+    def detach(self, which: int) -> None:
+        """Block the DMA of device ``which``."""
+        self._heal()
+        if which < len(self.devices):
+            self._detach(self.devices[which])
+
+    def _detach(self, device: PciDevice) -> None:
+        if device.context is None:
+            return
+        self.backend.detach(device)
+        device.context.devices.remove(device)
+        device.context = None
+        self.model.mailboxes.pop(device.sbdf & 0xFFFF, None)
+
+    def map(self, number: int, dfn: int, mfn: int, count: int, permission: int) -> None:
+        """Map ``count`` pages; ``permission``: 1 read, 2 write, 3 both."""
+        self._heal()
+        context = self.contexts.get(number)
+        if context is not None and dfn + count <= self.xen.max_dfn + 1:
+            self._map(context, dfn, mfn, count, permission)
+
+    def _map(self, context: IommuContext, dfn: int, mfn: int, count: int, permission: int) -> None:
+        assert context.table is not None
+        changes = Changes()
+        done, _ = context.table.map(dfn, mfn, count, context.table.format.permission[permission], changes)
+        self.intents[context.number].add(dfn, mfn, done, permission)
+        self.xen.finish_pass(self.dom0, context, dfn, max(done, 1), changes)
+
+    def unmap(self, number: int, dfn: int, count: int) -> None:
+        """Unmap ``count`` pages, up to the first that is not mapped."""
+        self._heal()
+        context = self.contexts.get(number)
+        if context is None or dfn + count > self.xen.max_dfn + 1 or dfn <= MAILBOX_DFN < dfn + count:
+            return
+        assert context.table is not None
+        changes = Changes()
+        done, _ = context.table.unmap(dfn, count, changes)
+        self.intents[number].remove(dfn, done)
+        self.xen.finish_pass(self.dom0, context, dfn, max(done, 1), changes)
+
+    # ----------------------------------------------------------------------------------------- steps: DMA
+
+    def read(self, which: int, iova: int) -> None:
+        """Device ``which`` reads 8 bytes."""
+        self._access(which, iova, False)
+
+    def write(self, which: int, iova: int) -> None:
+        """Device ``which`` writes 8 bytes."""
+        self._access(which, iova, True)
+
+    def _access(self, which: int, iova: int, write: bool) -> None:
+        if which >= len(self.devices) or iova in DOORBELL:
+            return
+        device = self.devices[which]
+        sid = device.sbdf & 0xFFFF
+        walk = self.ours.walk(sid, iova, write)
+        if walk.maddr is not None and (walk.maddr in MMIO or walk.maddr in NOT_RAM):
+            self.skipped += 1
+            return
+        access = self.unit.access(sid, iova, write, walk)
+        if self._trusted:
+            wanted = self._wanted(device, iova, write)
+            got = access.model
+            if not (got.code in wanted if isinstance(got, Fault) else got in wanted):
+                should = " or ".join(f"{answer:#x}" for answer in wanted)
+                self.unit.differences.append(Difference(f"{access}, as software was asked", should, show(got), access))
+
+    def _wanted(self, device: PciDevice, iova: int, write: bool) -> tuple[int, ...]:
+        """The address, or the fault reasons, that follow from what software was asked to do."""
+        if device.context is None:
+            return (ROOT_NOT_PRESENT, CONTEXT_NOT_PRESENT)
+        if iova > self.backend.max_iova:
+            return (BEYOND_WIDTH,)
+        found = self.intents[device.context.number].find(iova >> PAGE_SHIFT)
+        if found is None or not found[1] & (2 if write else 1):
+            return (NO_WRITE if write else NO_READ,)
+        return (found[0] << PAGE_SHIFT | iova & 0xFFF,)
+
+    # -------------------------------------------------------------------------- steps: tampering, commands
+
+    def flip(self, which: int, iova: int, place: int, bit: int) -> None:
+        """Flip bit ``bit`` of the ``place``-th entry (0 root, 1 context, then tables) of a walk; nothing is flushed."""
+        if which >= len(self.devices):
+            return
+        steps = self.ours.walk(self.devices[which].sbdf & 0xFFFF, iova, False).steps
+        if place >= len(steps) or bit >= 64 * len(steps[place].words):
+            return
+        word = (steps[place].maddr >> 3) + (bit >> 6)
+        flipped = self.memory.words[word] ^ 1 << (bit & 63)
+        if flipped & 0xFFF_FFFF_F000 in NOT_RAM:
+            return
+        self.memory.words[word] = flipped
+        self._flips[word] = self._flips.get(word, 0) ^ 1 << (bit & 63)
+        self._trusted = False
+
+    def restore(self) -> None:
+        """Flip back whatever is flipped, without a flush."""
+        for word, bits in self._flips.items():
+            self.memory.words[word] ^= bits
+        self._flips.clear()
+
+    def _heal(self) -> None:
+        """Before software goes on: tables as it left them, and no cache that knows better."""
+        if not self._trusted:
+            self.restore()
+            self.forget()
+
+    def forget(self) -> None:
+        """Empty every cache."""
+        self.descriptor(_CONTEXT_GLOBAL, 0)
+        self.backend.units[0].flush_everything()
+        self._trusted = not self._flips
+
+    def _did(self, which: int, wrong: int) -> int:
+        """Domain id of a device's context, spoilt by ``wrong``."""
+        context = self.devices[which].context if which < len(self.devices) else None
+        return (context.hw.dids[0] if context is not None else 0) ^ wrong
+
+    def flush_pages(self, which: int, iova: int, order: int, hint: int, wrong: int) -> None:
+        """Page-selective IOTLB invalidation of 2^``order`` pages around ``iova``; ``wrong`` spoils the domain id."""
+        address = iova >> PAGE_SHIFT >> order << order + PAGE_SHIFT
+        self.descriptor(0xF2 | self._did(which, wrong) << 16, address | hint << 6 | order)
+
+    def flush_domain(self, which: int, wrong: int) -> None:
+        """Domain-selective IOTLB invalidation."""
+        self.descriptor(0xE2 | self._did(which, wrong) << 16, 0)
+
+    def flush_device(self, which: int, granularity: int, wrong: int) -> None:
+        """Context-cache invalidation: 1 all, 2 domain, 3 device."""
+        if which < len(self.devices):
+            sid = self.devices[which].sbdf & 0xFFFF
+            self.descriptor(1 | granularity << 4 | self._did(which, wrong) << 16 | sid << 32, 0)
+
+    def descriptor(self, low: int, high: int) -> None:
+        """Any invalidation descriptor, through software's queue."""
+        self.backend.units[0].queue.submit(low, high)
+
+
+def _with_data_frames(platform: Platform, frames: FrameTable) -> VtdBackend:
+    """Set the data frames aside before the driver takes its first table."""
+    frames.allocate_at(DomId(0), DATA_FIRST, DATA_LAST + 1 - DATA_FIRST)
+    return VtdBackend(platform, frames)
