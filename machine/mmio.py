@@ -4,6 +4,7 @@
 An access to an address that nobody claims behaves as on PCI: reads give all ones, writes are dropped.
 """
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from base.units import PAGE_SHIFT, PAGE_SIZE
@@ -27,6 +28,8 @@ class SystemBus:
     def __init__(self, memory: PhysicalMemory) -> None:
         self.memory: Final = memory
         self._pages: Final[dict[int, tuple[int, Registers]]] = {}
+        self.uncached_readers: Final[list[Callable[[int, int], None]]] = []
+        """Told (machine address, length) of what :meth:`write_back` writes: readers that do not snoop caches."""
 
     def map(self, base: int, length: int, registers: Registers) -> None:
         """Give ``length`` bytes at ``base`` to ``registers``; both are multiples of 4 KiB outside RAM."""
@@ -68,6 +71,14 @@ class SystemBus:
 
     def write64(self, maddr: int, value: int) -> None:
         self.store(maddr, 8, value)
+
+    def write_back(self, maddr: int, length: int) -> None:
+        """Software writes the cache lines of ``length`` bytes at ``maddr`` back to RAM (CLFLUSH, CLWB, DC CVAC).
+
+        RAM as everybody else sees it has them already; nothing happens unless somebody reads past the caches.
+        """
+        for reader in self.uncached_readers:
+            reader(maddr, length)
 
     def dma_read(self, maddr: int, length: int) -> bytes:
         """What a bus master reads: RAM, or registers four bytes at a time, or all ones."""

@@ -67,7 +67,7 @@ class VtdConfig:
     max_address_mask: int = 18
     caching_mode: bool = False
     write_buffer_flush: bool = False
-    """CAP.RWBF: reported only; the model has no write buffer that could hold table writes back."""
+    """CAP.RWBF: stores to tables wait in a write buffer until software flushes it."""
     drain_reads: bool = True
     drain_writes: bool = True
     zero_length_reads: bool = False
@@ -79,6 +79,7 @@ class VtdConfig:
     iotlb_offset: int = 0xF0
     """Byte offset of IVA, followed by the IOTLB register; a multiple of 16."""
     coherent_walk: bool = True
+    """ECAP.C; without it, stores to tables are seen once their cache lines are written back."""
     queued_invalidation: bool = True
     pass_through: bool = True
     snoop_control: bool = True
@@ -99,6 +100,8 @@ class VtdConfig:
             raise ValueError(f"a host address width of {self.host_address_width} bits")
         if not 0 <= self.max_address_mask <= 63:
             raise ValueError(f"a MAMV of {self.max_address_mask}")
+        if self.write_buffer_flush and not self.coherent_walk:
+            raise ValueError("a write buffer in front of walks that are not coherent")
         if self.superpage_1g and not self.superpage_2m:
             raise ValueError("1 GiB pages without 2 MiB pages: SLLPS reports sizes from the smallest up")
         faults = range(self.fault_record_offset, self.fault_record_offset + 16 * self.fault_records)

@@ -2,7 +2,7 @@
 """A translation told step by step, for people: every entry that decides it, where it lies and what it says.
 
 This is a second reading of the tables, written for clarity.  It uses no cache and leaves no trace; a property
-test holds it against the fast path.
+test holds it against the fast path.  It reads RAM, also where the unit itself reads past caches or write buffers.
 """
 
 from typing import Final
@@ -29,15 +29,16 @@ NO_RAM: Final = "no RAM here"
 
 
 class Explainer:
-    """Tells walks of one unit's tables."""
+    """Tells walks of one unit's tables; ``tables`` reads RAM and belongs to the explainer alone."""
 
     def __init__(self, memory: PhysicalMemory, tables: ContextTables, second_level: SecondLevel) -> None:
         self._memory: Final = memory
         self._tables: Final = tables
         self._second_level: Final = second_level
 
-    def walk(self, sid: int, iova: int, write: bool) -> Walk:
-        """What a DMA access by ``sid`` meets with translation enabled."""
+    def walk(self, root_table: int, sid: int, iova: int, write: bool) -> Walk:
+        """What a DMA access by ``sid`` meets with translation enabled and the root table at ``root_table``."""
+        self._tables.root_table = root_table
         steps: list[WalkStep] = []
         context = self._tables.fetch(sid)
         self._tell_context(sid, steps)

@@ -8,6 +8,7 @@ The register-based interface (6.5.1) is CCMD for the context cache and IVA with 
 is done when its write returns.  Hardware reports the granularity it used, and 0 if it ignored a wrong command.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from machine.iommu.unit import Counters
@@ -86,6 +87,29 @@ class Invalidation:
         """Empty the IOTLB and the paging-structure caches."""
         self._iotlb.invalidate_all()
         self._structures.invalidate_all()
+
+
+class DrainingInvalidation(Invalidation):
+    """Of a unit with CAP.RWBF: the write buffer is drained before anything is dropped (11.4.5.1, 11.4.6.2)."""
+
+    def __init__(
+        self,
+        config: VtdConfig,
+        contexts: ContextCache,
+        second_level: SecondLevel,
+        counters: Counters,
+        drain: Callable[[], None],
+    ) -> None:
+        super().__init__(config, contexts, second_level, counters)
+        self._drain: Final = drain
+
+    def context_cache(self, granularity: int, did: int, sid: int, function_mask: int) -> int:
+        self._drain()
+        return super().context_cache(granularity, did, sid, function_mask)
+
+    def iotlb(self, granularity: int, did: int, address: int) -> int:
+        self._drain()
+        return super().iotlb(granularity, did, address)
 
 
 class RegisterInvalidation:

@@ -20,7 +20,7 @@ from machine.iommu.vtd.faults import (
     ROOT_NOT_PRESENT,
     ROOT_RESERVED,
 )
-from machine.memory import PhysicalMemory
+from machine.iommu.vtd.visibility import Words
 
 ADDRESS: Final = (1 << 64) - (1 << 12)
 """Bits 63:12, where every table pointer sits; those above the host address width are reserved."""
@@ -69,8 +69,8 @@ class Context(NamedTuple):
 class ContextTables:
     """Reads root and context entries.  ``root_table`` is the address that SRTP latched."""
 
-    def __init__(self, config: VtdConfig, memory: PhysicalMemory) -> None:
-        self._memory: Final = memory
+    def __init__(self, config: VtdConfig, words: Words) -> None:
+        self._words: Final = words
         self.root_table = 0
         above = ADDRESS & ~((1 << config.host_address_width) - 1)
         self.root_reserved: Final = RootLow.reserved() | above
@@ -90,7 +90,7 @@ class ContextTables:
 
     def read(self, maddr: int) -> tuple[int, int] | None:
         """The two words of a 16-byte entry, ``None`` if they are not RAM."""
-        index, words = maddr >> 3, self._memory.words
+        index, words = maddr >> 3, self._words
         if index + 1 >= len(words):
             return None
         return words[index], words[index + 1]

@@ -24,7 +24,7 @@ from machine.iommu.vtd.faults import (
     EventMessage,
     FaultLog,
 )
-from machine.iommu.vtd.invalidation import Invalidation, RegisterInvalidation
+from machine.iommu.vtd.invalidation import DrainingInvalidation, Invalidation, RegisterInvalidation
 from machine.iommu.vtd.queue import InvalidationQueue
 from machine.iommu.vtd.registers import (
     GCMD,
@@ -41,6 +41,7 @@ from machine.iommu.vtd.registers import (
     RegisterFile,
 )
 from machine.iommu.vtd.tables import Context, ContextCache, ContextTables
+from machine.iommu.vtd.visibility import view_of
 from machine.iommu.vtd.walk import ALLOWED_SHIFT, REASON_SHIFT, R, SecondLevel, W
 from machine.mmio import SystemBus
 
@@ -61,6 +62,7 @@ class VtdState(NamedTuple):
     next_record: int
     queue: tuple[bool, int, int]
     replacement: object
+    view: object
 
 
 class VtdUnit:
@@ -87,11 +89,12 @@ class VtdUnit:
         self.registers: Final = RegisterFile(config)
         self.iotlb: Final[IoTlb[int]] = IoTlb(iotlb_capacity, replacement)
         self._replacement: Final = replacement
-        self.tables: Final = ContextTables(config, bus.memory)
+        self.view: Final = view_of(config, bus)
+        self.tables: Final = ContextTables(config, self.view.words)
         self.contexts: Final = ContextCache(replacement)
-        self.second_level: Final = SecondLevel(config, bus.memory, self.iotlb, replacement)
+        self.second_level: Final = SecondLevel(config, self.view.words, self.iotlb, replacement)
         self.faults: Final = FaultLog(config, self.registers, bus)
-        self.invalidation: Final = Invalidation(config, self.contexts, self.second_level, self.counters)
+        self.invalidation: Final = self._make_invalidation()
         RegisterInvalidation(config, self.registers, self.invalidation)
         self.queue: Final = InvalidationQueue(
             config,
@@ -102,11 +105,15 @@ class VtdUnit:
             EventMessage(self.registers, bus, IECTL),
             self.counters,
         )
-        self._explainer: Final = Explainer(bus.memory, self.tables, self.second_level)
+        self._explainer: Final = Explainer(bus.memory, ContextTables(config, bus.memory.words), self.second_level)
         self._lookup: Final = self.iotlb.lookup
         self._cached_contexts: Final = self.contexts.entries
         self._translating = False
         self.registers.on_write[GCMD >> 2] = self._command
+
+    def _make_invalidation(self) -> Invalidation:
+        parts = (self.config, self.contexts, self.second_level, self.counters)
+        return DrainingInvalidation(*parts, self.view.drain) if self.config.write_buffer_flush else Invalidation(*parts)
 
     # Registers.
 
@@ -127,6 +134,7 @@ class VtdUnit:
         dwords[GCMD >> 2] = 0
         if value & WBF and self.config.write_buffer_flush:
             self.counters.commands["write-buffer flush"] += 1
+            self.view.drain()
         if value & SRTP:
             self.tables.root_table = self.registers.get64(RTADDR)
             dwords[_GSTS] |= SRTP
@@ -185,7 +193,7 @@ class VtdUnit:
             passes = write and not iova & 3
             blocked = None if passes else FAULT_NAMES[INTERRUPT_ADDRESS]
             return Walk(sid, iova, write, (), iova if passes else None, None, False, passes, blocked)
-        return self._explainer.walk(sid, iova, write)
+        return self._explainer.walk(self.tables.root_table, sid, iova, write)
 
     def _interrupt_request(self, sid: int, iova: int, write: bool) -> int | Fault:
         """3.14: an aligned write there is a message interrupt and is not remapped; nothing else is allowed."""
@@ -219,6 +227,7 @@ class VtdUnit:
             self.faults.next,
             (queue.enabled, queue.base, queue.size),
             None if self._replacement is None else self._replacement.save(),
+            self.view.save(),
         )
 
     def restore(self, state: VtdState) -> None:
@@ -232,6 +241,7 @@ class VtdUnit:
         self.queue.enabled, self.queue.base, self.queue.size = state.queue
         if self._replacement is not None:
             self._replacement.restore(state.replacement)
+        self.view.restore(state.view)
         self._translating = bool(state.dwords[_GSTS] & TE)
         fresh = Counters()
         for field in fields(Counters):

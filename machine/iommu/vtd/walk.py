@@ -25,7 +25,7 @@ from machine.iommu.vtd.faults import (
     NO_READ,
     NO_WRITE,
 )
-from machine.memory import PhysicalMemory
+from machine.iommu.vtd.visibility import Words
 
 R: Final = 1 << 0
 W: Final = 1 << 1
@@ -47,10 +47,10 @@ class SecondLevel:
     """Walks second-level tables in memory and remembers what it finds, tagged with the domain id."""
 
     def __init__(
-        self, config: VtdConfig, memory: PhysicalMemory, iotlb: IoTlb[int], replacement: Replacement | None = None
+        self, config: VtdConfig, words: Words, iotlb: IoTlb[int], replacement: Replacement | None = None
     ) -> None:
-        self._words: Final = memory.words
-        self._word_count: Final = len(memory.words)
+        self._words: Final = words
+        self._word_count: Final = len(words)
         self.iotlb: Final = iotlb
         self.structures: Final[IoTlb[int]] = IoTlb(None if config.paging_structure_caches else 0, replacement)
         """Pointers to level-1 and level-2 tables: table address, shift << 2, permissions so far."""
