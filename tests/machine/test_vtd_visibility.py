@@ -98,6 +98,12 @@ def test_writing_back_means_nothing_to_a_coherent_unit_or_outside_ram():
     assert machine.write(IOVA) == 0x20_0000
 
 
+def test_units_may_snoop_without_promising_it():
+    machine, table = ready(flushed=False, coherent_walk=False, snoops_anyway=True)
+    machine.map(table, IOVA + 0x1000, 0x30_0000)
+    assert machine.write(IOVA + 0x1000) == 0x30_0000 and not machine.r64(0x10) & 1
+
+
 def test_view_past_the_caches_returns_with_the_snapshot():
     machine, table = ready(coherent_walk=False)
     machine.memory.snapshot()

@@ -80,6 +80,8 @@ class VtdConfig:
     """Byte offset of IVA, followed by the IOTLB register; a multiple of 16."""
     coherent_walk: bool = True
     """ECAP.C; without it, stores to tables are seen once their cache lines are written back."""
+    snoops_anyway: bool = False
+    """Walks are coherent although ECAP.C says that software must not count on it, as in QEMU."""
     queued_invalidation: bool = True
     pass_through: bool = True
     snoop_control: bool = True

@@ -122,6 +122,6 @@ class BufferedView(View):
 
 def view_of(config: VtdConfig, bus: SystemBus) -> View:
     """The view that ``config`` calls for."""
-    if not config.coherent_walk:
+    if not (config.coherent_walk or config.snoops_anyway):
         return UncachedView(bus.memory, bus)
     return BufferedView(bus.memory) if config.write_buffer_flush else View(bus.memory)
