@@ -65,6 +65,8 @@ class Xen:
         self.domains: Final[dict[int, Domain]] = {}
         self.retired = (0, 0)
         """(folds, splits) of trees that are gone."""
+        self.kept: list[tuple[Domain, IommuContext, Changes]] = []
+        """What hardware did not confirm to have forgotten: its frames and tables are never used again."""
         self.preempt: Callable[[Vcpu], bool] | None = None
         self.rescheduled: Callable[[Vcpu], None] | None = None
         self._console: list[str] = []
@@ -102,6 +104,7 @@ class Xen:
         error = self.backend.flush(context, dfn, pages, changes)
         if error:
             context.unconfirmed = True
+            self.kept.append((domain, context, changes))
             self.log(f"{context}: flush of dfn {dfn:#x}+{pages:#x} failed ({error}); its frames are kept")
             return error
         if changes.removed or changes.tables:
@@ -115,6 +118,7 @@ class Xen:
         error = self.backend.flush_all(context)
         if error:
             context.unconfirmed = True
+            self.kept.append((domain, context, changes))
             self.log(f"{context}: flush failed ({error}) while tearing down; its frames are kept")
             return error
         self._let_go(domain, context, changes)
@@ -285,11 +289,11 @@ class Xen:
             self.backend.save(),
             {domid: _save_domain(domain) for domid, domain in self.domains.items()},
             self.retired,
-            len(self._console),
+            (len(self._console), len(self.kept)),
         )
 
     def restore(self, state: Any) -> None:
-        frames, backend, domains, self.retired, console = state
+        frames, backend, domains, self.retired, (console, kept) = state
         self.frames.restore(frames)
         self.backend.restore(backend)
         for domid in [domid for domid in self.domains if domid not in domains]:
@@ -297,6 +301,7 @@ class Xen:
         for domid, saved in domains.items():
             _restore_domain(self.domains[domid], saved)
         del self._console[console:]
+        del self.kept[kept:]
 
 
 def _map_permissions(abi: Abi, entry_format: Format) -> dict[int, tuple[int, bool]]:

@@ -40,6 +40,10 @@ class Arena:
         """Frames handed out and not yet returned."""
         return self.pages - len(self._free)
 
+    def in_use(self) -> set[int]:
+        """The frames that are handed out."""
+        return {self.base + k for k in range(self.pages) if not self._is_free[k]}
+
     def allocate(self) -> int | None:
         if not self._free:
             return None

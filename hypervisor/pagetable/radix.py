@@ -16,8 +16,9 @@ What the callers rely on:
 """
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice, pairwise
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from abi.errno import EADDRINUSE, ENOENT, ENOMEM
@@ -100,6 +101,16 @@ class PageTable:
     def tables(self) -> int:
         """Frames that the tree occupies: root, tables and deposits."""
         return self.root_frames + len(self._used) + len(self._deposits)
+
+    @property
+    def deposits(self) -> Mapping[tuple[int, int], int]:
+        """(level of a folded leaf, its first dfn) to the table that is kept for splitting it."""
+        return MappingProxyType(self._deposits)
+
+    @property
+    def filled(self) -> Mapping[int, int]:
+        """Frame of every table below the root to the number of its non-empty entries."""
+        return MappingProxyType(self._used)
 
     # ---------------------------------------------------------------------------------------------- lookup
 

@@ -117,6 +117,13 @@ class IoTlb(Generic[Entry]):
         self._size -= gone
         return gone
 
+    def entries(self) -> Iterator[tuple[Hashable, int, int, Entry]]:
+        """(tag, first page, order, entry) of everything that is cached now."""
+        for tag, sizes in list(self._tags.items()):
+            for order, table in zip(ORDERS, sizes):
+                for key, entry in list(table.items()):
+                    yield tag, key << order, order, entry
+
     def tags(self) -> Iterator[Hashable]:
         """The tags under which something is cached."""
         return iter(list(self._tags))

@@ -5,6 +5,7 @@ Invalidation removes what the command must remove and nothing else, so that a hi
 tables, or a leaf-only command after a table was freed, leaves an entry stale here as it may on silicon.
 """
 
+from collections.abc import Iterator
 from typing import Final, cast
 
 from machine.iommu.iotlb import ORDERS, IoTlb
@@ -75,6 +76,13 @@ class WalkCache:
             last = page + count - 1
             for order, level in zip(_TABLE_ORDERS[: ttl or 3], tables):
                 _drop(level, page >> order, last >> order)
+
+    def entries(self) -> Iterator[tuple[int, int, int, int]]:
+        """(VMID, first page, order of the range, table) of every descriptor that is cached now."""
+        for vmid, tables in list(self._vmids.items()):
+            for order, level in zip(_TABLE_ORDERS, tables):
+                for key, table in list(level.items()):
+                    yield vmid, key << order, order, table
 
     def save(self) -> object:
         return {vmid: (dict(t[0]), dict(t[1]), dict(t[2])) for vmid, t in self._vmids.items()}

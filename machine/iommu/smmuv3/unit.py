@@ -133,6 +133,16 @@ class Smmuv3Unit:
             EVENTQ_CONS: lambda _: self._events.trim(),
         }
 
+    @property
+    def iotlb(self) -> Stage2Tlb:
+        """The translations that are cached."""
+        return self._tlb
+
+    @property
+    def walk_cache(self) -> WalkCache:
+        """The table descriptors that are cached."""
+        return self._tables
+
     # -- registers ------------------------------------------------------------------------------------------
 
     def read(self, offset: int, size: int) -> int:
