@@ -27,6 +27,9 @@ from guest_driver.linux.kernel import CommandLine, Kernel
 from guest_driver.port import GuestRam, HypercallPort, MmioPort, PciHost
 from guest_driver.xen_iommu import X86_MSI_WINDOW, XenIommu, xen_iommu_init
 
+DriverInit = Callable[..., XenIommu | int]
+"""What starts a driver: called like :func:`guest_driver.xen_iommu.xen_iommu_init`."""
+
 
 class DmaApi:
     """The DMA API's functions in one place; each takes the device first."""
@@ -122,18 +125,20 @@ def boot(
     msi_window: tuple[int, int] | None = X86_MSI_WINDOW,
     scatter: bool = True,
     before_probe: Callable[[Kernel], None] | None = None,
+    init: DriverInit = xen_iommu_init,
 ) -> GuestKernel:
     """A guest kernel with its devices probed.
 
     ``initial_domain``: dom0, which also claims bridges.  ``msi_window``: (start, length) of addresses that bypass
     translation for interrupts, ``None`` on machines that translate doorbells.  ``scatter``: hand out guest pages
-    far apart.  ``before_probe`` sees the kernel when PCI is enumerated and no IOMMU is registered yet.
+    far apart.  ``before_probe`` sees the kernel when PCI is enumerated and no IOMMU is registered yet.  ``init`` starts
+    the IOMMU driver; :mod:`guest_driver.drivers` has others than the reference.
     """
     kernel = Kernel(ram, pci, mmio, cmdline or CommandLine(), scatter=scatter)
     kernel.devices.extend(Device(kernel, info) for info in pci.devices())
     if before_probe is not None:
         before_probe(kernel)
-    xen = xen_iommu_init(kernel, hypercall, abi, initial_domain=initial_domain, msi_window=msi_window)
+    xen = init(kernel, hypercall, abi, initial_domain=initial_domain, msi_window=msi_window)
     if isinstance(xen, int):
         kernel.printk.err(f"xen-iommu: not available ({errno_name(xen)})")
     return GuestKernel(kernel, xen)

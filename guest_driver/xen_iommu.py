@@ -8,6 +8,7 @@ reach the caller.  It asks the :class:`~abi.versions.Abi` value and the capabili
 Context numbers: 0 is the default context; one is kept empty for ever to block devices; each paging domain has one.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from abi.errno import EINVAL, EIO, ENODEV, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, errno_name
@@ -42,8 +43,8 @@ from guest_driver.xen_shadow import IovaShadow
 
 XEN_IOMMU_MAX_CONTEXTS: Final = 128
 """Contexts asked for at IOMMU_init."""
-XEN_IOMMU_ARENA_ORDER: Final = 12
-"""log2 of the pages that IOMMU_init sets aside for page tables."""
+XEN_IOMMU_ARENA_ORDERS: Final = (12, 10, 8, 6)
+"""log2 of the pages that IOMMU_init sets aside for page tables: the first size that Xen has memory for."""
 
 X86_MSI_WINDOW: Final = (0xFEE00000, 0x100000)
 """Start and length of the addresses that interrupt remapping takes before translation on x86."""
@@ -92,9 +93,14 @@ class XenIommu:
         self.has_cache: Final = self._has("cache")
         self._pv: Final = kernel.ram.xen_pv_domain
         # The frames of a PV guest are scattered: no page of it is bigger than 4 KiB.
-        self.pgsize_bitmap: Final = pgsize_mask & PAGE_SIZE if self._pv else pgsize_mask
+        self.pgsize_mask: Final = pgsize_mask
+        """Page sizes that the hypervisor takes."""
+        self.pgsize_bitmap = pgsize_mask & PAGE_SIZE if self._pv else pgsize_mask
+        """Page sizes of domains."""
         self.max_nr_pages: Final = min(max_nr_pages or U32_MAX, abi.max_nr_pages or U32_MAX)
         self.initial_domain = True
+        self.static_domains: Final[list[Callable[[], int]]] = [self._make_blocked, self._make_identity]
+        """What makes the domains that live as long as the driver, in order; each answers 0 or -errno."""
         self.msi_window: tuple[int, int] | None = X86_MSI_WINDOW
         self.stranded: list[int] = []
         """Contexts that Xen has refused to free; freeing is tried again before the next allocation."""
@@ -103,10 +109,13 @@ class XenIommu:
         self.unit: Final = IommuDevice("xen-iommu")
         self._port: Final = port
         self._op: Final = op
-        self._call: Final = op.call
+        self.call: Final = op.call
+        """(sub-op, fields...) -> (0 or -errno, fields as the hypervisor left them)."""
+        self.extensions: Final[dict[str, Any]] = {}
+        """For whoever exchanges functions in ``ops`` and ``domain_ops`` and needs state for that."""
         self._ask_hypervisor: Final = abi.has("lookup_page")
         self._deferred_flush: Final = abi.has("flush_pages") and self._has("deferred_flush")
-        self._map_flags: Final = [self._flags_of(prot) for prot in range(8)]
+        self.flags_of_prot: Final = [self._flags_of(prot) for prot in range(8)]
         self._m2p: dict[int, int] = {}
         self.domain_ops: Final = IommuDomainOps(
             attach_dev=self.xen_iommu_attach_dev,
@@ -129,6 +138,10 @@ class XenIommu:
     def _has(self, capability: str) -> bool:
         return bool(self.cap_flags & self.abi.caps.get(capability, 0))
 
+    def map_flags(self, prot: int) -> int:
+        """map_flags for the protection bits of a mapping."""
+        return self.flags_of_prot[prot & 7]
+
     def _flags_of(self, prot: int) -> int:
         """map_flags for READ, WRITE and CACHE of a mapping."""
         flags = 0
@@ -147,14 +160,14 @@ class XenIommu:
     def alloc_context(self, flags: int = 0) -> int:
         """A new context's number, or -errno (-ENOSPC when all are taken)."""
         for ctx_no in self.stranded[:]:
-            if self._call("free_context", ctx_no, 0)[0] == 0:
+            if self.call("free_context", ctx_no, 0)[0] == 0:
                 self.stranded.remove(ctx_no)
-        ret, fields = self._call("alloc_context", 0, flags)
+        ret, fields = self.call("alloc_context", 0, flags)
         return ret if ret else fields[0]
 
     def free_context(self, ctx_no: int) -> None:
         """Give a context back; one that Xen refuses to free is remembered, its number is not forgotten."""
-        ret, _ = self._call("free_context", ctx_no, 0)
+        ret, _ = self.call("free_context", ctx_no, 0)
         if ret:
             self.stranded.append(ctx_no)
             self.kernel.printk.warn_on(True, f"xen-iommu: context {ctx_no} cannot be freed ({errno_name(ret)})")
@@ -173,9 +186,15 @@ class XenIommu:
 
     def xen_iommu_domain_alloc_paging(self, dev: Device) -> IommuDomain | int:
         """An empty context with its page sizes and aperture, or -errno (-ENOSPC: no context left)."""
+        if not self.kernel.kzalloc("iommu domain"):
+            return -ENOMEM
         ctx_no = self.alloc_context()
         if ctx_no < 0:
             return ctx_no
+        return self.paging_domain(ctx_no)
+
+    def paging_domain(self, ctx_no: int) -> XenIommuDomain:
+        """The domain over context ``ctx_no``, complete: the core and iommufd read sizes and aperture at once."""
         domain = XenIommuDomain(ctx_no, IOMMU_DOMAIN_UNMANAGED)
         domain.pgsize_bitmap = self.pgsize_bitmap
         domain.aperture_last = self.max_iova_addr
@@ -205,7 +224,7 @@ class XenIommu:
     def xen_iommu_attach_dev(self, domain: XenIommuDomain, dev: Device, old: IommuDomain | None) -> int:
         """Move the device to the domain's context; on an error Xen has left it where it was."""
         sbdf = dev.pci.sbdf
-        return self._call("reattach_device", domain.ctx_no, sbdf >> 16, sbdf >> 8 & 0xFF, sbdf & 0xFF, 0)[0]
+        return self.call("reattach_device", domain.ctx_no, sbdf >> 16, sbdf >> 8 & 0xFF, sbdf & 0xFF, 0)[0]
 
     def xen_iommu_map_pages(
         self, domain: XenIommuDomain, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int, gfp: int
@@ -213,7 +232,7 @@ class XenIommu:
         """Map in as few hypercalls as frames and limits allow; the byte count is what Xen says it has mapped."""
         if not prot & (IOMMU_READ | IOMMU_WRITE) or iova + pgsize * pgcount - 1 > domain.aperture_last:
             return -EINVAL, 0
-        flags = self._map_flags[prot & 7]
+        flags = self.flags_of_prot[prot & 7]
         limit = self.max_nr_pages
         frames = pgsize >> PAGE_SHIFT
         gfn, dfn = paddr >> PAGE_SHIFT, iova >> PAGE_SHIFT
@@ -224,8 +243,8 @@ class XenIommu:
                 count = limit
             first = gfn + done * frames
             if self._pv:
-                first, count = self._gfn_run(first, count)
-            ret, fields = self._call("map_pages", domain.ctx_no, first, dfn + done * frames, flags, pgsize, count, 0)
+                first, count = self.gfn_run(first, count)
+            ret, fields = self.call("map_pages", domain.ctx_no, first, dfn + done * frames, flags, pgsize, count, 0)
             mapped = fields[6]
             done += mapped if mapped < count else count
             if ret:
@@ -238,7 +257,7 @@ class XenIommu:
             domain.shadow.insert(iova, size, paddr)
         return ret, size
 
-    def _gfn_run(self, pfn: int, count: int) -> tuple[int, int]:
+    def gfn_run(self, pfn: int, count: int) -> tuple[int, int]:
         """Machine frame of ``pfn`` and how many of ``count`` pages from there lie in consecutive frames."""
         ram = self.kernel.ram
         if pfn >= ram.pages:
@@ -263,7 +282,7 @@ class XenIommu:
             count = pgcount - done
             if count > limit:
                 count = limit
-            ret, fields = self._call("unmap_pages", domain.ctx_no, dfn + done * frames, pgsize, count, 0)
+            ret, fields = self.call("unmap_pages", domain.ctx_no, dfn + done * frames, pgsize, count, 0)
             unmapped = fields[4]
             done += unmapped if unmapped < count else count
             if ret or not unmapped:
@@ -279,7 +298,7 @@ class XenIommu:
         dfn, left = iova >> PAGE_SHIFT, size // granule
         while left:
             count = min(left, self.max_nr_pages)
-            ret, _ = self._call("flush_pages", domain.ctx_no, dfn, granule, count)
+            ret, _ = self.call("flush_pages", domain.ctx_no, dfn, granule, count)
             if ret:
                 return ret
             dfn += count * granule >> PAGE_SHIFT
@@ -290,7 +309,7 @@ class XenIommu:
         """From the hypervisor where the ABI has lookup_page, else from the shadow; 0 if nothing is mapped."""
         if not self._ask_hypervisor:
             return domain.shadow.lookup(iova) or 0
-        ret, fields = self._call("lookup_page", domain.ctx_no, iova >> PAGE_SHIFT, 0)
+        ret, fields = self.call("lookup_page", domain.ctx_no, iova >> PAGE_SHIFT, 0)
         if ret:
             return 0
         return self._gfn_to_pfn(fields[2]) << PAGE_SHIFT | iova & (PAGE_SIZE - 1)
@@ -323,7 +342,7 @@ class XenIommu:
             if isinstance(self.xen_iommu_probe_device(dev), int):
                 continue
             sbdf = dev.pci.sbdf
-            ret, _ = self._call("reattach_device", DEFAULT_CONTEXT, sbdf >> 16, sbdf >> 8 & 0xFF, sbdf & 0xFF, 0)
+            ret, _ = self.call("reattach_device", DEFAULT_CONTEXT, sbdf >> 16, sbdf >> 8 & 0xFF, sbdf & 0xFF, 0)
             if ret:
                 self.kernel.printk.err(f"{dev.name}: not back in the default context ({errno_name(ret)})")
         for domain in (self.blocked, self.identity):
@@ -332,13 +351,26 @@ class XenIommu:
         self._op.release()
 
     def _make_static_domains(self) -> int:
-        """Reserve the context that blocks, and one that passes everything if Xen can make one."""
-        static_ops = IommuDomainOps(attach_dev=self.xen_iommu_attach_dev)
+        for make in self.static_domains:
+            ret = make()
+            if ret:
+                return ret
+        return 0
+
+    def _static_ops(self) -> IommuDomainOps:
+        return IommuDomainOps(attach_dev=self.xen_iommu_attach_dev)
+
+    def _make_blocked(self) -> int:
+        """Reserve the context that stays empty."""
         ctx_no = self.alloc_context()
         if ctx_no < 0:
             return ctx_no
-        self.blocked = XenIommuDomain(ctx_no, IOMMU_DOMAIN_BLOCKED, static_ops)
+        self.blocked = XenIommuDomain(ctx_no, IOMMU_DOMAIN_BLOCKED, self._static_ops())
         self.ops.blocked_domain = self.ops.release_domain = self.blocked
+        return 0
+
+    def _make_identity(self) -> int:
+        """The context that passes everything, if Xen has one or can make one."""
         if self._has("default_identity"):
             ctx_no = DEFAULT_CONTEXT
         elif self._has("identity"):
@@ -347,7 +379,7 @@ class XenIommu:
                 return ctx_no
         else:
             return 0
-        self.identity = self.ops.identity_domain = XenIommuDomain(ctx_no, IOMMU_DOMAIN_IDENTITY, static_ops)
+        self.identity = self.ops.identity_domain = XenIommuDomain(ctx_no, IOMMU_DOMAIN_IDENTITY, self._static_ops())
         return 0
 
     def save(self) -> Any:
@@ -371,8 +403,12 @@ def xen_iommu_init(
     *,
     initial_domain: bool = True,
     msi_window: tuple[int, int] | None = X86_MSI_WINDOW,
+    arena_orders: tuple[int, ...] = XEN_IOMMU_ARENA_ORDERS,
+    adjust: Callable[[XenIommu], None] | None = None,
 ) -> XenIommu | int:
     """Find Xen's PV-IOMMU and register the driver, or -errno with nothing left behind.
+
+    ``adjust`` sees the driver when it is made and not yet registered; it may exchange functions in its tables.
 
     -ENODEV: this Xen has none, or not for us; -EOPNOTSUPP: it has one without contexts, or an ABI without what the
     driver needs; -ENOMEM; or the error of initialising it, or of the first attach of a device.
@@ -385,7 +421,11 @@ def xen_iommu_init(
     op = IommuOp(port, kernel.ram, kernel.pages, abi, pfn)
     ret, capabilities = _query(op)
     if not ret and not capabilities[4] and abi.has("init"):
-        init, _ = op.call("init", XEN_IOMMU_MAX_CONTEXTS, XEN_IOMMU_ARENA_ORDER)
+        init = 0
+        for order in arena_orders:
+            init, _ = op.call("init", XEN_IOMMU_MAX_CONTEXTS, order)
+            if init != -ENOMEM:
+                break
         ret, capabilities = _query(op)
         if not ret and not capabilities[4]:
             ret = init
@@ -397,6 +437,8 @@ def xen_iommu_init(
     driver = XenIommu(kernel, port, op, capabilities)
     driver.initial_domain = initial_domain
     driver.msi_window = msi_window
+    if adjust is not None:
+        adjust(driver)
     ret = driver._make_static_domains()
     if not ret:
         ret = iommu_device_register(kernel, driver.unit, driver.ops)

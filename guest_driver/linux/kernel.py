@@ -35,7 +35,19 @@ class Stateful(Protocol):
 class Kernel:
     """One running guest kernel, before any driver."""
 
-    __slots__ = ("cmdline", "devices", "drivers", "iommu", "mmio", "pages", "pci", "printk", "ram", "softirqs")
+    __slots__ = (
+        "cmdline",
+        "devices",
+        "drivers",
+        "iommu",
+        "mmio",
+        "pages",
+        "pci",
+        "printk",
+        "ram",
+        "slab_fault",
+        "softirqs",
+    )
 
     def __init__(self, ram: GuestRam, pci: PciHost, mmio: MmioPort, cmdline: CommandLine, scatter: bool = True) -> None:
         self.ram = ram
@@ -51,6 +63,12 @@ class Kernel:
         """Driver instances with state of their own; they take part in snapshots."""
         self.softirqs: list[Callable[[], object]] = []
         """Work raised by interrupt handlers, run by :meth:`run_softirqs`."""
+        self.slab_fault: Callable[[str], bool] | None = None
+        """Fault point: called with what a small allocation is for; answering True makes it fail."""
+
+    def kzalloc(self, purpose: str) -> bool:
+        """Whether there is memory for a small object of the kernel's own."""
+        return self.slab_fault is None or not self.slab_fault(purpose)
 
     def run_softirqs(self) -> int:
         """Run what interrupt handlers have raised; returns how many pieces of work there were."""
