@@ -31,35 +31,58 @@ SHAPES = st.sampled_from(
 
 
 @st.composite
-def operations(draw):
-    kind = draw(st.sampled_from(["map", "map", "map", "unmap", "unmap", "pause"]))
-    dfn = draw(BLOCKS) * BLOCK + draw(OFFSETS)
-    return kind, dfn, draw(COUNTS), draw(SHIFTS), draw(PERMISSIONS), draw(st.booleans())
-
-
-@settings(max_examples=250, deadline=None)
-@given(
-    fmt=st.sampled_from(FORMATS),
-    shape=SHAPES,
-    size=st.sampled_from([0, 2, 3, 4, 5, 6, 8, 64]),
-    program=st.lists(operations(), max_size=30),
-)
-def test_every_result_error_leaf_and_table_is_the_twins(fmt, shape, size, program):
-    pair = Pair(fmt, size=size, **shape)
-    touched = {0, BLOCK}
-    for kind, dfn, count, shift, permission, referenced in program:
-        if dfn + count > pair.table.root_frames << 9 * pair.table.levels:
+def operations(draw, limit=1 << 36):
+    """A program of (kind, dfn, count, shift, permission, referenced) below ``limit``: calls begin and end where others
+    did, or go on where the last one stopped, more often than not."""
+    edges = [0, BLOCK]
+    last = (0, 0)
+    program = []
+    for _ in range(draw(st.integers(0, 30))):
+        kind = draw(st.sampled_from(["map", "map", "map", "unmap", "unmap", "pause"]))
+        where = draw(st.sampled_from(["on", "again", "edge", "anywhere"]))
+        if where == "on":
+            dfn, count = last[0] + last[1], draw(COUNTS)
+        elif where == "again":
+            dfn, count = last
+        elif where == "edge":
+            dfn, end = draw(st.sampled_from(edges)), draw(st.sampled_from(edges))
+            count = end - dfn if 0 < end - dfn < 4 * BLOCK else draw(COUNTS)
+        else:
+            dfn, count = draw(BLOCKS) * BLOCK + draw(OFFSETS), draw(COUNTS)
+        count = max(1, min(count + draw(st.sampled_from([0, 0, 0, -1, 1])), limit - dfn))
+        if dfn + count > limit:
             continue
+        last = (dfn, count)
+        edges += (dfn, dfn + count)
+        program.append((kind, dfn, count, draw(SHIFTS), draw(PERMISSIONS), draw(st.booleans())))
+    return program
+
+
+def limit_of(shape):
+    return shape.get("root_frames", 1) << 9 * shape["levels"]
+
+
+def play(pair, program):
+    for kind, dfn, count, shift, permission, referenced in program:
         if kind == "map":
             pair.map(dfn, dfn + 8 * GIGA + shift, count, pair.bits(permission, referenced and shift == 0))
         elif kind == "unmap":
             pair.unmap(dfn, count)
         else:
             pair.unmap(dfn, count + BLOCK, count)
-        touched.update((dfn - 1, dfn, dfn + count - 1, dfn + count))
+
+
+@settings(max_examples=300, deadline=None)
+@given(fmt=st.sampled_from(FORMATS), shape=SHAPES, size=st.sampled_from([0, 2, 3, 4, 5, 6, 8, 64]), data=st.data())
+def test_every_result_error_leaf_and_table_is_the_twins(fmt, shape, size, data):
+    pair = Pair(fmt, size=size, **shape)
+    touched = {0, BLOCK}
+    for step in data.draw(operations(limit_of(shape))):
+        play(pair, [step])
+        _, dfn, count, *_ = step
+        touched.update((dfn, dfn + count - 1))
         for page in touched:
-            if page >= 0:
-                pair.check_page(page)
+            pair.check_page(page)
     pair.check_all()
 
 
@@ -255,21 +278,13 @@ def test_nothing_is_done_for_no_pages():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    fmt=st.sampled_from(FORMATS),
-    shape=SHAPES,
-    program=st.lists(operations(), max_size=20),
-    budget=st.integers(1, 700),
-)
-def test_teardown_removes_every_page_once_and_needs_no_memory(fmt, shape, program, budget):
+@given(fmt=st.sampled_from(FORMATS), shape=SHAPES, data=st.data(), budget=st.integers(1, 700))
+def test_teardown_removes_every_page_once_and_needs_no_memory(fmt, shape, data, budget):
     pair = Pair(fmt, **shape)
-    for kind, dfn, count, shift, permission, referenced in program:
-        if kind == "map" and dfn + count <= pair.table.root_frames << 9 * pair.table.levels:
-            pair.map(dfn, dfn + 8 * GIGA + shift, count, pair.bits(permission, referenced))
+    play(pair, data.draw(operations(limit_of(shape))))
     pages = sum(BLOCK - block.count(0) for block in pair.twin.blocks.values())
     leaves = sum(1 for _ in pair.table.leaves())
-    while pair.pool.allocate() is not None:
-        pass
+    pair.give(0)
     removed = rounds = 0
     empty = False
     while not empty:
@@ -284,25 +299,16 @@ def test_teardown_removes_every_page_once_and_needs_no_memory(fmt, shape, progra
 
 
 @settings(max_examples=60, deadline=None)
-@given(fmt=st.sampled_from(FORMATS), data=st.data())
-def test_going_back_to_a_snapshot_undoes_everything(fmt, data):
+@given(fmt=st.sampled_from(FORMATS), programs=st.tuples(operations(), operations(), operations()))
+def test_going_back_to_a_snapshot_undoes_everything(fmt, programs):
     pair = Pair(fmt)
-    programs = [data.draw(st.lists(operations(), max_size=12)) for _ in range(3)]
-
-    def play(program):
-        for kind, dfn, count, shift, permission, _ in program:
-            if kind == "map":
-                pair.map(dfn, dfn + 8 * GIGA + shift, count, pair.bits(permission))
-            else:
-                pair.unmap(dfn, count)
-
-    play(programs[0])
+    play(pair, programs[0])
     pair.memory.snapshot()
     saved = pair.table.save()
     blocks = {number: block[:] for number, block in pair.twin.blocks.items()}
     whole, free = set(pair.twin.whole), pair.pool._free[:]
     for program in programs[1:]:
-        play(program)
+        play(pair, program)
         pair.memory.reset()
         pair.table.restore(saved)
         pair.twin.blocks = {number: block[:] for number, block in blocks.items()}
@@ -310,7 +316,17 @@ def test_going_back_to_a_snapshot_undoes_everything(fmt, data):
         pair.pool._free[:] = free
         pair.check_accounts()
         pair.check_all()
-    play(programs[1])
+    play(pair, programs[1])
+    pair.check_all()
+
+
+@pytest.mark.parametrize("order", [9, 18])
+@pytest.mark.parametrize("count_off,dfn_off", [(-1, 0), (0, 1), (0, -1), (-1, 1)])
+def test_a_superpage_is_removed_as_a_whole_only_if_it_is_covered_as_a_whole(order, count_off, dfn_off):
+    pair = Pair()
+    span = 1 << order
+    pair.map(0, GIGA, 3 * GIGA)
+    assert pair.unmap(GIGA + dfn_off, span + count_off) == (span + count_off, 0)
     pair.check_all()
 
 
