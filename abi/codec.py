@@ -36,6 +36,8 @@ class Codec:
     encode: Callable[..., bytes]
     patch_out: Callable[..., None]
     """``patch_out(buf, *out)`` stores the fields of ``self.out`` into a struct; every other byte stays."""
+    put_out: Callable[[bytearray | memoryview, tuple[int, ...]], None]
+    """``patch_out`` with the values in one tuple."""
 
     def __init__(self, subop: str, declaration: CStruct, arch: Arch, case: str = "", tag: int = 0) -> None:
         layout = place(declaration, arch)
@@ -92,14 +94,17 @@ class Codec:
             space[f"store{number}"] = struct.Struct("<" + "".join(m.code for m in run)).pack_into
             values = ", ".join(f"f_{by_path[m.path]}" for m in run)
             body.append(f"        store{number}(buf, {run[0].offset}, {values})")
-        handed = "".join(f", f_{name}" for name in self.out)
+        handed = "".join(f"f_{name}, " for name in self.out)
         source += "\n".join(
             [
-                f"def patch_out(buf{handed}):",
+                "def put_out(buf, out):",
+                *([f"    {handed}= out"] if handed else []),
                 "    try:",
                 *(body or ["        pass"]),
                 "    except error:",
-                f"        raise misfit_out(len(buf){handed}) from None",
+                "        raise misfit_out(len(buf), *out) from None",
+                "def patch_out(buf, *out):",
+                "    put_out(buf, out)",
             ]
         )
         if self.hole_mask:
@@ -111,6 +116,7 @@ class Codec:
         self.decode_clean = space["decode_clean"] if self.hole_mask else self.decode
         self.encode = space["encode"]
         self.patch_out = space["patch_out"]
+        self.put_out = space["put_out"]
 
     def _length(self, buf: Buffer) -> ValueError:
         return ValueError(f"the struct of {self.subop} is {self.size} bytes, not {len(buf)}")

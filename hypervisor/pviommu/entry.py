@@ -42,7 +42,8 @@ class Entry(Protocol):
 
 
 Decode = Callable[[memoryview | bytearray], tuple[int, ...] | None]
-_Prepared = tuple[Handler, Decode | None, Callable[..., None] | None, int, bool, bool]
+PutOut = Callable[[memoryview | bytearray, tuple[int, ...]], None]
+_Prepared = tuple[Handler, Decode | None, PutOut | None, int, bool, bool]
 """A sub-op's row and codec, joined for one ABI version and taken apart for speed: handler; the struct's fields, or
 ``None`` if a byte that belongs to none of them is set (no function: no argument); what stores the answer (no
 function: there is none); size of the struct; whether it is copied in; whether a preempted call says how far it got."""
@@ -64,7 +65,7 @@ def _prepare(abi: Abi) -> dict[int, _Prepared]:
         prepared[number] = (
             row.handler,
             codec.decode_clean if copied_in else _cleared,
-            codec.patch_out if codec.out else None,
+            codec.put_out if codec.out else None,
             codec.size,
             copied_in,
             row.resumes,
@@ -102,7 +103,7 @@ class SubopEntry:
             prepared = self._subops.get(args[0] & 0xFF)
             if prepared is None or (start and not prepared[5]):
                 return -self._abi.errno_unknown_subop
-        handler, decode, patch_out, size, copied_in, _ = prepared
+        handler, decode, put_out, size, copied_in, _ = prepared
         if decode is None:
             return handler(xen, vcpu, domain, (), start)[0]
         arg = args[1]
@@ -111,15 +112,15 @@ class SubopEntry:
         buffer: memoryview | bytearray | None = memory.window(arg, size)
         if buffer is None:  # not plain memory of one page: work on a copy
             raw = memory.read(arg, size) if copied_in else bytes(size)
-            if raw is None or (patch_out is not None and not memory.writable(arg, size)):
+            if raw is None or (put_out is not None and not memory.writable(arg, size)):
                 return -EFAULT
             buffer = copy = bytearray(raw)
         fields = decode(buffer)
         if fields is None:
             return -EINVAL
         result, out = handler(xen, vcpu, domain, fields, start)
-        if patch_out is not None and result != RESTART:
-            patch_out(buffer, *out)
+        if put_out is not None and result != RESTART:
+            put_out(buffer, out)
             if copy is not None and not memory.write(arg, copy):
                 return -EFAULT
         return result
@@ -152,13 +153,13 @@ class UnionEntry:
         prepared = self._subops.get(buffer[0] | buffer[1] << 8)
         if prepared is None:
             return -self._abi.errno_unknown_subop
-        handler, decode, patch_out, _, _, _ = prepared
+        handler, decode, put_out, _, _, _ = prepared
         fields = () if decode is None else decode(buffer)
         if fields is None:
             return -EINVAL
         result, out = handler(xen, vcpu, domain, fields, 0)
-        if patch_out is not None and result != RESTART:
-            patch_out(buffer, *out)
+        if put_out is not None and result != RESTART:
+            put_out(buffer, out)
             if copy is not None and not memory.write(arg, copy):
                 return -EFAULT
         return result
