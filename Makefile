@@ -34,6 +34,9 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
+docs: setup
+	$(BIN)/python -m abi.pages
+
 fmt: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -83,6 +83,7 @@ CONDITIONS: Final[Mapping[str, str]] = MappingProxyType(
 
 USABILITY: Final = MappingProxyType(
     {
+        "A": ("the caller is not the hardware domain",),
         "v1": (
             "the machine has no IOMMU in use",
             "the caller is not the hardware domain",

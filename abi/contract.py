@@ -31,7 +31,7 @@ from abi.errno import (
     EOPNOTSUPP,
     EPERM,
 )
-from abi.model import Abi
+from abi.model import Abi, Convention
 
 
 class Row(NamedTuple):
@@ -89,7 +89,14 @@ class Contract:
     @property
     def usability(self) -> tuple[str, ...]:
         """What "may not use PV-IOMMU" stands for."""
+        if not self.runs:
+            return USABILITY["A"]
         return USABILITY["v1" if self.abi.errno_unusable == EPERM else "v4"]
+
+    @property
+    def runs(self) -> bool:
+        """Whether :mod:`abi.semantics` carries it out; if not, it is a table of statuses."""
+        return self.abi.convention is not Convention.BATCH
 
 
 class NoContract(KeyError):

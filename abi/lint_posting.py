@@ -138,6 +138,13 @@ def moves_unseen(s: Subject) -> Iterator[tuple[str, str]]:
         yield "device assignment", "pci-assignable-remove puts a device into context 0 behind the driver's back"
 
 
+@rule("prose", "hypervisor", "note", "Frediano Ziglio on v6", "read it once more")
+def prose(s: Subject) -> Iterator[tuple[str, str]]:
+    """Slips in the words of the posting."""
+    for slip in s.hypervisor.slips if s.hypervisor else ():
+        yield "design document", slip
+
+
 @rule(
     "driver-legacy-alloc", "driver", "warning", _JASON_V1, "implement domain_alloc_paging and a static identity domain"
 )
