@@ -18,7 +18,8 @@ SLOTS: Final = 256
 _LAST_SLOT: Final = SLOTS - 1
 DONE: Final = 1
 _WAIT: Final = reg.WaitDescriptor.pack(type=5, sw=1, fn=1, data=DONE)
-_HARMLESS: Final = reg.WaitDescriptor.pack(type=5, fn=1)
+_HARMLESS: Final = reg.WaitDescriptor.pack(type=5, sw=1, fn=1)
+"""Stores 0 where nobody looks now; a wait that signals nothing at all stops QEMU's queue once more."""
 
 
 class InvalidationQueue:
