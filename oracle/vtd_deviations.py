@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from machine.iommu.unit import Fault
-from machine.iommu.vtd.faults import NO_READ, NO_WRITE
+from machine.iommu.vtd.reasons import NO_READ, NO_WRITE
 from oracle.lockstep import Access, Deviation
 
 

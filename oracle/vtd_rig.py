@@ -26,7 +26,14 @@ from machine.firmware import Drhd, Firmware
 from machine.interrupts import X86_DOORBELL_BASE, X86_DOORBELL_SIZE, MessageInterrupts
 from machine.iommu.unit import Fault
 from machine.iommu.vtd.config import Cap, Ecap, VtdConfig
-from machine.iommu.vtd.faults import BEYOND_WIDTH, CONTEXT_NOT_PRESENT, FAULT_NAMES, NO_READ, NO_WRITE, ROOT_NOT_PRESENT
+from machine.iommu.vtd.reasons import (
+    BEYOND_WIDTH,
+    CONTEXT_NOT_PRESENT,
+    FAULT_NAMES,
+    NO_READ,
+    NO_WRITE,
+    ROOT_NOT_PRESENT,
+)
 from machine.iommu.vtd.unit import VtdUnit
 from machine.mmio import SystemBus
 from machine.pci import PciFunction, PciTopology
@@ -75,6 +82,7 @@ def matching_config(cap: int, ecap: int, aw_bits: int) -> VtdConfig:
         fault_record_offset=Cap.fro.get(cap) * 16,
         iotlb_offset=Ecap.iro.get(ecap) * 16,
         coherent_walk=bool(Ecap.c.get(ecap)),
+        snoops_anyway=True,
         queued_invalidation=bool(Ecap.qi.get(ecap)),
         pass_through=bool(Ecap.pt.get(ecap)),
         snoop_control=bool(Ecap.sc.get(ecap)),

@@ -8,7 +8,7 @@ from vtd_machine import PS, RW, SID, R, VtdMachine
 from machine.iommu.replacement import parse
 from machine.iommu.unit import Fault
 from machine.iommu.vtd.config import VtdConfig
-from machine.iommu.vtd.faults import FAULT_NAMES
+from machine.iommu.vtd.reasons import FAULT_NAMES
 
 IOVA = 0x12_3456_7890
 

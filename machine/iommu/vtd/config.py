@@ -17,6 +17,8 @@ class Cap(Layout):
     """Capability register."""
 
     esrtps = bit(63, "SRTP also drops every cached entry")
+    fs5lp = bit(60, "first-stage tables may have five levels")
+    fs1gp = bit(56, "first-stage tables may have 1 GiB pages")
     drd = bit(55, "IOTLB invalidations can drain reads")
     dwd = bit(54, "IOTLB invalidations can drain writes")
     mamv = bits(53, 48, "largest AM of a page-selective invalidation")
@@ -39,13 +41,24 @@ class Cap(Layout):
 class Ecap(Layout):
     """Extended capability register."""
 
+    rps = bit(49, "RID_PASID of a scalable context entry counts")
+    smpwcs = bit(48, "page walks snoop if the PASID table entry says so")
+    fsts = bit(47, "first-stage translation")
+    ssts = bit(46, "second-stage translation in scalable mode")
+    ssads = bit(45, "accessed and dirty bits in the second stage")
+    smts = bit(43, "scalable mode")
+    pasid = bit(40, "requests with PASID")
+    pss = bits(39, 35, "width of a PASID in bits - 1")
+    eafs = bit(34, "extended accessed bit in the first stage")
+    srs = bit(31, "supervisor requests")
+    nest = bit(26, "nested translation")
     mhmv = bits(23, 20)
     iro = bits(17, 8, "offset of the IOTLB registers / 16")
     sc = bit(7, "snoop control")
     pt = bit(6, "pass-through")
     eim = bit(4)
     ir = bit(3)
-    dt = bit(2)
+    dt = bit(2, "device TLBs")
     qi = bit(1, "queued invalidation")
     c = bit(0, "page walks are coherent")
 
@@ -86,6 +99,23 @@ class VtdConfig:
     pass_through: bool = True
     snoop_control: bool = True
 
+    device_tlb: bool = False
+
+    scalable: bool = False
+    """ECAP.SMTS, and with it PASIDs; the fields below count only then."""
+    pasid_bits: int = 20
+    first_stage: bool = True
+    first_stage_1g: bool = True
+    five_levels: bool = False
+    """CAP.FS5LP: first-stage tables of 57-bit addresses."""
+    second_stage: bool = True
+    second_stage_accessed_dirty: bool = False
+    nested: bool = True
+    supervisor_requests: bool = False
+    extended_accessed: bool = False
+    page_walk_snoop: bool = True
+    """ECAP.SMPWCS: PWSNP of a PASID table entry makes its page walks coherent."""
+
     collapse_faults: bool = True
     """While a source has a fault pending, further ones of the same source are not recorded (7.2.1: optional)."""
     paging_structure_caches: bool = True
@@ -104,6 +134,10 @@ class VtdConfig:
             raise ValueError(f"a MAMV of {self.max_address_mask}")
         if self.write_buffer_flush and not self.coherent_walk:
             raise ValueError("a write buffer in front of walks that are not coherent")
+        if self.scalable and (self.write_buffer_flush or not 7 <= self.pasid_bits <= 20):
+            raise ValueError("scalable mode has PASIDs of 7 to 20 bits and no write buffer")
+        if self.scalable and self.nested and not (self.first_stage and self.second_stage):
+            raise ValueError("nested translation without both stages")
         if self.superpage_1g and not self.superpage_2m:
             raise ValueError("1 GiB pages without 2 MiB pages: SLLPS reports sizes from the smallest up")
         faults = range(self.fault_record_offset, self.fault_record_offset + 16 * self.fault_records)
@@ -121,6 +155,8 @@ class VtdConfig:
         """The capability register."""
         return Cap.pack(
             esrtps=self.set_root_invalidates,
+            fs5lp=self.scalable and self.five_levels,
+            fs1gp=self.scalable and self.first_stage and self.first_stage_1g,
             drd=self.drain_reads,
             dwd=self.drain_writes,
             mamv=self.max_address_mask if self.page_selective else 0,
@@ -140,7 +176,22 @@ class VtdConfig:
     @property
     def ecap(self) -> int:
         """The extended capability register."""
+        scalable = {
+            "rps": 1,
+            "smpwcs": self.page_walk_snoop,
+            "fsts": self.first_stage,
+            "ssts": self.second_stage,
+            "ssads": self.second_stage_accessed_dirty,
+            "smts": 1,
+            "pasid": 1,
+            "pss": self.pasid_bits - 1,
+            "eafs": self.extended_accessed,
+            "srs": self.supervisor_requests,
+            "nest": self.nested,
+        }
         return Ecap.pack(
+            **(scalable if self.scalable else {}),
+            dt=self.device_tlb,
             iro=self.iotlb_offset >> 4,
             sc=self.snoop_control,
             pt=self.pass_through,

@@ -8,7 +8,7 @@ test holds it against the fast path.  It reads RAM, also where the unit itself r
 from typing import Final
 
 from machine.iommu.unit import Walk, WalkStep
-from machine.iommu.vtd.faults import (
+from machine.iommu.vtd.reasons import (
     BEYOND_WIDTH,
     CONTEXT_INVALID,
     ENTRY_ACCESS,

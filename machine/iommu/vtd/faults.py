@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Faults (VT-d specification chapter 7): reasons, the fault recording registers, and event messages.
+"""Faults (VT-d specification chapter 7): the fault recording registers, and event messages.
 
 Primary fault logging (7.2): a fault goes into the next fault recording register.  If that one still holds an
 unread fault the unit sets FSTS.PFO and records nothing more until software clears it.  A fault event (7.3) is
@@ -23,41 +23,6 @@ from machine.iommu.vtd.registers import (
     RegisterFile,
 )
 from machine.mmio import SystemBus
-
-ROOT_NOT_PRESENT: Final = 0x1
-CONTEXT_NOT_PRESENT: Final = 0x2
-CONTEXT_INVALID: Final = 0x3
-BEYOND_WIDTH: Final = 0x4
-NO_WRITE: Final = 0x5
-NO_READ: Final = 0x6
-ENTRY_ACCESS: Final = 0x7
-ROOT_ACCESS: Final = 0x8
-CONTEXT_ACCESS: Final = 0x9
-ROOT_RESERVED: Final = 0xA
-CONTEXT_RESERVED: Final = 0xB
-ENTRY_RESERVED: Final = 0xC
-BLOCKED_BY_TYPE: Final = 0xD
-INTERRUPT_ADDRESS: Final = 0xE
-
-FAULT_NAMES: Final = {
-    ROOT_NOT_PRESENT: "root entry not present",
-    CONTEXT_NOT_PRESENT: "context entry not present",
-    CONTEXT_INVALID: "invalid context entry",
-    BEYOND_WIDTH: "address beyond the input width",
-    NO_WRITE: "no write permission",
-    NO_READ: "no read permission",
-    ENTRY_ACCESS: "cannot read second-level entry",
-    ROOT_ACCESS: "cannot read root entry",
-    CONTEXT_ACCESS: "cannot read context entry",
-    ROOT_RESERVED: "reserved bit in root entry",
-    CONTEXT_RESERVED: "reserved bit in context entry",
-    ENTRY_RESERVED: "reserved bit in second-level entry",
-    BLOCKED_BY_TYPE: "request blocked by translation type",
-    INTERRUPT_ADDRESS: "interrupt address range",
-}
-
-UNQUALIFIED: Final = frozenset((ROOT_NOT_PRESENT, ROOT_ACCESS, CONTEXT_ACCESS, ROOT_RESERVED))
-"""Reasons found before a context entry was read, so that its FPD cannot silence them."""
 
 
 class EventMessage:
@@ -100,8 +65,11 @@ class FaultLog:
         for record in range(config.fault_records):
             registers.on_write[self._first + 4 * record + 3] = self._record_written
 
-    def record(self, sid: int, iova: int, write: bool, code: int) -> tuple[int, ...]:
-        """Record a fault; returns the 128-bit record as two words, empty if it was not recorded."""
+    def record(self, sid: int, iova: int, write: bool, code: int, more: int = 0) -> tuple[int, ...]:
+        """Record a fault; returns the 128-bit record as two words, empty if it was not recorded.
+
+        ``more``: what else the upper word has to say, in place: PASID 59:40, AT 61:60, PP 31, PRIV 30.
+        """
         dwords = self._registers.dwords
         status = dwords[FSTS >> 2]
         if status & PFO:
@@ -118,8 +86,8 @@ class FaultLog:
         page = iova & 0xFFFF_FFFF_FFFF_F000
         dwords[at] = page & 0xFFFF_FFFF
         dwords[at + 1] = page >> 32
-        dwords[at + 2] = sid & 0xFFFF
-        dwords[at + 3] = RECORD_F | (0 if write else 1 << 30) | code
+        dwords[at + 2] = sid & 0xFFFF | more & 0xFFFF_FFFF
+        dwords[at + 3] = RECORD_F | (0 if write else 1 << 30) | code | more >> 32
         words = (page, dwords[at + 3] << 32 | dwords[at + 2])
         if not status & PPF:
             dwords[FSTS >> 2] = status & ~FRI_MASK | self.next << FRI_SHIFT

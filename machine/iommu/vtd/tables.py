@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from base.bits import Layout, bit, bits
 from machine.iommu.replacement import Replacement
 from machine.iommu.vtd.config import SAGAW_BIT, VtdConfig
-from machine.iommu.vtd.faults import (
+from machine.iommu.vtd.reasons import (
     CONTEXT_ACCESS,
     CONTEXT_INVALID,
     CONTEXT_NOT_PRESENT,

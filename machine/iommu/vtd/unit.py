@@ -14,18 +14,17 @@ from machine.iommu.replacement import Replacement
 from machine.iommu.unit import Counters, Fault, Walk
 from machine.iommu.vtd.config import VtdConfig
 from machine.iommu.vtd.explain import Explainer
-from machine.iommu.vtd.faults import (
+from machine.iommu.vtd.faults import EventMessage, FaultLog
+from machine.iommu.vtd.invalidation import DrainingInvalidation, Invalidation, RegisterInvalidation
+from machine.iommu.vtd.queue import InvalidationQueue
+from machine.iommu.vtd.reasons import (
     BEYOND_WIDTH,
     FAULT_NAMES,
     INTERRUPT_ADDRESS,
     NO_READ,
     NO_WRITE,
     UNQUALIFIED,
-    EventMessage,
-    FaultLog,
 )
-from machine.iommu.vtd.invalidation import DrainingInvalidation, Invalidation, RegisterInvalidation
-from machine.iommu.vtd.queue import InvalidationQueue
 from machine.iommu.vtd.registers import (
     GCMD,
     GSTS,

@@ -17,7 +17,7 @@ from typing import Final
 from machine.iommu.iotlb import IoTlb
 from machine.iommu.replacement import Replacement
 from machine.iommu.vtd.config import VtdConfig
-from machine.iommu.vtd.faults import (
+from machine.iommu.vtd.reasons import (
     CONTEXT_INVALID,
     ENTRY_ACCESS,
     ENTRY_RESERVED,
