@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from abi.errno import EIO, ENODEV, ENOMEM, ENOSPC
+from hypervisor.errors import XenBug
 from hypervisor.frames import FrameTable
 from hypervisor.iommu.backend import FaultReport
 from hypervisor.iommu.context import IommuContext, PciDevice
@@ -27,25 +28,8 @@ from hypervisor.platform import Platform
 from hypervisor.smmuv3 import layouts as hw
 from hypervisor.smmuv3.format import STAGE2
 from hypervisor.smmuv3.geometry import Geometry, allocate_root, geometry
-from hypervisor.smmuv3.queue import CommandQueue
+from hypervisor.smmuv3.invalidation import ALL, LEAF, Use, range_commands, use_of
 from hypervisor.smmuv3.unit import SmmuUnit
-
-MAX_PAGE_COMMANDS: Final = 16
-"""Longest flush, in commands, that names its pages; beyond it the whole VMID goes."""
-_LEAF: Final = hw.TlbiAddress.leaf.mask
-_GRANULE_4K: Final = hw.TlbiAddress.pack(tg=1)
-_PAGE: Final = hw.Tlbi.pack(op=hw.CMD_TLBI_S2_IPA)
-_ALL: Final = hw.Tlbi.pack(op=hw.CMD_TLBI_S12_VMALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """How a context is flushed on a unit that uses it: words of commands that carry its VMID."""
-
-    queue: CommandQueue
-    page: int
-    everything: int
-    ranges: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +73,8 @@ class Smmuv3Backend:
         self._breaks: Final = not all(unit.exchanges_freely for unit in self.units)
         self._owners: dict[Stream, IommuContext] = {}
         """The context that a stream is translated through; a stream that aborts has none."""
+        self._unsure: set[Stream] = set()
+        """Streams whose unit may still act on an entry that is no longer in memory."""
 
     def enable(self) -> int:
         for unit in self.units:
@@ -127,6 +113,8 @@ class Smmuv3Backend:
         return 0
 
     def context_release(self, context: IommuContext) -> None:
+        if any(_hw(context).streams):
+            raise XenBug(f"{context} goes away with streams in it")
         self._settle(context)
         state = _hw(context)
         assert context.table is not None
@@ -219,12 +207,14 @@ class Smmuv3Backend:
             error = self._point(stream, owner)
         if error:
             # Which of the two trees the unit uses is unknown: neither may be taken for flushed.
+            self._unsure.add(stream)
             for context in (owner, tried):
                 if context is not None:
                     self._doubt(context, stream[0])
 
     def _move(self, stream: Stream, target: IommuContext | None) -> None:
         """Account for a stream whose entry was changed and confirmed."""
+        self._unsure.discard(stream)
         source = self._owners.pop(stream, None)
         if target is not None:
             self._owners[stream] = target
@@ -265,7 +255,7 @@ class Smmuv3Backend:
             return self._settle(context)
         if not changes.modified:
             return 0
-        leaf = 0 if changes.tables else _LEAF
+        leaf = 0 if changes.tables else LEAF
         error = 0
         if pages == 1:
             for use in state.uses:
@@ -273,7 +263,7 @@ class Smmuv3Backend:
                     error = -EIO
         else:
             for use in state.uses:
-                if use.queue.run(_range_commands(use, dfn, pages, leaf)):
+                if use.queue.run(range_commands(use, dfn, pages, leaf)):
                     error = -EIO
         if error:
             self._doubt_all(context)
@@ -309,12 +299,7 @@ class Smmuv3Backend:
         state = _hw(context)
         streams = tuple(count + more if k == index else count for k, count in enumerate(state.streams))
         uses = tuple(
-            Use(
-                unit.commands,
-                _PAGE | hw.Tlbi.vmid.put(vmid),
-                _ALL | hw.Tlbi.vmid.put(vmid),
-                unit.ranges,
-            )
+            use_of(unit.commands, vmid, unit.ranges)
             for unit, vmid, count in zip(self.units, state.vmids, streams)
             if count
         )
@@ -340,10 +325,22 @@ class Smmuv3Backend:
             return 0
         failed = set()
         for unit, vmid, count in zip(self.units, state.vmids, state.streams):
-            if (count or unit.index in state.doubtful) and unit.commands.run_one(_ALL | hw.Tlbi.vmid.put(vmid), 0):
+            if not count and unit.index not in state.doubtful:
+                continue
+            unpublished = [self._publish(stream) for stream in sorted(self._unsure) if stream[0] == unit.index]
+            if any(unpublished) or unit.commands.run_one(ALL | hw.Tlbi.vmid.put(vmid), 0):
                 failed.add(unit.index)
         context.hw = replace(state, doubtful=frozenset(failed))
         return -EIO if failed else 0
+
+    def _publish(self, stream: Stream) -> int:
+        """Make sure that the unit acts on the stream's entry as it is in memory."""
+        index, sid = stream
+        unit = self.units[index]
+        error = unit.streams.publish(sid, unit.commands)
+        if not error:
+            self._unsure.discard(stream)
+        return error
 
     # ------------------------------------------------------------------------------------ faults, snapshots
 
@@ -351,38 +348,15 @@ class Smmuv3Backend:
         return [report for unit in self.units for report in unit.take_faults()]
 
     def save(self) -> object:
-        return (dict(self._owners), [unit.save() for unit in self.units])
+        return (dict(self._owners), set(self._unsure), [unit.save() for unit in self.units])
 
     def restore(self, state: object) -> None:
-        owners, units = cast(tuple[dict[Stream, IommuContext], list[Any]], state)
+        owners, unsure, units = cast(tuple[dict[Stream, IommuContext], set[Stream], list[Any]], state)
         self._owners = dict(owners)
+        self._unsure = set(unsure)
         for unit, saved in zip(self.units, units):
             unit.restore(saved)
 
 
 def _hw(context: IommuContext) -> ContextHw:
     return cast(ContextHw, context.hw)
-
-
-def _range_commands(use: Use, dfn: int, pages: int, leaf: int) -> list[int]:
-    """Commands that invalidate ``pages`` pages from ``dfn``: by range, page by page, or the whole VMID."""
-    commands: list[int] = []
-    if use.ranges:
-        while pages and len(commands) < 2 * MAX_PAGE_COMMANDS:
-            scale = min((pages & -pages).bit_length() - 1, 31)
-            number = pages >> scale & 31
-            step = number << scale
-            if step == 1:  # a range of one page cannot be written down
-                commands += (use.page, dfn << 12 | leaf)
-            else:
-                word = use.page | hw.Tlbi.scale.put(scale) | hw.Tlbi.num.put(number - 1)
-                commands += (word, dfn << 12 | _GRANULE_4K | leaf)
-            dfn += step
-            pages -= step
-        if not pages:
-            return commands
-    elif pages <= MAX_PAGE_COMMANDS:
-        for page in range(dfn, dfn + pages):
-            commands += (use.page, page << 12 | leaf)
-        return commands
-    return [use.everything, 0]

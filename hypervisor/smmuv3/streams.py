@@ -107,12 +107,12 @@ class StreamTable:
 
     def block(self, sid: int, queue: CommandQueue) -> int:
         """Abort every request of ``sid``: 0, or -EIO if the unit did not confirm."""
-        ste = self._entry(sid)
-        self._memory.write64(ste, ABORT)
-        return queue.run_one(hw.Command.pack(op=hw.CMD_CFGI_STE, sid=sid), 1)
+        self._memory.write64(self._entry(sid), ABORT)
+        return self.publish(sid, queue)
 
-    def has_entry(self, sid: int) -> bool:
-        return not sid >> self.sid_bits and (not self.two_level or sid >> SPLIT in self._second)
+    def publish(self, sid: int, queue: CommandQueue) -> int:
+        """Make the unit read the entry of ``sid`` anew: 0, or -EIO if it did not confirm."""
+        return queue.run_one(hw.Command.pack(op=hw.CMD_CFGI_STE, sid=sid), 1)
 
     def _entry(self, sid: int) -> int:
         """Machine address of the entry of ``sid``."""

@@ -484,12 +484,12 @@ def test_concatenated_roots_come_out_of_the_arena_and_go_back_to_it():
     context = host.context(arena)
     assert arena.used == 1 + 8
     assert context.table.root % 8 == 0
-    host.attached(NIC, context)
+    nic = host.attached(NIC, context)
     dfn = host.backend.max_iova >> 12
     host.map(context, dfn, FRAMES)
     assert host.reaches(NIC, dfn, FRAMES)
     host.unmap_and_flush(context, dfn)
-    host.backend.detach(host.device(NIC))
+    host.backend.detach(nic)
     host.backend.context_release(context)
     assert arena.used == 1
 

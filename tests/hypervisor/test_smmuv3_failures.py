@@ -4,6 +4,7 @@
 import pytest
 from smmuv3_host import BASE, COPIER, DISTANCE, NIC, PAGE, S2_IPA, S12_VMALL, Host
 
+from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IommuContext
 from hypervisor.smmuv3 import queue as queue_module
 from machine.firmware import SmmuNode
@@ -169,6 +170,35 @@ def test_a_device_that_could_not_be_put_back_is_blocked_and_its_contexts_are_dou
     host.probe.commands.clear()
     assert host.backend.flush(one, 5, 1, changes) == 0
     assert not one.hw.doubtful
+
+
+def test_a_unit_that_kept_an_entry_after_a_failed_attach_is_made_to_read_it_again():
+    host = Host()
+    context = host.context()
+    host.map(context, 5, FRAMES)
+    nic = host.device(NIC)
+    count = iter(range(1, 100))
+
+    def refuse_after_a_look(first, second):
+        if next(count) >= 3:  # the entry translates: the device uses it, and the unit will not forget it
+            assert host.reaches(NIC, 5, FRAMES)
+            host.probe.refuse = 1
+
+    host.probe.on_command = refuse_after_a_look
+    assert host.backend.attach(nic, context) == EIO
+    host.probe.on_command = None
+    assert host.ste(NIC)[0] == 0b0001
+    assert host.reaches(NIC, 5, FRAMES), "the unit is as stubborn as this test wants it"
+    assert host.unmap_and_flush(context, 5) == 0
+    assert not host.reaches(NIC, 5, FRAMES)
+    host.map(context, 5, FRAMES)
+    assert not host.reaches(NIC, 5, FRAMES), "it is not attached"
+
+
+def test_releasing_a_context_that_is_in_use_is_a_bug_of_the_hypervisor():
+    host, context, _ = in_use()
+    with pytest.raises(XenBug):
+        host.backend.context_release(context)
 
 
 def test_a_doubtful_context_is_made_clean_before_a_device_enters_it():
