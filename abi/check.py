@@ -69,28 +69,23 @@ def check(
         stand_ins.write(Path(folder))
         flags = [f"-I{path}" for path in include] + [f"-D{name}" for name in defines]
         flags += ["-idirafter", folder]
-        unit, notes = _open(header, compiler, flags)
-        declared = read(unit.preprocess())
-        notes += _stand_in_notes(declared, folder)
-        return _Comparison(abi, header, compiler, unit, declared).report(notes)
-
-
-def _open(header: Path, compiler: Compiler, flags: list[str]) -> tuple[Unit, list[str]]:
-    """The header as a unit that compiles; where only ``uint64_aligned_t`` is missing, with that supplied."""
-    preamble = f'#include <stddef.h>\n#include <stdint.h>\n#include "{header.resolve()}"\n'
-    unit = Unit(compiler, preamble, flags)
-    try:
-        unit.compiles()
-    except CompileError as error:
-        if "uint64_aligned_t" not in str(error):
-            raise
-        unit = Unit(compiler, preamble, [*flags, "-Duint64_aligned_t=uint64_t"])
         try:
-            unit.compiles()
-        except CompileError:
-            raise error from None
-        return unit, ["uint64_aligned_t is not defined by this header; read as a plain uint64_t"]
-    return unit, []
+            return _compare(abi, header, compiler, flags, folder, [])
+        except CompileError as error:
+            if "uint64_aligned_t" not in str(error):
+                raise
+            note = "uint64_aligned_t is not defined by this header; read as a plain uint64_t"
+            try:
+                return _compare(abi, header, compiler, [*flags, "-Duint64_aligned_t=uint64_t"], folder, [note])
+            except CompileError:
+                raise error from None
+
+
+def _compare(abi: Abi, header: Path, compiler: Compiler, flags: list[str], folder: str, notes: list[str]) -> Report:
+    unit = Unit(compiler, f'#include <stddef.h>\n#include <stdint.h>\n#include "{header.resolve()}"\n', flags)
+    declared = read(unit.preprocess())
+    notes = notes + _stand_in_notes(declared, folder)
+    return _Comparison(abi, header, compiler, unit, declared).report(notes)
 
 
 def _stand_in_notes(declared: Declarations, folder: str) -> list[str]:

@@ -84,14 +84,6 @@ class Unit:
                 raise CompileError(messages)
             return target.read_text(encoding="utf-8", errors="replace")
 
-    def compiles(self) -> None:
-        """:class:`CompileError` with the compiler's message if the header does not compile."""
-        status, messages = _run(
-            (*self._compiler.command, *_BASE, *self._flags, "-S", "-o", os.devnull, "-"), self._preamble
-        )
-        if status:
-            raise CompileError(messages)
-
     def values(self, expressions: Sequence[str]) -> list[int | None]:
         """Each integer constant expression's value; ``None`` for one that does not compile."""
         wanted = dict(enumerate(expressions))
