@@ -71,9 +71,13 @@ class PhysicalMemory:
             raise BusError(maddr, length)
         if not length:
             return
-        for frame in range(maddr >> PAGE_SHIFT, (maddr + length - 1 >> PAGE_SHIFT) + 1):
-            if not self.touched[frame]:
-                self.touch(frame)
+        first, last = maddr >> PAGE_SHIFT, maddr + length - 1 >> PAGE_SHIFT
+        if not self.touched[first]:
+            self.touch(first)
+        if first != last:
+            for frame in range(first + 1, last + 1):
+                if not self.touched[frame]:
+                    self.touch(frame)
         self._map[maddr : maddr + length] = data
 
     def read64(self, maddr: int) -> int:

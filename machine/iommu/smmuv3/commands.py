@@ -5,6 +5,7 @@ Commands take effect in order, at once, and are complete when consumed.  The fir
 be read stops the queue with CMDQ_CONS pointing at it, until software acknowledges GERROR.CMDQ_ERR.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
 
@@ -95,10 +96,10 @@ class CommandQueue:
         streams: StreamTable,
         tlb: Stage2Tlb,
         tables: WalkCache,
-        executed: dict[str, int],
+        executed: defaultdict[str, int],
     ) -> None:
         self._words: Final = memory.words
-        self._limit: Final = memory.size >> 3
+        self._last_word: Final = len(memory.words) - 1
         self._registers: Final = registers
         self._config: Final = config
         self._interrupts: Final = interrupts
@@ -106,6 +107,7 @@ class CommandQueue:
         self._tlb: Final = tlb
         self._tables: Final = tables
         self._executed: Final = executed
+        self._msi_address: Final = SYNC_ADDRESS & (1 << config.oas) - 1 if config.msi else 0
         self._handlers: Final = self._table()
         self._running = False
         self._base = 0
@@ -181,12 +183,12 @@ class CommandQueue:
         handlers = self._handlers
         executed = self._executed
         first = self._base >> 3
-        limit = self._limit - 1
+        last_word = self._last_word
         entries = wrap >> 1
         consumed = 0
         while cons != prod and consumed < budget:
             at = first + (cons & entries) * 2
-            if at >= limit:
+            if at >= last_word:
                 self._stop(cons, CERROR_ABT)
                 return 0
             low = words[at]
@@ -206,7 +208,7 @@ class CommandQueue:
             if error:
                 self._stop(cons, error)
                 return 0
-            executed[name] = executed.get(name, 0) + 1
+            executed[name] += 1
             consumed += 1
             if handler is None and low & _CS:
                 return consumed
@@ -285,10 +287,7 @@ class CommandQueue:
         """4.7.3: everything before a CMD_SYNC is complete already; what is left is its signal."""
         signal = low >> 12 & 3
         if signal == _SIG_IRQ:
-            address = high & SYNC_ADDRESS if self._config.msi else 0
-            if address:
-                address = address & (1 << self._config.oas) - 1
-            self._interrupts.signal("cmdq-sync", address, low >> 32, MSI_CMDQ_ABT_ERR)
+            self._interrupts.signal("cmdq-sync", high & self._msi_address, low >> 32, MSI_CMDQ_ABT_ERR)
         elif signal == _SIG_SEV:
             if self._config.sev:
                 self._interrupts.pulse("sev")

@@ -5,6 +5,7 @@
 the StreamID and one of the page.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -90,7 +91,8 @@ class Smmuv3Unit:
     ) -> None:
         self.name = name
         self.register_size = REGISTER_SIZE
-        self.counters = Counters()
+        executed: defaultdict[str, int] = defaultdict(int)
+        self.counters = Counters(commands=executed)
         self.config: Final = config if config is not None else Smmuv3Config()
         self.registers: Final = RegisterFile(self.config)
         self._words: Final = bus.memory.words
@@ -108,7 +110,7 @@ class Smmuv3Unit:
             self._streams,
             self._tlb,
             self._tables,
-            self.counters.commands,
+            executed,
         )
         self._translating = _NOTHING
         self._effects: Final = self._effect_table()
