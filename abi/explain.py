@@ -24,7 +24,8 @@ def explain(
     """The state after the call and its outcome, if answer ``result`` with the struct reading ``args`` is right under
     some turn of events; ``None`` if it is wrong under all.
 
-    What the caller knows (are the holes zero? is the buffer readable?) belongs into ``request.chance``.
+    What the caller knows (are the holes zero? is the buffer readable?) belongs into ``request.chance``.  An answer
+    that could not be written back hides how far the call got; the state is then one of several.
     """
     for first, *later in _turns(contract, request, result, args):
         after, outcome = call(contract, state, replace(request, chance=first), *later)

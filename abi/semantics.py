@@ -104,7 +104,8 @@ def _pages(c: Call, tests: list[Row]) -> str:
     number, context = c.args["ctx_no"], c.context
     c.leaves = dict(context.leaves)
     page = start = c.request.start
-    pause = c.chance.preempt_after or c.pages + 1
+    pauses = c.contract.cursor or c.contract.fixed
+    pause = (c.chance.preempt_after if pauses else None) or c.pages + 1
     met = ""
     while page < c.pages and page - start < pause and not met:
         kept = c.leaves if c.unit == 1 else dict(c.leaves)
@@ -122,14 +123,9 @@ def _pages(c: Call, tests: list[Row]) -> str:
         c.args[counter] = c.args[counter] + c.done & _U32
     else:
         c.args[counter] = page // c.unit
-    if not met and c.done >= pause and _may_pause(c, page):
-        _pause(c, page)
+    if not met and c.done >= pause and (page < c.pages or c.contract.cursor):
+        _pause(c, page)  # posted code may preempt itself behind the last page as well
     return met
-
-
-def _may_pause(c: Call, page: int) -> bool:
-    """Posted code may preempt itself behind the last page as well; before v4 it never does."""
-    return page < c.pages if c.contract.fixed else c.contract.cursor
 
 
 def _pause(c: Call, page: int) -> None:
