@@ -51,6 +51,7 @@ class Xen:
         self.heap: Final = HeapPool(self.frames)
         self.backend: Final = make_backend(platform, self.frames)
         self.entry: Final[Entry] = entry_for(profile.abi)
+        self._iommu_op: Final = profile.abi.hypercall
         self.pgsize_mask: Final = sum(
             4096 << order for order in (self.backend.orders if profile.superpage_units else (0,))
         )
@@ -81,7 +82,7 @@ class Xen:
         register, as a signed number: 0 or a negative errno."""
         if len(args) < 2:
             args = (*args, 0, 0)
-        if number != self.abi.hypercall:
+        if number != self._iommu_op:
             return memory_op(self, vcpu, args[0], args[1]) if number == MEMORY_OP else -ENOSYS
         result = self.entry.enter(self, vcpu, args)
         while result == RESTART:

@@ -324,6 +324,8 @@ class PageTable:
         """
         if pause is None:
             pause = count
+        if pause == 1 and (table := self._level1.get(dfn >> 9)) is not None:
+            return self._unmap_pages(dfn, table + (dfn & 511), 1, changes)
         done = 0
         while done < pause:
             table = self._level1.get(dfn >> 9)
