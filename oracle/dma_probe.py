@@ -10,13 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from oracle.edu import LANDING, Edu, token
+from oracle.edu import LANDING, Edu, run_together, token
+from oracle.qtest import Qtest
 from oracle.shared_ram import SharedRam
 
 SIZE: Final = 8
 """Bytes that a probe moves."""
 READS: Final = 0xFF
 """Stands for the device in tokens that probes put into memory."""
+
+
+_EMPTY: Final = token(READS, 0).to_bytes(SIZE, "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +32,14 @@ class Mailbox:
 
 
 class Landed:
-    """What became of one access: the machine address it reached, if any, and whether the unit reported a fault."""
+    """What became of one access: the machine address it reached, if any, and how the unit reported a fault."""
 
-    __slots__ = ("blocked", "maddr", "seen")
+    __slots__ = ("maddr", "seen", "status")
 
-    def __init__(self, maddr: int | None, blocked: bool, seen: bool = True) -> None:
+    def __init__(self, maddr: int | None, status: list[int] | None, seen: bool = True) -> None:
         self.maddr = maddr
-        self.blocked = blocked
+        self.status = status
+        """What the unit's registers said after it, if they reported a fault."""
         self.seen = seen
         """``False``: nothing was reported, but where the access went cannot be observed; ``maddr`` is the guess."""
 
@@ -47,8 +52,14 @@ class Prober:
     """
 
     def __init__(
-        self, ram: SharedRam, status: Sequence[str], faulted: Callable[[list[int]], bool], forget: Callable[[], None]
+        self,
+        connection: Qtest,
+        ram: SharedRam,
+        status: Sequence[str],
+        faulted: Callable[[list[int]], bool],
+        forget: Callable[[], None],
     ) -> None:
+        self._connection: Final = connection
         self._ram: Final = ram
         self._memory: Final = ram.memory
         self._status: Final = tuple(status)
@@ -67,24 +78,25 @@ class Prober:
         data = token(edu.index, slot).to_bytes(SIZE, "little")
         places = [maddr for maddr in expected if self.is_ram(maddr)]
         before = [memory.read(maddr, SIZE) for maddr in places]
-        blocked = self._faulted(edu.run(edu.transfer(iova, 8 * slot, SIZE, True), self._status))
+        status = edu.run(edu.transfer(iova, 8 * slot, SIZE, True), self._status)
+        blocked = self._faulted(status)
         found = None
         for maddr, old in zip(places, before):
             if memory.read(maddr, SIZE) == data:
                 found = maddr
                 memory.write(maddr, old)
         if found is not None or blocked:
-            return Landed(found, blocked)
+            return Landed(found, status if blocked else None)
         return self._unexpected(data, places, expected)
 
     def _unexpected(self, data: bytes, places: Sequence[int], expected: Sequence[int]) -> Landed:
         """Nothing was reported and nothing arrived where it was expected."""
         if len(places) < len(expected):
-            return Landed(expected[0], False, seen=False)
+            return Landed(expected[0], None, seen=False)
         elsewhere = self._ram.find(data)
         for maddr in elsewhere:
             self._memory.write(maddr, bytes(SIZE))
-        return Landed(elsewhere[0] if elsewhere else None, False)
+        return Landed(elsewhere[0] if elsewhere else None, None)
 
     def read(self, edu: Edu, iova: int, expected: Sequence[int], mailbox: Mailbox | None) -> Landed:
         """Read 8 bytes at ``iova``; without a mailbox, or if it cannot be reached, ``seen`` is ``False``."""
@@ -93,24 +105,77 @@ class Prober:
         before = [memory.read(maddr, SIZE) for maddr in places]
         brought: dict[bytes, int] = {}
         for maddr in places:
-            self._number += 1
-            data = token(READS, self._number & 0xFFFFFF).to_bytes(SIZE, "little")
+            self._number = self._number % 0xFFFFFF + 1
+            data = token(READS, self._number).to_bytes(SIZE, "little")
             brought[data] = maddr
             memory.write(maddr, data)
-        blocked = self._faulted(edu.run(edu.transfer(iova, LANDING, SIZE, False), self._status))
+        status = edu.run(edu.transfer(iova, LANDING, SIZE, False), self._status)
         for maddr, old in zip(places, before):
             memory.write(maddr, old)
-        if blocked:
-            return Landed(None, True)
+        if self._faulted(status):
+            return Landed(None, status)
         if not places or mailbox is None:
-            return Landed(expected[0] if expected else None, False, seen=False)
+            return Landed(expected[0] if expected else None, None, seen=False)
         letter = memory.read(mailbox.maddr, SIZE)
-        memory.write(mailbox.maddr, bytes(SIZE))
+        memory.write(mailbox.maddr, _EMPTY)
         lost = self._faulted(edu.run(edu.transfer(mailbox.iova, LANDING, SIZE, True), self._status))
         got = memory.read(mailbox.maddr, SIZE)
         memory.write(mailbox.maddr, letter)
         if lost:
             self._forget()
-        if got == bytes(SIZE) and lost:
-            return Landed(places[0], False, seen=False)
-        return Landed(brought.get(got), False)
+        if got == _EMPTY:  # the mailbox is out of reach: by a fault, or because it translates otherwise now
+            return Landed(places[0], None, seen=False)
+        return Landed(brought.get(got), None)
+
+    def together(self, accesses: Sequence[tuple[Edu, int, bool, int, Mailbox]]) -> list[bool] | None:
+        """Several accesses at the same moment: (device, address, write, expected place, mailbox), each device once.
+
+        Whether each arrived; ``None`` if the unit reported a fault, which says nothing about the single accesses.  The
+        expected places are RAM and no two of them overlap.
+        """
+        memory = self._memory
+        before = [memory.read(place, SIZE) for _, _, _, place, _ in accesses]
+        data = []
+        start: list[str] = []
+        for edu, iova, write, place, _ in accesses:
+            if write:
+                slot = edu.next_token()
+                data.append(token(edu.index, slot).to_bytes(SIZE, "little"))
+                start += edu.transfer(iova, 8 * slot, SIZE, True)
+            else:
+                self._number = self._number % 0xFFFFFF + 1
+                data.append(token(READS, self._number).to_bytes(SIZE, "little"))
+                memory.write(place, data[-1])
+                start += edu.transfer(iova, LANDING, SIZE, False)
+        devices = [edu for edu, _, _, _, _ in accesses]
+        faulted = self._faulted(run_together(self._connection, devices, start, self._status))
+        arrived = [memory.read(place, SIZE) == value for (_, _, _, place, _), value in zip(accesses, data)]
+        for (_, _, _, place, _), old in zip(accesses, before):
+            memory.write(place, old)
+        if not faulted:
+            faulted = self._deliver(accesses, data, arrived)
+        if faulted:
+            self._forget()
+            return None
+        return arrived
+
+    def _deliver(
+        self, accesses: Sequence[tuple[Edu, int, bool, int, Mailbox]], data: Sequence[bytes], arrived: list[bool]
+    ) -> bool:
+        """Let every device that read write what it got to its mailbox; whether the unit reported a fault."""
+        memory = self._memory
+        readers = [at for at, access in enumerate(accesses) if not access[2]]
+        if not readers:
+            return False
+        letters = [memory.read(accesses[at][4].maddr, SIZE) for at in readers]
+        start: list[str] = []
+        for at in readers:
+            edu, _, _, _, mailbox = accesses[at]
+            start += edu.transfer(mailbox.iova, LANDING, SIZE, True)
+        devices = [accesses[at][0] for at in readers]
+        status = run_together(self._connection, devices, start, self._status)
+        for at, letter in zip(readers, letters):
+            maddr = accesses[at][4].maddr
+            arrived[at] = memory.read(maddr, SIZE) == data[at]
+            memory.write(maddr, letter)
+        return self._faulted(status)

@@ -45,7 +45,7 @@ class Edu:
 
     def __init__(self, connection: Qtest, index: int, bar: int) -> None:
         self._ask: Final = connection.ask
-        self._post: Final = connection.post
+        self._send: Final = connection.send
         self.index: Final = index
         self._bar: Final = bar
         self._busy: Final = qtest.read(bar + _COMMAND, 4)
@@ -76,11 +76,27 @@ class Edu:
             qtest.write(bar + _COMMAND, 8, _TO_MEMORY if to_memory else _TO_DEVICE),
         ]
 
+    @property
+    def busy(self) -> str:
+        """The request whose answer has bit 0 set while a transfer is under way."""
+        return self._busy
+
     def run(self, start: Sequence[str], then: Sequence[str] = ()) -> list[int]:
         """Start a transfer, wait for its end; the answers to the requests ``then``, taken after the end."""
-        self._post(start)
+        self._send(start)
         requests = [self._busy, *then]
         while True:
             answers = self._ask(requests)
             if not answers[0] & _RUN:
                 return answers[1:]
+
+
+def run_together(connection: Qtest, devices: Sequence[Edu], start: Sequence[str], then: Sequence[str]) -> list[int]:
+    """Start a transfer on each of several devices, wait until all are done; the answers to ``then``."""
+    connection.send(start)
+    requests = [*(device.busy for device in devices), *then]
+    count = len(devices)
+    while True:
+        answers = connection.ask(requests)
+        if not any(answer & _RUN for answer in answers[:count]):
+            return answers[count:]

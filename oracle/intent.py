@@ -58,6 +58,15 @@ class Intent:
             return None
         return found.mfn + dfn - found.dfn, found.permission
 
+    def room(self, dfn: int, pages: int) -> int:
+        """How many of ``pages`` pages from ``dfn`` on come before the first that is mapped."""
+        if self.find(dfn) is not None:
+            return 0
+        at = self._ranges.bisect_left(dfn)
+        if at < len(self._ranges):
+            return min(pages, int(self._ranges.peekitem(at)[0]) - dfn)
+        return pages
+
     def ranges(self) -> list[Range]:
         """Everything that is mapped, in order."""
         return list(self._ranges.values())

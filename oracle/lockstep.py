@@ -8,6 +8,7 @@ model's answer, so that a run shows what a machine with that model inside would 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final, Protocol
 
 from machine.iommu.unit import Counters, Fault, IommuUnit, Walk
@@ -28,6 +29,8 @@ class Model(Protocol):
         ...
 
     def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int]) -> int | Fault: ...
+
+    def probe_together(self, accesses: Sequence[tuple[int, int, bool, int]]) -> list[bool] | None: ...
 
     @property
     def seen(self) -> bool:
@@ -62,6 +65,15 @@ class Access:
         return f"DMA {'write' if self.write else 'read'} by {who} at {self.iova:#x}"
 
 
+class Verdict(Enum):
+    """How one access compares."""
+
+    SAME = "same"
+    FRESH = "the model had forgotten what ours still knew"
+    EXCUSED = "a known deviation"
+    DIFFERENT = "different"
+
+
 @dataclass(frozen=True, slots=True)
 class Deviation:
     """A place where a model is known to depart from its architecture.
@@ -84,6 +96,13 @@ class Difference:
     model: str
     access: Access | None = None
 
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What stays the same while the program that shows it is made shorter."""
+        if self.access is None:
+            return ("register", self.what.partition(" after ")[0])
+        return ("access", str(self.access.write), _class(self.access.ours), _class(self.access.model))
+
 
 @dataclass(slots=True)
 class Tally:
@@ -100,6 +119,10 @@ class Tally:
     """Accesses that passed, to somewhere that cannot be observed."""
     registers: int = 0
     excused: dict[str, int] = field(default_factory=dict)
+
+
+def _class(answer: int | Fault) -> str:
+    return f"{answer.code:#x}" if isinstance(answer, Fault) else "passes"
 
 
 def show(answer: int | Fault) -> str:
@@ -136,6 +159,8 @@ class Lockstep:
         self.register_size: Final = ours.register_size
         self.tally: Final = Tally()
         self.differences: Final[list[Difference]] = []
+        self.verdict = Verdict.SAME
+        """On the last access."""
         self._deviations: Final = tuple(deviations)
         self._names: Final = names
         self._discard: Final = discard
@@ -191,7 +216,8 @@ class Lockstep:
         if not self.model.seen:
             self.tally.unseen += 1
         access = Access(sid, iova, write, mine, theirs, walk, self.ours.counters.iotlb_hits != hits)
-        if self._judge(access):
+        self.verdict = self._judge(access)
+        if self.verdict is Verdict.SAME:
             if isinstance(theirs, Fault) and theirs.record:
                 self.model.event()
         else:
@@ -200,8 +226,32 @@ class Lockstep:
                 self.model.discard()
         return access
 
-    def _judge(self, access: Access) -> bool:
-        """Count the access; whether both halves gave the same answer."""
+    def together(self, accesses: Sequence[tuple[int, int, bool, Walk]]) -> None:
+        """Accesses that pass according to their walks, all at the same moment; each requester occurs once.
+
+        What does not come out as the walks say is asked again one by one, so that the answer can be told.
+        """
+        expected = []
+        for sid, iova, write, walk in accesses:
+            mine = self.ours.translate(sid, iova, write)
+            if isinstance(mine, Fault) or mine != walk.maddr:
+                self.differences.append(
+                    Difference(f"{iova:#x}: our cache against our walk", str(mine), str(walk.maddr))
+                )
+                return
+            expected.append((sid, iova, write, mine))
+        arrived = self.model.probe_together(expected)
+        if arrived is None:
+            arrived = [False] * len(accesses)
+        for (sid, iova, write, walk), good in zip(accesses, arrived):
+            if good:
+                self.tally.accesses += 1
+                self.tally.passed += 1
+            else:
+                self.access(sid, iova, write, walk)
+
+    def _judge(self, access: Access) -> Verdict:
+        """Count the access and compare."""
         tally = self.tally
         tally.accesses += 1
         mine, theirs = access.ours, access.model
@@ -214,16 +264,16 @@ class Lockstep:
         if same:
             if not isinstance(mine, Fault) and mine != access.walk.maddr:
                 tally.stale += 1
-            return True
+            return Verdict.SAME
         if self._is_fresh(access):
             tally.refreshed += 1
-            return False
+            return Verdict.FRESH
         for deviation in self._deviations:
             if deviation.excuses(access):
                 tally.excused[deviation.name] = tally.excused.get(deviation.name, 0) + 1
-                return False
+                return Verdict.EXCUSED
         self.differences.append(Difference(str(access), show(mine), show(theirs), access))
-        return False
+        return Verdict.DIFFERENT
 
     def _is_fresh(self, access: Access) -> bool:
         """Whether the model answered what memory says now; every cache may forget, so that is always right."""

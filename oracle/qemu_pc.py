@@ -30,9 +30,9 @@ _PACKAGE: Final = "qemu-system-x86"
 
 
 class Pc:
-    """The machine, started.  ``iommu``: properties of the intel-iommu device."""
+    """The machine, started.  ``iommu``: properties of the intel-iommu device; ``talk``: it prints what it does."""
 
-    def __init__(self, iommu: str, devices: int) -> None:
+    def __init__(self, iommu: str, devices: int, talk: bool = False) -> None:
         program = process.find_program(("qemu-system-x86_64",), _PACKAGE, "PVIOMMU_QEMU_X86_64")
         self.ram: Final = SharedRam(RAM_SIZE)
         bios = os.memfd_create("pviommu-bios")
@@ -45,6 +45,8 @@ class Pc:
                 *("-bios", f"/proc/{os.getpid()}/fd/{bios}"),
                 *("-device", f"intel-iommu,intremap=off,{iommu}"),
             ]
+            if talk:
+                arguments += ["-trace", "vtd_*"]
             for slot in range(FIRST_SLOT, FIRST_SLOT + devices):
                 arguments += ["-device", f"edu,addr={slot:02x}.0,dma_mask=0xffffffffffffffff"]
             self.connection: Final = Qtest(program, arguments, self.ram)

@@ -45,26 +45,43 @@ class QemuVtdUnit:
         self._bus: Final = bus
         self._pc: Final = pc
         self._ask: Final = pc.connection.ask
+        self._post: Final = pc.connection.post
         self._fectl = IM
-        self._record: Final = IOMMU_BASE + (self.read(CAP, 8) >> 24 & 0x3FF) * 16
-        status = (qtest.read(IOMMU_BASE + FSTS, 4),)
-        self._prober: Final = Prober(pc.ram, status, lambda answers: bool(answers[0] & PPF), self.discard)
+        self._message: Final = dict.fromkeys((FEDATA, FEADDR, FEUADDR), 0)
+        """What software wrote to these registers."""
+        self._known: Final[dict[tuple[int, int], int]] = {}
+        """Registers by (offset, size) as they were read after the last DMA; nothing has happened since."""
+        record = (self.read(CAP, 8) >> 24 & 0x3FF) * 16
+        self._record: Final = record
+        self._status: Final = ((FSTS, 4), (record, 8), (record + 8, 8))
+        self._prober: Final = Prober(
+            pc.connection,
+            pc.ram,
+            [qtest.read(IOMMU_BASE + offset, size) for offset, size in self._status],
+            lambda answers: bool(answers[0] & PPF),
+            self.discard,
+        )
 
     # Registers.
 
     def read(self, offset: int, size: int) -> int:
         if offset == FECTL and size == 4:
             return self._fectl
-        return self._ask((qtest.read(IOMMU_BASE + offset, size),))[0]
+        known = self._known.get((offset, size))
+        return self._ask((qtest.read(IOMMU_BASE + offset, size),))[0] if known is None else known
 
     def write(self, offset: int, size: int, value: int) -> None:
+        self._known.clear()
         if offset == FECTL and size == 4:
             self._fectl = self._fectl & IP | value & IM
             self._signal()
             return
-        self._ask((qtest.write(IOMMU_BASE + offset, size, value),))
+        if offset in self._message:
+            self._message[offset] = value
+        self._post((qtest.write(IOMMU_BASE + offset, size, value),))
 
     def write_and_read(self, offset: int, size: int, value: int, then: Sequence[tuple[int, int]]) -> list[int]:
+        self._known.clear()
         requests = [qtest.write(IOMMU_BASE + offset, size, value)]
         requests += [qtest.read(IOMMU_BASE + register, width) for register, width in then]
         return self._ask(requests)[1:]
@@ -78,8 +95,8 @@ class QemuVtdUnit:
         if self._fectl & (IM | IP) != IP:
             return
         self._fectl &= ~IP
-        data, low, high = self._ask([qtest.read(IOMMU_BASE + at, 4) for at in (FEDATA, FEADDR, FEUADDR)])
-        self._bus.dma_write(high << 32 | low, data.to_bytes(4, "little"))
+        address = self._message[FEUADDR] << 32 | self._message[FEADDR]
+        self._bus.dma_write(address, self._message[FEDATA].to_bytes(4, "little"))
 
     # Translation.
 
@@ -88,19 +105,33 @@ class QemuVtdUnit:
 
         ``expected`` are the machine addresses that it may well reach, which makes finding out cheap.
         """
+        self._known.clear()
         edu = self._pc.devices[sid]
         if write:
             landed = self._prober.write(edu, iova, expected)
         else:
             landed = self._prober.read(edu, iova, expected, self.mailboxes.get(sid))
         self.seen = landed.seen
-        if landed.maddr is not None and not landed.blocked:
-            return landed.maddr
-        if not landed.blocked:
+        if landed.status is None:
+            if landed.maddr is not None:
+                return landed.maddr
             return Fault(self.name, sid, iova, write, SILENT, "nothing arrived and nothing was recorded")
-        low, high = self._ask([qtest.read(self._record, 8), qtest.read(self._record + 8, 8)])
+        self._known.update(zip(self._status, landed.status))
+        _, low, high = landed.status
         return Fault(self.name, sid, iova, write, high >> 32 & 0xFF, "fault recorded", (low, high))
+
+    def probe_together(self, accesses: Sequence[tuple[int, int, bool, int]]) -> list[bool] | None:
+        """Accesses (requester, address, write, expected place) at the same moment: whether each arrived.
+
+        ``None`` if one was blocked.  Every requester occurs once and has a mailbox.
+        """
+        self._known.clear()
+        self.seen = True
+        return self._prober.together(
+            [(self._pc.devices[sid], iova, write, place, self.mailboxes[sid]) for sid, iova, write, place in accesses]
+        )
 
     def discard(self) -> None:
         """Clear the fault record behind software's back."""
-        self._ask((qtest.write(self._record + 12, 4, F),))
+        self._known.clear()
+        self._post((qtest.write(IOMMU_BASE + self._record + 12, 4, F),))

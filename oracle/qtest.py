@@ -57,8 +57,10 @@ class Qtest:
         finally:
             theirs.close()
         self._buffer = b""
+        self._waiting: list[str] = []
+        """Requests that were not sent yet."""
         self._posted = 0
-        """Requests whose answers nobody waits for."""
+        """Requests that were sent and whose answers nobody waited for."""
 
     def ask(self, requests: Sequence[str]) -> list[int]:
         """Send a batch; the value of each answer, 0 for an access that has none.
@@ -66,36 +68,42 @@ class Qtest:
         :class:`ModelDied` when the process is gone or does not answer.
         """
         answers: list[int] = []
-        try:
-            for first in range(0, len(requests), WINDOW):
-                piece = requests[first : first + WINDOW]
-                if self._posted + len(piece) > WINDOW:
-                    self._drain()
-                self._socket.sendall("".join(piece).encode())
-                self._drain()
+        for first in range(0, max(len(requests), 1), WINDOW):
+            piece = requests[first : first + WINDOW]
+            self._send(piece)
+            posted, self._posted = self._posted - len(piece), 0
+            try:
+                if posted:
+                    self._collect(posted, [])
                 self._collect(len(piece), answers)
-        except TimeoutError:
-            raise ModelDied(f"{self.process.argv[0]} has not answered for {PATIENCE:.0f} seconds") from None
-        except OSError:
-            raise self.process.death() from None
+            except TimeoutError:
+                raise ModelDied(f"{self.process.argv[0]} has not answered for {PATIENCE:.0f} seconds") from None
+            except OSError:
+                raise self.process.death() from None
         return answers
 
     def post(self, requests: Sequence[str]) -> None:
-        """Send a few writes and do not wait: they take effect before whatever is asked next."""
-        if self._posted + len(requests) > WINDOW:
+        """A few writes that need not happen now: they are sent before whatever comes next."""
+        self._waiting += requests
+        if len(self._waiting) + self._posted > WINDOW:
+            self.ask(())
+
+    def send(self, requests: Sequence[str]) -> None:
+        """A few writes that are to happen now; nobody waits for their end."""
+        if len(requests) + len(self._waiting) + self._posted > WINDOW:
             self.ask(requests)
-            return
+        else:
+            self._send(requests)
+
+    def _send(self, requests: Sequence[str]) -> None:
+        self._waiting += requests
+        self._posted += len(self._waiting)
+        data = "".join(self._waiting).encode()
+        self._waiting.clear()
         try:
-            self._socket.sendall("".join(requests).encode())
+            self._socket.sendall(data)
         except OSError:
             raise self.process.death() from None
-        self._posted += len(requests)
-
-    def _drain(self) -> None:
-        """Take the answers to what was posted."""
-        if self._posted:
-            count, self._posted = self._posted, 0
-            self._collect(count, [])
 
     def _collect(self, count: int, answers: list[int]) -> None:
         buffer = self._buffer

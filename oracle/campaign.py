@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Random programs against a device model until the time is up; what differs is shrunk and told with its replay.
+
+A machine runs :data:`STEPS_PER_MACHINE` steps of one program and is then thrown away, so that the program that shows
+a difference is complete: it starts with a machine out of reset.  Everything follows from the seed.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from oracle.lockstep import Difference, Lockstep, Tally
+from oracle.outcome import Finding, Outcome
+from oracle.process import ModelDied
+from oracle.program import Step, to_text
+from oracle.shrink import shrink
+
+STEPS_PER_MACHINE: Final = 6000
+SHRINK_SECONDS: Final = 45.0
+MOST_FINDINGS: Final = 3
+
+
+class Rig(Protocol):
+    """A machine that takes steps."""
+
+    @property
+    def unit(self) -> Lockstep: ...
+
+    @property
+    def steps(self) -> Mapping[str, Callable[..., None]]:
+        """What each word of a program does."""
+        ...
+
+    def close(self) -> None: ...
+
+    def model_words(self) -> str:
+        """What the model printed so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOracle:
+    """How to make machines and programs for one device model."""
+
+    name: str
+    boot: Callable[[tuple[int, ...], bool], Rig]
+    """A machine from the integers of a program's first line; ``True`` makes the model tell what it does."""
+    directed: Sequence[Sequence[Step]]
+    """Programs that every run starts with."""
+    generate: Callable[[random.Random], tuple[Step, Callable[[], list[Step]]]]
+    """From a random generator: a program's first line, and what gives its next few steps."""
+
+
+class Mistake(ValueError):
+    """A program has a step that the rig does not know, or with the wrong number of integers."""
+
+
+def run(
+    oracle: DeviceOracle, seconds: float, seed: int, progress: Callable[[Outcome], None], most: int | None = None
+) -> Outcome:
+    """Directed programs, then random ones for ``seconds`` (or until ``most`` accesses are checked)."""
+    outcome = Outcome(oracle.name, seed)
+    deadline = time.monotonic() + seconds
+    for program in oracle.directed:
+        _try(oracle, program[0], iter(program[1:]), outcome, progress, float("inf"))
+    number = 0
+    while len(outcome.findings) < MOST_FINDINGS and time.monotonic() < deadline:
+        if most is not None and outcome.checked >= most:
+            break
+        first, scene = oracle.generate(random.Random(f"{oracle.name} {seed} {number}"))
+        _try(oracle, first, _steps(scene), outcome, progress, deadline)
+        number += 1
+    outcome.machines = number + len(oracle.directed)
+    return outcome
+
+
+def replay(oracle: DeviceOracle, program: Sequence[Step]) -> Outcome:
+    """One program as it stands, with the model's own account of its last access if it differs."""
+    outcome = Outcome(oracle.name, 0)
+    finding, tally, spent = _execute(oracle, program[0], iter(program[1:]), float("inf"), None)
+    outcome.add(tally, spent)
+    outcome.machines = 1
+    if finding is not None:
+        outcome.findings.append(_tell(oracle, finding[0]))
+    return outcome
+
+
+def _steps(scene: Callable[[], list[Step]]) -> Iterable[Step]:
+    count = 0
+    while count < STEPS_PER_MACHINE:
+        steps = scene()
+        count += len(steps)
+        yield from steps
+
+
+Failure = tuple[list[Step], tuple[str, ...]]
+"""A program up to the step that showed a difference, and the kind of difference."""
+
+
+def _try(
+    oracle: DeviceOracle,
+    first: Step,
+    steps: Iterable[Step],
+    outcome: Outcome,
+    progress: Callable[[Outcome], None],
+    deadline: float,
+) -> None:
+    """Run a program; a difference is shrunk and becomes a finding."""
+    failure, tally, spent = _execute(oracle, first, steps, deadline, lambda now: progress(outcome.with_running(now)))
+    outcome.add(tally, spent)
+    progress(outcome)
+    if failure is None:
+        return
+    program, kind = failure
+    if any(known.kind == kind for known in outcome.findings):
+        return
+
+    def fails(candidate: Sequence[Step]) -> bool:
+        again, _, _ = _execute(oracle, candidate[0], iter(candidate[1:]), float("inf"), None)
+        return again is not None and again[1] == kind
+
+    short = shrink(program, fails, SHRINK_SECONDS)
+    outcome.findings.append(_tell(oracle, short, len(program)))
+
+
+def _execute(
+    oracle: DeviceOracle,
+    first: Step,
+    steps: Iterable[Step],
+    deadline: float,
+    progress: Callable[[Tally], None] | None,
+) -> tuple[Failure | None, Tally, float]:
+    """Run steps on a fresh machine until one shows a difference; (failure, what was compared, seconds)."""
+    rig = oracle.boot(first.arguments, False)
+    history = [first]
+    started = time.monotonic()
+    differences = rig.unit.differences
+    failure: Failure | None = None
+    try:
+        for step in steps:
+            history.append(step)
+            problem = _take(rig, step)
+            if differences or problem:
+                failure = history, _kind(differences, problem)
+                break
+            if not len(history) & 0xFF:
+                if progress is not None:
+                    progress(rig.unit.tally)
+                if time.monotonic() > deadline:
+                    break
+        return failure, rig.unit.tally, time.monotonic() - started
+    finally:
+        rig.close()
+
+
+def _take(rig: Rig, step: Step) -> str:
+    """Take one step; what went wrong inside a half, in one line, if something did."""
+    action = rig.steps.get(step.word)
+    if action is None:
+        raise Mistake(f"there is no step {step.word!r}; there are: {', '.join(rig.steps)}")
+    try:
+        action(*step.arguments)
+    except ModelDied as death:
+        return f"model died: {death}"
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            raise Mistake(f"{step}: {error}") from None
+        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # whatever our halves raise is what this run is looking for
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _kind(differences: Sequence[Difference], problem: str) -> tuple[str, ...]:
+    """What makes two failures the same one while a program is shrunk."""
+    if problem:
+        return ("problem", problem.partition(":")[0])
+    return differences[0].kind
+
+
+def _tell(oracle: DeviceOracle, program: Sequence[Step], length: int | None = None) -> Finding:
+    """Run a failing program once more with the model talking, and describe what happens."""
+    rig = oracle.boot(program[0].arguments, True)
+    try:
+        problem = ""
+        said = 0
+        for step in program[1:]:
+            said = len(rig.model_words())
+            problem = _take(rig, step)
+            if rig.unit.differences or problem:
+                break
+        differences = list(rig.unit.differences)
+        words = rig.model_words()[said:].strip()
+    finally:
+        rig.close()
+    access = next((one.access for one in differences if one.access is not None), None)
+    return Finding(
+        kind=_kind(differences, problem) if differences or problem else ("vanished",),
+        program=to_text(program),
+        steps=len(program) - 1,
+        shrunk_from=(length or len(program)) - 1,
+        differences=tuple((one.what, one.ours, one.model) for one in differences),
+        problem=problem,
+        our_walk=access.walk if access is not None else None,
+        model_walk=words,
+    )

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The oracles there are: what each judges, what it needs, and how it is run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from oracle import vtd_oracle
+from oracle.campaign import DeviceOracle, replay, run
+from oracle.outcome import Outcome
+from oracle.process import ModelMissing, find_program
+from oracle.program import Step
+
+Progress = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One oracle."""
+
+    name: str
+    judges: str
+    needs: Callable[[], str]
+    """The program it runs; :class:`ModelMissing` if there is none."""
+    run: Callable[[float, int, Progress], Outcome]
+    """(seconds, seed, progress)."""
+    replay: Callable[[list[Step]], Outcome] | None = None
+
+    def missing(self) -> str:
+        """Why it cannot run here, in one line; empty if it can."""
+        try:
+            self.needs()
+        except ModelMissing as missing:
+            return str(missing)
+        return ""
+
+
+def _device(oracle: DeviceOracle, judges: str, needs: Callable[[], str]) -> Entry:
+    return Entry(
+        oracle.name,
+        judges,
+        needs,
+        lambda seconds, seed, progress: run(oracle, seconds, seed, progress),
+        lambda program: replay(oracle, program),
+    )
+
+
+def qemu_x86() -> str:
+    """QEMU for x86."""
+    return find_program(("qemu-system-x86_64",), "qemu-system-x86", "PVIOMMU_QEMU_X86_64")
+
+
+CATALOGUE: Final = {
+    entry.name: entry
+    for entry in (
+        _device(
+            vtd_oracle.ORACLE,
+            "VT-d: our driver and our unit against QEMU's intel-iommu",
+            qemu_x86,
+        ),
+    )
+}

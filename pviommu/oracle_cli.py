@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``pviommu oracle``: let models that nobody here wrote judge our hardware and software halves.
+
+Exit status 0: everything agreed; 1: a disagreement was found; 2: wrong usage, or the model is not installed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from oracle.campaign import Mistake
+from oracle.catalogue import CATALOGUE, Entry
+from oracle.outcome import Outcome
+from oracle.process import ModelMissing
+from oracle.program import ProgramError, from_text
+from oracle.report import summary, tell
+from pviommu.options import Json, UsageError
+
+PROGRESS_SECONDS: Final = 2.0
+
+app = typer.Typer(help="Judge both halves by independent models of the hardware.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_oracles(as_json: Json = False) -> None:
+    """List the oracles, what they judge, and whether they can run here."""
+    rows = [(entry.name, entry.judges, entry.missing()) for entry in CATALOGUE.values()]
+    if as_json:
+        print(json.dumps([{"name": name, "judges": judges, "missing": why or None} for name, judges, why in rows]))
+        return
+    width = max(len(name) for name, _, _ in rows)
+    for name, judges, why in rows:
+        print(f"{name:{width}}  {judges}" + (f" (not here: {why})" if why else ""))
+
+
+@app.command("run")
+def run_oracle(
+    name: Annotated[str, typer.Argument(help="An oracle of `pviommu oracle list`.")],
+    seconds: Annotated[float, typer.Option("--time", min=0, help="Seconds of random programs.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Decides the programs; equal seeds give equal programs.")] = 0,
+    as_json: Json = False,
+    replay: Annotated[
+        str | None, typer.Option(help="Run the program in this file ('-': standard input) instead.")
+    ] = None,
+) -> None:
+    """Run an oracle.  Exit status 1 if it disagrees with us, 2 if its model is not installed."""
+    entry = CATALOGUE.get(name)
+    if entry is None:
+        raise UsageError(f"unknown oracle {name!r}; there are: {', '.join(CATALOGUE)}")
+    try:
+        entry.needs()
+        outcome = entry.run(seconds, seed, _progress(as_json)) if replay is None else _replay(entry, replay)
+    except ModelMissing as missing:
+        raise UsageError(str(missing)) from None
+    except (Mistake, ProgramError) as mistake:
+        raise UsageError(str(mistake)) from None
+    if as_json:
+        print(json.dumps(outcome.as_dict(), indent=2))
+    else:
+        for finding in outcome.findings:
+            print(tell(outcome, finding), end="\n\n")
+        print(summary(outcome))
+    raise typer.Exit(1 if outcome.findings else 0)
+
+
+def _replay(entry: Entry, source: str) -> Outcome:
+    if entry.replay is None:
+        raise UsageError(f"{entry.name} runs no programs")
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source}: {error}") from None
+    return entry.replay(from_text(text))
+
+
+def _progress(quiet: bool) -> Callable[[Outcome], None]:
+    """Says on standard error how far a run is, every now and then."""
+    started = last = time.monotonic()
+
+    def tell_now(outcome: Outcome) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if quiet or now - last < PROGRESS_SECONDS:
+            return
+        last = now
+        print(
+            f"{outcome.oracle}: {now - started:4.0f} s, {outcome.checked:,} checked, "
+            f"{len(outcome.findings)} disagreements",
+            file=sys.stderr,
+        )
+
+    return tell_now
