@@ -30,6 +30,7 @@ from abi.errno import (
     ENXIO,
     EOPNOTSUPP,
     EPERM,
+    errno_name,
 )
 from abi.model import Abi, Convention
 
@@ -85,6 +86,16 @@ class Contract:
 
     def table(self, subop: str) -> Table:
         return self.tables[subop]
+
+    def frame_answer(self, kind: FrameKind) -> str:
+        """What map_pages makes of a frame of that kind, in words."""
+        if kind is FrameKind.READ_ONLY and self.fixed:
+            return f"mapped to be read, -{errno_name(EPERM)} to be written"
+        codes = {row.condition: f"-{errno_name(row.errno)}" for row in self.table("map_pages")}
+        answer = codes.get(self.frames.get(kind, ""), "mapped")
+        if kind is FrameKind.FOREIGN and self.maps_foreign:
+            return f"mapped for the hardware domain, {answer} for others"
+        return answer
 
     @property
     def usability(self) -> tuple[str, ...]:

@@ -105,12 +105,13 @@ def _v7_tables(posted: Contract) -> Mapping[str, Table]:
     return MappingProxyType(tables)
 
 
-def _fixed(posted: Contract, tables: Mapping[str, Table], frames: str) -> Contract:
+def _fixed(posted: Contract, tables: Mapping[str, Table]) -> Contract:
+    tested = {row.condition for row in tables["map_pages"]}
     return replace(
         posted,
         name=f"{posted.name}-fixed",
         tables=tables,
-        frames=contract_of(frames).frames,
+        frames={kind: condition for kind, condition in posted.frames.items() if condition in tested},
         count="reset",
         cursor=False,
         reserved_once=frozenset(),
@@ -126,8 +127,8 @@ def _fixed(posted: Contract, tables: Mapping[str, Table], frames: str) -> Contra
     )
 
 
-V3_FIXED: Final = _fixed(contract_of("v3"), _v3_tables(contract_of("v3")), "v3")
-V7_FIXED: Final = _fixed(contract_of("v7"), _v7_tables(contract_of("v7")), "v7")
+V3_FIXED: Final = _fixed(contract_of("v3"), _v3_tables(contract_of("v3")))
+V7_FIXED: Final = _fixed(contract_of("v7"), _v7_tables(contract_of("v7")))
 
 EVERY: Final[Mapping[str, Contract]] = MappingProxyType({**CONTRACTS, "v3-fixed": V3_FIXED, "v7-fixed": V7_FIXED})
 """Every contract that is known, the fixed ones included."""

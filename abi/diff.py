@@ -267,7 +267,7 @@ _EQUIVALENT: Final = {"reserved-overlap": "reserved-occupied"}
 
 def _frames(old: Contract, new: Contract) -> Iterator[Change]:
     for kind in FrameKind:
-        before, after = (_frame_answer(c, kind) for c in (old, new))
+        before, after = old.frame_answer(kind), new.frame_answer(kind)
         if before != after:
             yield Change(
                 "answers",
@@ -287,16 +287,6 @@ def _refused(known: str, met: str) -> str:
     if known == "mapped" and met.startswith("mapped for"):
         return f"gets {met.split(', ')[1].split()[0]} unless it is the hardware domain"
     return ""
-
-
-def _frame_answer(contract: Contract, kind: FrameKind) -> str:
-    condition = contract.frames.get(kind)
-    if condition is None:
-        return "mapped"
-    code = next(f"-{errno_name(r.errno)}" for r in contract.table("map_pages") if r.condition == condition)
-    if kind is FrameKind.FOREIGN and contract.maps_foreign:
-        return f"mapped for the hardware domain, {code} for others"
-    return code
 
 
 def _behaviour(old: Contract, new: Contract) -> Iterator[Change]:

@@ -246,18 +246,7 @@ def _contract(contract: Contract) -> list[str]:
 
 
 def _frames(contract: Contract) -> Iterator[str]:
-    rows = []
-    codes = {row.condition: row.errno for row in contract.table("map_pages")}
-    for kind in FrameKind:
-        condition = contract.frames.get(kind)
-        errno = codes.get(condition) if condition else None
-        answer = "mapped" if errno is None else f"-{errno_name(errno)}"
-        if kind is FrameKind.FOREIGN and contract.maps_foreign:
-            answer = f"mapped for the hardware domain, {answer} for others"
-        if kind is FrameKind.READ_ONLY and contract.fixed:
-            answer = "mapped read-only; -EPERM with the write flag"
-        rows.append([kind.value, answer])
-    yield from _table(("the frame is", "answer"), rows)
+    yield from _table(("the frame is", "answer"), [[kind.value, contract.frame_answer(kind)] for kind in FrameKind])
 
 
 def _traces(contract: Contract) -> Iterator[str]:

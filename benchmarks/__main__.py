@@ -8,12 +8,13 @@ from typing import Annotated, Final
 
 import typer
 
-from benchmarks import dma, hypercalls, test_bed
+from benchmarks import abi_codec, dma, hypercalls, test_bed
 from benchmarks.figures import Figure
 from benchmarks.lean import Lean
 from benchmarks.report import as_json, print_table
 
 SUBJECTS: Final[dict[str, Callable[[float, Lean], Iterator[Figure]]]] = {
+    "codec": abi_codec.figures,
     "hypercalls": hypercalls.figures,
     "dma": dma.figures,
     "testbed": test_bed.figures,

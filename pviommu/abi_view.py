@@ -176,21 +176,27 @@ def print_decoded(abi: Abi, row: SubOp, codec: Codec, raw: bytes) -> None:
     out = console()
     layout = codec.layout
     out.print(f"[bold]{abi.name} {row.name}[/] (sub-op {row.number}), struct {layout.tag}, {layout.arch}")
-    rows = table(">at", ">size", "field", "way", ">value", ">hex", "meaning")
+    rows = table(">at", ">size", "field", "way", ">value", "meaning")
     for field in decoded_fields(abi, row, codec, raw):
         style = "yellow" if field.path == "(hole)" else ""
-        value = f"{field.value & (1 << 8 * field.size) - 1:#x}"
         rows.add_row(
             str(field.offset),
             str(field.size),
             field.path,
             _WAY[field.direction],
-            str(field.value),
-            value,
+            _value(field.value, field.size),
             field.meaning,
             style=style,
         )
     out.print(rows)
+
+
+def _value(value: int, size: int) -> str:
+    """A field's value in decimal and, where that is something else, in hexadecimal."""
+    pattern = f"{value & (1 << 8 * size) - 1:#x}"
+    if -10 < value < 10:
+        return str(value)
+    return f"{value} = {pattern}" if -(1 << 31) <= value < 1 << 32 else pattern
 
 
 def print_contract(contract: Contract, only: SubOp | None) -> None:

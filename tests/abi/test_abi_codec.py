@@ -41,7 +41,7 @@ def by_construct(codec: Codec, buf: bytes) -> tuple[int, ...]:
     return tuple(parsed[codec.present[n].path] if n in codec.present else defaults[n] for n in codec.fields)
 
 
-@settings(max_examples=600)
+@settings(max_examples=400)
 @given(st.data())
 def test_decode_equals_construct_on_arbitrary_bytes(data):
     codec = data.draw(st.sampled_from(distinct))
@@ -51,7 +51,7 @@ def test_decode_equals_construct_on_arbitrary_bytes(data):
     assert tuple(codec.as_dict(buf)) == codec.fields
 
 
-@settings(max_examples=600)
+@settings(max_examples=400)
 @given(st.data())
 def test_decode_clean_is_decode_unless_a_hole_is_set(data):
     codec = data.draw(st.sampled_from(distinct))
@@ -66,7 +66,7 @@ def test_decode_clean_is_decode_unless_a_hole_is_set(data):
         codec.decode_clean(clean + b"\0")
 
 
-@settings(max_examples=600)
+@settings(max_examples=400)
 @given(st.data())
 def test_encode_equals_construct_for_all_values(data):
     codec = data.draw(st.sampled_from(distinct))

@@ -594,7 +594,7 @@ chances = st.builds(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_step_is_pure_and_total_and_answers_only_from_its_table(data):
     name = data.draw(st.sampled_from(RUNNING))
@@ -625,7 +625,7 @@ def test_step_is_pure_and_total_and_answers_only_from_its_table(data):
         state = after
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_the_oracle_accepts_every_outcome_of_the_specification(data):
     name = data.draw(st.sampled_from(RUNNING))

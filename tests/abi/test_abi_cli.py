@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``pviommu abi``: what it prints, and how it ends."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from abi import versions
+from abi.compiler import CompilerMissing, find
+from pviommu import abi_cli
+from pviommu.abi_cli import app
+
+HEADERS = Path(__file__).parent / "headers"
+XEN = str(HEADERS / "xen")
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80", "TERM": "dumb"})
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def run_json(*arguments, status=0):
+    return json.loads(run(*arguments, "--format", "json", status=status))
+
+
+def refused(*arguments):
+    """The one line of a refusal."""
+    output = run(*arguments, status=2)
+    assert "Traceback" not in output
+    return output
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    try:
+        find("x86-64")
+    except CompilerMissing as missing:
+        pytest.skip(str(missing))
+
+
+def test_list_names_every_version():
+    output = run("list")
+    assert all(name in output for name in versions.names())
+    assert [row["name"] for row in run_json("list")] == list(versions.names())
+
+
+@pytest.mark.parametrize("name", versions.names())
+def test_show_every_version_within_the_terminal(name):
+    output = run("show", name)
+    assert max(len(line.rstrip()) for line in output.splitlines()) <= 80
+    shown = run_json("show", name, "--arch", "i386")
+    assert len(shown["subops"]) == len(versions.get(name).subops)
+
+
+def test_show_draws_holes_and_directions():
+    output = run("show", "v7", "--subop", "map_pages")
+    assert "│    → ctx_no   │░░░" in output and "↔ gfn" in output and "hole" in output
+    small = run("show", "v7", "--subop", "6", "--arch", "i386")
+    assert "36 bytes" in small and "↔ (gfn)" in small
+    assert "no members" in run("show", "v7", "--subop", "IOMMU_flush_nested")
+    assert "promises" in run("show", "v7", "--subop", "init")
+
+
+def test_show_writes_a_picture(tmp_path):
+    target = tmp_path / "v7.svg"
+    run("show", "v7", "--svg", str(target))
+    root = ElementTree.parse(target).getroot()
+    words = {element.text for element in root.iter() if element.text}
+    assert root.tag.endswith("svg") and {"gfn", "pad0", "hole", "in/out"} <= words
+    assert "cannot write" in refused("show", "v7", "--svg", str(tmp_path / "no" / "such.svg"))
+
+
+def test_header_prints_or_writes(tmp_path):
+    target = tmp_path / "v7.h"
+    run("header", "v7", "-o", str(target))
+    assert target.read_text() == run("header", "v7")
+    assert run("check", "v7", str(target)).endswith("holes named\n\n")
+
+
+def test_check_agrees_differs_and_shows_which():
+    assert "the same: 80 agree" in run("check", "v7", str(HEADERS / "v7.h"), "-I", XEN)
+    output = run("check", "v7", str(HEADERS / "v3.h"), "-I", XEN, status=1)
+    assert "missing" in output and "pv_iommu_map_pages" in output and "extra" in output
+    assert "agrees" in run("check", "v3", str(HEADERS / "v3.h"), "-I", XEN, "--all")
+    report = run_json("check", "v4", str(HEADERS / "v7.h"), "-I", XEN, "--arch", "all")
+    assert {entry["differences"] for entry in report} == {0}
+    assert {item["verdict"] for item in report[0]["items"]} == {"agrees", "names a hole"}
+
+
+def test_check_gives_the_compilers_message(tmp_path):
+    broken = tmp_path / "broken.h"
+    broken.write_text("struct s { nonsense x; };\n")
+    assert "unknown type name" in refused("check", "v7", str(broken))
+    assert "no such file" in refused("check", "v7", str(tmp_path / "absent.h"))
+    assert "no such directory" in refused("check", "v7", str(broken), "-I", str(tmp_path / "absent"))
+    assert "no architecture" in refused("check", "v7", str(broken), "--arch", "vax")
+
+
+def test_check_without_a_compiler_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    find.cache_clear()
+    try:
+        assert "no C compiler for x86-64" in refused("check", "v7", str(HEADERS / "v7.h"))
+    finally:
+        find.cache_clear()
+
+
+def test_check_reports_architectures_that_it_skips(monkeypatch, capsys):
+    def without_arm(arch):
+        if arch == "arm64":
+            raise CompilerMissing("no C compiler for arm64: tried nothing")
+        return find(arch)
+
+    monkeypatch.setattr("abi.compiler.find", without_arm)
+    output = run("check", "v7", str(HEADERS / "v7.h"), "-I", XEN, "--arch", "all")
+    assert "skipped: no C compiler for arm64" in output
+
+
+def test_encode_and_decode_are_each_others_inverse():
+    output = run(
+        "encode", "v7", "map_pages", "ctx_no=1", "map_flags=IOMMU_MAP_readable|writeable", "gfn=0x10", "nr_pages=2"
+    )
+    assert output.strip() == run_json("encode", "v7", "6", "ctx_no=1", "flags=3", "gfn=16", "nr_pages=2")["hex"]
+    shown = run_json("decode", "v7", "map_pages", output.strip())
+    assert shown["canonical"]["gfn"] == 16 and shown["canonical"]["pgsize"] == 4096
+    assert "IOMMU_MAP_readable" in run("decode", "v7", "map_pages", output.strip())
+    tagged = run("encode", "v3", "map_pages", "ctx_no=1").strip()
+    assert tagged.startswith("05000100") and "map_pages" in run("decode", "v3", "map_pages", tagged)
+    assert len(run("encode", "v7", "map_pages", "--arch", "i386").strip()) == 72
+    assert run("encode", "v7", "remote_cmd", "subop=map_pages").startswith("00000600")
+
+
+def test_decode_points_at_holes_and_unknown_flags():
+    output = run("decode", "v7", "alloc_context", "0100 0100 ff000000")
+    assert "(hole)" in output and "0xfe (no name)" in output and "IOMMU_ALLOC_identity" in output
+    assert "no such sub-op" in run("decode", "v7", "remote_cmd", "0000ff00" + "00" * 12)
+    assert "default_identity" in run("decode", "v7", "query_capabilities", "ff" * 8 + "01" + "00" * 15)
+    assert "no such sub-op" in run("decode", "v3", "noop", "ff" * 32)
+    assert "the default context" in run("decode", "v7", "free_context", "00" * 8)
+    assert "not a page size" in run("decode", "v7", "unmap_pages", "00" * 32)
+
+
+@pytest.mark.parametrize("name", ["v1", "v3", "v4", "v7", "v3-fixed", "v7-fixed", "A-new"])
+def test_errors_show_the_contract_in_order(name):
+    output = run("errors", name)
+    assert "in the order in which they are tested" in " ".join(output.split())
+    contract = run_json("errors", name)
+    assert all(contract["subops"].values())
+
+
+def test_errors_show_promises_that_are_not_kept():
+    rows = run_json("errors", "v7", "--subop", "map_pages")["subops"]["map_pages"]
+    occupied = next(row for row in rows if row["condition"] == "occupied")
+    assert (occupied["errno"], occupied["promised"], occupied["per_page"]) == ("EADDRINUSE", "EINVAL", True)
+    assert "-EADDRINUSE" in run("errors", "v7", "--subop", "map_pages")
+
+
+def test_diff_and_lint_exit_with_1_if_there_is_something():
+    assert "A new interface" in run("diff", "v3", "v7", status=1)
+    assert "same in everything" in run("diff", "v3", "v3")
+    assert run_json("diff", "v6", "v7", status=1)["changes"][0]["section"] == "answers"
+    output = run("lint", "v7", status=1)
+    assert "implicit-padding" in output and "mend:" in output and "Alejandro Vallejo" in output
+    found = run_json("lint", "v7", "--scope", "driver", status=1)["findings"]
+    assert {finding["scope"] for finding in found} == {"driver"}
+    assert "nothing found" in run("lint", "v7", "--rule", "implicit-enum")
+
+
+def test_lint_lists_its_rules():
+    assert "layout-differs-32-64" in run("lint", "--rules")
+    assert len(run_json("lint", "--rules")) > 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("show", "v9"), "no ABI version is called 'v9'"),
+        (("show", "v7", "--arch", "vax"), "no architecture"),
+        (("show", "v7", "--subop", "99"), "has no sub-op '99'"),
+        (("diff", "v3", "v9"), "v9"),
+        (("diff", "v3", "v7", "--arch", "vax"), "vax"),
+        (("lint",), "which version?"),
+        (("lint", "v9"), "v9"),
+        (("lint", "v7", "--scope", "nowhere"), "no scope"),
+        (("lint", "v7", "--rule", "nothing"), "no rule"),
+        (("header", "v9"), "v9"),
+        (("errors", "v9"), "v9"),
+        (("errors", "N"), "without an implementation"),
+        (("decode", "v7", "map_pages", "zz"), "not hexadecimal"),
+        (("decode", "v7", "map_pages", "00"), "40 bytes on x86-64, 1 were given"),
+        (("decode", "v7", "noop", "00"), "takes no argument"),
+        (("encode", "v7", "noop"), "takes no argument"),
+        (("encode", "v7", "init", "nonsense"), "not FIELD=VALUE"),
+        (("encode", "v7", "init", "colour=1"), "max_ctx_no, arena_order"),
+        (("encode", "v7", "init", "arena_order=0x100000000"), "32 bits wide"),
+        (("encode", "v7", "init", "arena_order=many"), "neither a number nor a constant"),
+        (("show",), "Missing argument"),
+        (("show", "v7", "--format", "xml"), "xml"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_status_2(arguments, words):
+    assert words in refused(*arguments)
+
+
+def test_without_a_command_it_shows_its_help():
+    output = CliRunner().invoke(app, []).output
+    for command in ("list", "show", "diff", "lint", "header", "check", "decode", "encode", "errors"):
+        assert command in output
+    assert abi_cli.app is app
