@@ -6,7 +6,8 @@ A device holds a :class:`DmaPort`.  The fabric finds the unit for the port's req
 before it have happened, pieces after it have not.
 """
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 from base.units import PAGE_SIZE
 from machine.iommu.unit import Fault, IommuUnit
@@ -90,3 +91,62 @@ class DmaPort:
         assert isinstance(fault, Fault)
         self.faults.append(fault)
         return fault
+
+
+class PiecewisePort(DmaPort):
+    """A port whose requests reach translation in a way of their own, piece by piece: see :meth:`translate`."""
+
+    def translate(self, unit: IommuUnit, iova: int, write: bool) -> int | Fault:
+        """Where an access that does not cross a 4 KiB boundary goes, or why it does not."""
+        raise NotImplementedError
+
+    def read(self, iova: int, length: int) -> bytes | Fault:
+        unit = self.fabric.unit_for(self.sbdf)
+        if unit is None:
+            return self.fabric.bus.dma_read(iova, length)
+        parts = []
+        for at, size in _pieces(iova, length):
+            maddr = self.translate(unit, at, False)
+            if isinstance(maddr, Fault):
+                return self._blocked(maddr)
+            parts.append(self.fabric.bus.dma_read(maddr, size))
+        return b"".join(parts)
+
+    def write(self, iova: int, data: bytes) -> Fault | None:
+        unit = self.fabric.unit_for(self.sbdf)
+        if unit is None:
+            self.fabric.bus.dma_write(iova, data)
+            return None
+        for at, size in _pieces(iova, len(data)):
+            maddr = self.translate(unit, at, True)
+            if isinstance(maddr, Fault):
+                return self._blocked(maddr)
+            self.fabric.bus.dma_write(maddr, data[at - iova : at - iova + size])
+        return None
+
+
+class PasidUnit(IommuUnit, Protocol):
+    """A unit that translates requests with a PASID (process address space id)."""
+
+    def translate(self, sid: int, iova: int, write: bool, pasid: int | None = None) -> int | Fault: ...
+
+
+class PasidPort(PiecewisePort):
+    """A requester's way to memory with a PASID in every request; its unit must be a :class:`PasidUnit`."""
+
+    def __init__(self, fabric: DmaFabric, sbdf: int, pasid: int) -> None:
+        super().__init__(fabric, sbdf)
+        self.pasid: Final = pasid
+
+    def translate(self, unit: IommuUnit, iova: int, write: bool) -> int | Fault:
+        with_pasid: PasidUnit = unit  # type: ignore[assignment]
+        return with_pasid.translate(self.sbdf & 0xFFFF, iova, write, self.pasid)
+
+
+def _pieces(iova: int, length: int) -> Iterator[tuple[int, int]]:
+    """(address, length) of the parts of a request that do not cross a 4 KiB boundary."""
+    end = iova + length
+    while iova < end:
+        size = min(end - iova, PAGE_SIZE - (iova & PAGE_SIZE - 1))
+        yield iova, size
+        iova += size

@@ -130,7 +130,12 @@ def naive(machine, sid, iova, write):
     if config.domain_id_bits < 16 and field(high, 23, 8 + config.domain_id_bits):
         return 0xB
     width = {1: 39, 2: 48}.get(field(high, 2, 0))
-    if width not in config.address_widths or kind in (1, 3) or (kind == 2 and not config.pass_through):
+    if (
+        width not in config.address_widths
+        or kind == 3
+        or (kind == 1 and not config.device_tlb)
+        or (kind == 2 and not config.pass_through)
+    ):
         return 3
     if iova >= 2 ** min(width, config.max_guest_address_width):
         return 4
@@ -171,6 +176,7 @@ CONFIGS = st.builds(
     host_address_width=st.sampled_from((36, 39, 48, 52)),
     superpage_1g=st.booleans(),
     pass_through=st.booleans(),
+    device_tlb=st.booleans(),
     snoop_control=st.booleans(),
     caching_mode=st.booleans(),
     paging_structure_caches=st.booleans(),
@@ -214,7 +220,7 @@ def spoil(machine, table, top, where, mask):
 @settings(max_examples=400, deadline=None)
 @given(
     config=CONFIGS,
-    kind=st.sampled_from((0, 0, 0, 2)),
+    kind=st.sampled_from((0, 0, 0, 1, 2)),
     aw=st.sampled_from((1, 2, 2)),
     level=st.sampled_from((1, 1, 2, 3)),
     target=TARGETS,

@@ -61,11 +61,17 @@ FRI_MASK: Final = 0xFF << FRI_SHIFT
 IM: Final = 1 << 31
 IP: Final = 1 << 30
 
+DOORBELL_MEGABYTE: Final = 0xFEE
+"""Address bits 31:20 of an interrupt request (3.14)."""
+
 IWC: Final = 1 << 0
 """ICS: an invalidation wait descriptor asked for an interrupt and has completed."""
 
 RECORD_F: Final = 1 << 31
 """F, in the last 32-bit word of a fault recording register."""
+
+IQA_DW: Final = 1 << 11
+"""IQA: descriptors are 256 bits wide."""
 
 IQT_MASK: Final = 0x7FFF0
 """IQH and IQT hold a byte offset, bits 18:4."""
@@ -91,7 +97,7 @@ class RegisterFile:
         self.dwords[IECTL >> 2] = IM
 
         address = (1 << 64) - (1 << 12)
-        self._allow(RTADDR, address)
+        self._allow(RTADDR, address | (0xC00 if config.scalable else 0))
         self._allow(CCMD, 0xE000_0003_FFFF_FFFF)
         for control in (FECTL, IECTL):
             self._allow(control, IM | 0xFFFF_FFFF << 32)  # control, then 32 bits of data
@@ -101,7 +107,7 @@ class RegisterFile:
         self._clear_by_one[FSTS >> 2] = PFO | IQE | ICE | ITE
         if config.queued_invalidation:
             self._allow(IQT, IQT_MASK)
-            self._allow(IQA, address | 0x7)
+            self._allow(IQA, address | 0x7 | (IQA_DW if config.scalable else 0))
             self._clear_by_one[ICS >> 2] = IWC
         for record in range(config.fault_records):
             self._clear_by_one[config.fault_record_offset + 16 * record + 12 >> 2] = RECORD_F

@@ -64,6 +64,8 @@ class Context(NamedTuple):
     """Last address that passes untranslated; -1 unless the translation type is pass-through."""
     code: int
     """Fault reason that every request meets, 0 if the entries are good."""
+    device_tlb: bool = False
+    """Whether translation requests and translated requests are allowed."""
 
 
 class ContextTables:
@@ -82,7 +84,8 @@ class ContextTables:
         self.widths: Final = {SAGAW_BIT[width]: width for width in config.address_widths}
         """Input width in bits for each AW value that CAP.SAGAW allows."""
         self._mgaw: Final = config.max_guest_address_width
-        self._types: Final = (TT_SECOND_LEVEL, TT_PASS_THROUGH) if config.pass_through else (TT_SECOND_LEVEL,)
+        allowed = {TT_SECOND_LEVEL: True, TT_DEVICE_TLB: config.device_tlb, TT_PASS_THROUGH: config.pass_through}
+        self._types: Final = tuple(kind for kind, there in allowed.items() if there)
 
     def root_entry_at(self, sid: int) -> int:
         """Address of the root entry for ``sid``."""
@@ -126,7 +129,7 @@ class ContextTables:
         did = ContextHigh.did.get(high)
         if kind == TT_PASS_THROUGH:
             return Context(-1, did, 0, 0, fpd, limit, 0)
-        return Context(limit, did, low & ADDRESS, width - 9, fpd, -1, 0)
+        return Context(limit, did, low & ADDRESS, width - 9, fpd, -1, 0, kind == TT_DEVICE_TLB)
 
 
 def _faulty(code: int, fpd: bool = False) -> Context:

@@ -9,13 +9,16 @@ from collections import defaultdict
 from dataclasses import fields
 from typing import Final, NamedTuple
 
+from machine.iommu.ats import Completion, InvalidationPort
 from machine.iommu.iotlb import IoTlb
 from machine.iommu.replacement import Replacement
 from machine.iommu.unit import Counters, Fault, Walk
 from machine.iommu.vtd.config import VtdConfig
+from machine.iommu.vtd.device_tlb import DeviceTlbInvalidation, DeviceTlbRequests
 from machine.iommu.vtd.explain import Explainer
 from machine.iommu.vtd.faults import EventMessage, FaultLog
 from machine.iommu.vtd.invalidation import DrainingInvalidation, Invalidation, RegisterInvalidation
+from machine.iommu.vtd.legacy import LegacyResolver
 from machine.iommu.vtd.queue import InvalidationQueue
 from machine.iommu.vtd.reasons import (
     BEYOND_WIDTH,
@@ -23,9 +26,12 @@ from machine.iommu.vtd.reasons import (
     INTERRUPT_ADDRESS,
     NO_READ,
     NO_WRITE,
+    SM_LEGACY_WITH_PASID,
+    SM_TABLE_MODE,
     UNQUALIFIED,
 )
 from machine.iommu.vtd.registers import (
+    DOORBELL_MEGABYTE,
     GCMD,
     GSTS,
     IECTL,
@@ -46,8 +52,10 @@ from machine.mmio import SystemBus
 
 _IQT: Final = IQT >> 2
 _GSTS: Final = GSTS >> 2
-DOORBELL_MEGABYTE: Final = 0xFEE
-"""Address bits 31:20 of an interrupt request (3.14)."""
+
+
+LEGACY: Final = 0
+"""RTADDR.TTM."""
 
 
 class VtdState(NamedTuple):
@@ -59,7 +67,7 @@ class VtdState(NamedTuple):
     iotlb: object
     structures: object
     next_record: int
-    queue: tuple[bool, int, int]
+    queue: tuple[bool, int, int, bool, int | None]
     replacement: object
     view: object
 
@@ -107,7 +115,13 @@ class VtdUnit:
         self._explainer: Final = Explainer(bus.memory, ContextTables(config, bus.memory.words), self.second_level)
         self._lookup: Final = self.iotlb.lookup
         self._cached_contexts: Final = self.contexts.entries
-        self._translating = False
+        self.device_tlb: Final = DeviceTlbRequests(self._fault)
+        self.device_tlb_invalidation: Final = DeviceTlbInvalidation(config, self.queue, self.counters.commands)
+        self._legacy_resolver: Final = LegacyResolver(self._context_of, self.second_level)
+        self._legacy = False
+        """Translation is enabled, in legacy mode."""
+        self._table_mode = LEGACY
+        """RTADDR.TTM as SRTP latched it."""
         self.registers.on_write[GCMD >> 2] = self._command
 
     def _make_invalidation(self) -> Invalidation:
@@ -135,13 +149,15 @@ class VtdUnit:
             self.counters.commands["write-buffer flush"] += 1
             self.view.drain()
         if value & SRTP:
-            self.tables.root_table = self.registers.get64(RTADDR)
+            root = self.registers.get64(RTADDR)
+            self.tables.root_table = root & -4096
+            self._table_mode = root >> 10 & 3
             dwords[_GSTS] |= SRTP
             if self.config.set_root_invalidates:
                 self.contexts.invalidate_all()
                 self.invalidation.all_translations()
-        self._translating = bool(value & TE)
         dwords[_GSTS] = dwords[_GSTS] & ~TE | value & TE
+        self._choose_mode()
         if (value ^ dwords[_GSTS]) & QIE and self.config.queued_invalidation:
             dwords[_GSTS] ^= QIE
             if value & QIE:
@@ -149,11 +165,17 @@ class VtdUnit:
             else:
                 self.queue.disable()
 
+    def _choose_mode(self) -> None:
+        """TE or the table mode may have changed."""
+        translating = bool(self.registers.dwords[_GSTS] & TE)
+        self._legacy = translating and self._table_mode == LEGACY
+        self.device_tlb.resolver = self._legacy_resolver if self._legacy and self.config.device_tlb else None
+
     # Translation.
 
-    def translate(self, sid: int, iova: int, write: bool) -> int | Fault:
-        if not self._translating:
-            return iova
+    def translate(self, sid: int, iova: int, write: bool, pasid: int | None = None) -> int | Fault:
+        if pasid is not None or not self._legacy:
+            return self._translate_otherwise(sid, iova, write, pasid)
         if iova >> 20 == DOORBELL_MEGABYTE:
             return self._interrupt_request(sid, iova, write)
         counters = self.counters
@@ -176,7 +198,7 @@ class VtdUnit:
                 if entry & need:
                     return iova + (entry & -4096)
                 if entry >> ALLOWED_SHIFT & need:
-                    code = entry >> REASON_SHIFT & 0xFF
+                    code = entry >> REASON_SHIFT & 0x7F
                 else:
                     code = NO_WRITE if write else NO_READ
         elif iova <= context.through:
@@ -185,8 +207,24 @@ class VtdUnit:
             code = context.code or BEYOND_WIDTH
         return self._fault(sid, iova, write, code, context.fpd)
 
+    def _translate_otherwise(self, sid: int, iova: int, write: bool, pasid: int | None) -> int | Fault:
+        """Translation is off, or in another mode, or the request has a PASID."""
+        if not self.registers.dwords[_GSTS] & TE:
+            return iova
+        code = SM_LEGACY_WITH_PASID if self._table_mode == LEGACY else SM_TABLE_MODE
+        return self._fault(sid, iova, write, code, False, pasid)
+
+    def connect_device_tlb(self, sid: int, port: InvalidationPort) -> None:
+        self.device_tlb_invalidation.ports[sid] = port
+
+    def translation_request(self, sid: int, iova: int, no_write: bool = False, pasid: int | None = None) -> Completion:
+        return self.device_tlb.translation(sid, iova, no_write, pasid)
+
+    def translated_request(self, sid: int, maddr: int, write: bool) -> int | Fault:
+        return self.device_tlb.translated(sid, maddr, write)
+
     def walk(self, sid: int, iova: int, write: bool = False) -> Walk:
-        if not self._translating:
+        if not self._legacy:
             return Walk(sid, iova, write, (), iova, None, True, True, None)
         if iova >> 20 == DOORBELL_MEGABYTE:
             passes = write and not iova & 3
@@ -200,6 +238,9 @@ class VtdUnit:
             return iova
         return self._fault(sid, iova, write, INTERRUPT_ADDRESS, False)
 
+    def _context_of(self, sid: int) -> Context:
+        return self._cached_contexts.get(sid) or self._fetch_context(sid)
+
     def _fetch_context(self, sid: int) -> Context:
         self.counters.config_misses += 1
         context = self.tables.fetch(sid)
@@ -207,11 +248,15 @@ class VtdUnit:
             self.contexts.keep(sid, context)
         return context
 
-    def _fault(self, sid: int, iova: int, write: bool, code: int, fpd: bool) -> Fault:
+    def _fault(
+        self, sid: int, iova: int, write: bool, code: int, fpd: bool, pasid: int | None = None, address_type: int = 0
+    ) -> Fault:
         self.counters.faults += 1
-        silent = fpd and code not in UNQUALIFIED
-        record = () if silent else self.faults.record(sid, iova, write, code)
-        return Fault(self.name, sid, iova, write, code, FAULT_NAMES[code], record)
+        record: tuple[int, ...] = ()
+        if not fpd or code in UNQUALIFIED:
+            more = address_type << 60 | (0 if pasid is None else pasid << 40 | 1 << 31)
+            record = self.faults.record(sid, iova, write, code, more)
+        return Fault(self.name, sid, iova, write, code, FAULT_NAMES[code], record, pasid)
 
     # Snapshots.
 
@@ -219,29 +264,32 @@ class VtdUnit:
         queue = self.queue
         return VtdState(
             tuple(self.registers.dwords),
-            self.tables.root_table,
+            self.tables.root_table | self._table_mode << 10,
             dict(self.contexts.entries),
             self.iotlb.save(),
             self.second_level.structures.save(),
             self.faults.next,
-            (queue.enabled, queue.base, queue.size),
+            (queue.enabled, queue.base, queue.size, queue.wide, queue.missing),
             None if self._replacement is None else self._replacement.save(),
             self.view.save(),
         )
 
     def restore(self, state: VtdState) -> None:
         self.registers.dwords[:] = state.dwords
-        self.tables.root_table = state.root_table
+        self.tables.root_table = state.root_table & -4096
+        self._table_mode = state.root_table >> 10 & 3
         self.contexts.entries.clear()
         self.contexts.entries.update(state.contexts)
         self.iotlb.restore(state.iotlb)
         self.second_level.structures.restore(state.structures)
         self.faults.next = state.next_record
-        self.queue.enabled, self.queue.base, self.queue.size = state.queue
+        queue = self.queue
+        queue.enabled, queue.base, queue.size, queue.wide, missing = state.queue
+        queue.wait_for(missing)
         if self._replacement is not None:
             self._replacement.restore(state.replacement)
         self.view.restore(state.view)
-        self._translating = bool(state.dwords[_GSTS] & TE)
+        self._choose_mode()
         fresh = Counters()
         for field in fields(Counters):
             if field.name != "commands":

@@ -6,8 +6,8 @@ SL-PTE; their index is 9 address bits from bit 39, 30, 21 and 12.  This file nam
 Permissions are ANDed on the way down; an entry is present if it grants read or write.
 
 An IOTLB entry is one int: ``output - input`` address (a multiple of 4096, possibly negative) with the permissions
-R and W in bits 1:0.  With caching mode, an entry with bits 1:0 clear stands for a cached fault: accesses that the
-permissions in bits 3:2 allow meet the reason in bits 11:4, the others lack permission.
+R and W in bits 1:0 and SNP of the leaf in bit 11.  With caching mode, an entry with bits 1:0 clear stands for a
+cached fault: accesses that the permissions in bits 3:2 allow meet the reason in bits 10:4, the others lack permission.
 
 Where several faults apply at one level, permission comes before reserved bits; the manual leaves this open.
 """
@@ -118,7 +118,7 @@ class SecondLevel:
         order = shift - 12
         if order and first <= DOORBELL_LAST and first + (1 << shift) > DOORBELL_FIRST:
             order = 0  # part of the superpage must keep faulting, so only this 4 KiB is cached
-        self.iotlb.insert(did, page, order, output - iova | permissions)
+        self.iotlb.insert(did, page, order, output - iova | permissions | entry & SNP)
         return output
 
     def _reserved(self, did: int, page: int, permissions: int) -> int:
