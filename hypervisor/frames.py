@@ -63,30 +63,33 @@ class FrameTable:
 
     def get(self, mfn: int, count: int, ref: int) -> None:
         """Take ``ref`` (:data:`REF` or :data:`WRITABLE_REF`) on each of ``count`` frames from ``mfn``."""
+        refs = self.refs
         if count == 1:
-            self.refs[mfn] += ref
+            refs[mfn] += ref
+            return
+        run = refs[mfn : mfn + count]
+        if run == array("Q", [run[0]]) * count:  # as is usual: all are held alike
+            refs[mfn : mfn + count] = array("Q", [run[0] + ref]) * count
         else:
-            self.refs[mfn : mfn + count] = array("Q", [r + ref for r in self.refs[mfn : mfn + count]])
+            refs[mfn : mfn + count] = array("Q", [held + ref for held in run])
 
     def put(self, mfn: int, count: int, ref: int) -> None:
         """Drop what :meth:`get` took.  Dropping what nobody holds is a :class:`XenBug`."""
         refs = self.refs
-        if count == 1:
-            left = refs[mfn] - ref
-            if left < 0 or not left & _COUNT_MASK:
-                self._last_reference(mfn, left)
-            else:
-                refs[mfn] = left
+        left = refs[mfn] - ref
+        if left < 0 or not left & _COUNT_MASK:
+            self._last_reference(mfn, left)
+        elif count == 1:
+            refs[mfn] = left
             return
-        run = [r - ref for r in refs[mfn : mfn + count]]
-        if min(run) <= 0 or not all(r & _COUNT_MASK for r in run):
-            for k, left in enumerate(run):
-                if left <= 0 or not left & _COUNT_MASK:
-                    self._last_reference(mfn + k, left)
-                else:
-                    refs[mfn + k] = left
-            return
-        refs[mfn : mfn + count] = array("Q", run)
+        else:
+            run = refs[mfn : mfn + count]
+            if run == array("Q", [run[0]]) * count:
+                refs[mfn : mfn + count] = array("Q", [left]) * count
+                return
+            refs[mfn] = left
+        for other in range(mfn + 1, mfn + count):
+            self.put(other, 1, ref)
 
     def disown(self, mfn: int) -> bool:
         """Drop the reference with which ``mfn`` was allocated; ``False`` if that happened before."""

@@ -263,7 +263,8 @@ class Smmuv3Backend:
                     error = -EIO
         else:
             for use in state.uses:
-                if use.queue.run(range_commands(use, dfn, pages, leaf)):
+                commands = range_commands(use, dfn, pages, leaf)
+                if use.queue.run_one(*commands) if len(commands) == 2 else use.queue.run(commands):
                     error = -EIO
         if error:
             self._doubt_all(context)

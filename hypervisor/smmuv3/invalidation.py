@@ -13,6 +13,8 @@ MAX_PAGE_COMMANDS: Final = 16
 """Longest flush, in commands, that names its pages; beyond it the whole VMID goes."""
 LEAF: Final = hw.TlbiAddress.leaf.mask
 _GRANULE_4K: Final = hw.TlbiAddress.pack(tg=1)
+_SCALE: Final = hw.Tlbi.scale.lsb
+_NUM: Final = hw.Tlbi.num.lsb
 _PAGE: Final = hw.Tlbi.pack(op=hw.CMD_TLBI_S2_IPA)
 ALL: Final = hw.Tlbi.pack(op=hw.CMD_TLBI_S12_VMALL)
 
@@ -44,7 +46,7 @@ def range_commands(use: Use, dfn: int, pages: int, leaf: int) -> list[int]:
             if step == 1:  # a range of one page cannot be written down
                 commands += (use.page, dfn << 12 | leaf)
             else:
-                word = use.page | hw.Tlbi.scale.put(scale) | hw.Tlbi.num.put(number - 1)
+                word = use.page | scale << _SCALE | number - 1 << _NUM
                 commands += (word, dfn << 12 | _GRANULE_4K | leaf)
             dfn += step
             pages -= step
