@@ -85,7 +85,8 @@ class SystemBus:
         try:
             return self.memory.read(maddr, length)
         except BusError:
-            out = bytearray()
+            inside = self._in_ram(maddr, length)
+            out = bytearray(self.memory.read(maddr, inside)) if inside else bytearray()
             while len(out) < length:
                 size = 4 if length - len(out) >= 4 and not (maddr + len(out)) & 3 else 1
                 out += self.load(maddr + len(out), size).to_bytes(size, "little")
@@ -96,8 +97,14 @@ class SystemBus:
         try:
             self.memory.write(maddr, data)
         except BusError:
-            done = 0
+            done = self._in_ram(maddr, len(data))
+            if done:
+                self.memory.write(maddr, data[:done])
             while done < len(data):
                 size = 4 if len(data) - done >= 4 and not (maddr + done) & 3 else 1
                 self.store(maddr + done, size, int.from_bytes(data[done : done + size], "little"))
                 done += size
+
+    def _in_ram(self, maddr: int, length: int) -> int:
+        """How many of ``length`` bytes from ``maddr`` lie before the end of RAM."""
+        return min(length, self.memory.size - maddr) if 0 <= maddr < self.memory.size else 0
