@@ -8,16 +8,18 @@ from typing import Annotated, Final
 
 import typer
 
-from benchmarks import abi_codec, dma, hypercalls, test_bed
+from benchmarks import abi_codec, dma, guest_dma, hypercalls, packets, test_bed
 from benchmarks.figures import Figure
 from benchmarks.lean import Lean
 from benchmarks.report import as_json, print_table
 
 SUBJECTS: Final[dict[str, Callable[[float, Lean], Iterator[Figure]]]] = {
-    "codec": abi_codec.figures,
     "hypercalls": hypercalls.figures,
     "dma": dma.figures,
     "testbed": test_bed.figures,
+    "codec": abi_codec.figures,
+    "guest": guest_dma.figures,
+    "packets": packets.figures,
 }
 SECONDS: Final = 2.0
 QUICK_SECONDS: Final = 0.3

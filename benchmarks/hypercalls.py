@@ -28,7 +28,7 @@ def figures(seconds: float, lean: Lean) -> Iterator[Figure]:
                 is_v7 = profile == PROFILES[0]
                 yield rate(
                     "hypercalls",
-                    f"{backend} {profile}, map + unmap of {pages} page{'s' * (pages > 1)} a call",
+                    f"{backend} {profile}, {pages} page{'s' * (pages > 1)} a call",
                     "hypercalls/s" if pages == 1 else "pages/s",
                     times,
                     2 * pages,

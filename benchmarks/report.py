@@ -3,9 +3,12 @@
 
 import platform
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.figures import Figure
+
+WIDTH: Final = 120
+"""Columns for a table that no terminal limits."""
 
 
 def as_json(figures: Iterable[Figure]) -> dict[str, Any]:
@@ -31,38 +34,48 @@ def as_json(figures: Iterable[Figure]) -> dict[str, Any]:
 
 
 def print_table(figures: Iterable[Figure]) -> None:
+    """One line a figure; rates in thousands and millions, and how many times as long as in C each takes."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{platform.python_implementation()} {platform.python_version()}, one core")
-    table.add_column("subject")
-    table.add_column("figure")
+    table = Table(
+        title=f"One core, {platform.python_implementation()} {platform.python_version()}: best and median run",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
     for name in ("best", "median", "bar"):
-        table.add_column(name, justify="right")
-    table.add_column("unit")
-    table.add_column("")
-    table.add_column("C", justify="right")
-    table.add_column("C is faster", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for name in ("in C", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
     last = ""
     for figure in figures:
-        if last not in ("", figure.subject):
-            table.add_section()
+        if figure.subject != last:
+            table.add_row(f"[bold]{figure.subject}[/]")
         table.add_row(
-            figure.subject if figure.subject != last else "",
-            figure.name,
+            f"  {figure.name}",
             _number(figure.best),
             _number(figure.median),
             _number(figure.bar, "≥ " if figure.is_rate else "≤ "),
             figure.unit,
             {None: "", True: "[green]pass[/]", False: "[red]FAIL[/]"}[figure.passed],
             _number(figure.lean),
-            "" if figure.ratio is None else f"{figure.ratio:,.0f} x",
+            "" if figure.ratio is None else f"1:{figure.ratio:.0f}",
         )
         last = figure.subject
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    console.print(table)
 
 
 def _number(value: float | None, before: str = "") -> str:
     if value is None:
         return ""
-    return f"{before}{value:,.0f}" if value >= 100 else f"{before}{value:.3g}"
+    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{before}{value / size:.3g}{suffix}"
+    return f"{before}{value:.3g}"
