@@ -35,9 +35,18 @@ class PingResult:
 
 
 def pattern(size: int, ident: int, sequence: int) -> bytes:
-    """A payload in which every byte depends on its position and on the ping it belongs to."""
+    """A payload in which every byte depends on its position and on the ping it belongs to.
+
+    Byte ``p`` is ``seed + 7 p + 13 (p >> 8)`` modulo 256: 256 bytes at a time, a ramp that starts somewhere else.
+    """
     seed = ident * 251 + sequence * 31
-    return bytes((seed + position * 7 + (position >> 8) * 13) & 0xFF for position in range(size))
+    starts = [(seed + 13 * block) * _INVERSE_OF_7 & 0xFF for block in range(size + 255 >> 8)]
+    return b"".join(_RAMP[start : start + 256] for start in starts)[:size]
+
+
+_RAMP: Final = bytes(7 * position & 0xFF for position in range(512))
+_INVERSE_OF_7: Final = 183
+"""7 * 183 is 1 modulo 256: a ramp that begins with ``x`` is :data:`_RAMP` from ``183 x`` on."""
 
 
 class NetStack:
