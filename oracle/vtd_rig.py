@@ -14,11 +14,10 @@ Memory: the heap for tables below 1 GiB, frames that are mapped from :data:`DATA
 from collections.abc import Callable
 from typing import Final
 
-from base.units import PAGE_SHIFT, CtxNo, DomId, Sbdf
+from base.units import PAGE_SHIFT, DomId, Sbdf
 from hypervisor import profile
 from hypervisor.frames import FrameTable
-from hypervisor.iommu.context import IommuContext, PciDevice
-from hypervisor.pagetable.radix import Changes
+from hypervisor.iommu.context import PciDevice
 from hypervisor.platform import Platform
 from hypervisor.vtd.driver import VtdBackend
 from hypervisor.xen import Xen
@@ -38,10 +37,11 @@ from machine.iommu.vtd.unit import VtdUnit
 from machine.mmio import SystemBus
 from machine.pci import PciFunction, PciTopology
 from oracle.dma_probe import Mailbox
-from oracle.intent import Intent
+from oracle.intent import Range
 from oracle.lockstep import Difference, Lockstep, Verdict, show
 from oracle.qemu_pc import IOMMU_BASE, NOT_RAM, RAM_SIZE, Pc
 from oracle.qemu_vtd import CAP, QemuVtdUnit
+from oracle.software import Software
 from oracle.vtd_deviations import DEVIATIONS, comparable_record, meaningless_bits
 
 DATA_FIRST: Final = 0x4_0000
@@ -141,13 +141,10 @@ class VtdRig:
             self.devices.append(PciDevice(function, (Sbdf(requester),)))
         firmware = Firmware(drhds=(Drhd(IOMMU_BASE),))
         platform = Platform(memory, bus, topology, firmware, interrupts, X86_DOORBELL_BASE)
-        self.xen = Xen(platform, profile.get("v7-fixed"), _with_data_frames)
-        backend = self.xen.backend
-        assert isinstance(backend, VtdBackend)
-        self.backend = backend
-        self.dom0 = self.xen.create_domain(0, hardware=True, pv=True, iommu=False)
-        self.contexts: dict[int, IommuContext] = {}
-        self.intents: dict[int, Intent] = {}
+        xen = Xen(platform, profile.get("v7-fixed"), _with_data_frames)
+        assert isinstance(xen.backend, VtdBackend)
+        self.backend = xen.backend
+        self.software = Software(xen, self.devices, Range(MAILBOX_DFN, DATA_LAST, 1, 3), self._moved)
         self.skipped = 0
         """Accesses that were not made because they would reach a register, or an entry of their own walk."""
         self._flips: dict[int, int] = {}
@@ -155,12 +152,12 @@ class VtdRig:
         self._trusted = True
         """Nothing is flipped, and no cache can hold what a flip let in."""
         self.steps: dict[str, Callable[..., None]] = {
-            "context": self.context,
-            "free": self.free,
-            "attach": self.attach,
-            "detach": self.detach,
-            "map": self.map,
-            "unmap": self.unmap,
+            "context": self._software(self.software.context),
+            "free": self._software(self.software.free),
+            "attach": self._software(self.software.attach),
+            "detach": self._software(self.software.detach),
+            "map": self._software(self.software.map),
+            "unmap": self._software(self.software.unmap),
             "read": self.read,
             "write": self.write,
             "burst": self.burst,
@@ -180,88 +177,25 @@ class VtdRig:
         lines = self.pc.connection.process.said().splitlines()
         return "\n".join(line for line in lines if not line.startswith("vtd_reg_"))
 
-    # ------------------------------------------------------------------------------------ steps: software
-
-    def context(self, number: int) -> None:
-        """Make context ``number``."""
-        self._heal()
-        if number in self.contexts:
-            return
-        context = IommuContext(CtxNo(number), self.xen.heap)
-        if not self.backend.context_init(context):
-            self.contexts[number] = context
-            self.intents[number] = Intent()
-            self._map(context, MAILBOX_DFN, DATA_LAST, 1, 3)
-
-    def free(self, number: int) -> None:
-        """Move the devices of a context out of it and release it."""
-        self._heal()
-        context = self.contexts.pop(number, None)
-        if context is None:
-            return
-        for device in list(context.devices):
-            self._detach(device)
-        changes = Changes()
-        assert context.table is not None
-        context.table.empty_some(1 << 30, changes)
-        self.xen.finish_teardown_pass(self.dom0, context, changes)
-        self.backend.context_release(context)
-
-    def attach(self, which: int, number: int) -> None:
-        """Move device ``which`` into a context, from wherever it is."""
-        self._heal()
-        context = self.contexts.get(number)
-        if context is None or which >= len(self.devices):
-            return
-        device = self.devices[which]
-        if device.context is context or self.backend.attach(device, context):
-            return
-        if device.context is not None:
-            device.context.devices.remove(device)
-        device.context = context
-        context.devices.append(device)
-        maddr = (DATA_LAST << PAGE_SHIFT) + 8 * which
-        self.model.mailboxes[device.sbdf & 0xFFFF] = Mailbox((MAILBOX_DFN << PAGE_SHIFT) + 8 * which, maddr)
-
-    def detach(self, which: int) -> None:
-        """Block the DMA of device ``which``."""
-        self._heal()
-        if which < len(self.devices):
-            self._detach(self.devices[which])
-
-    def _detach(self, device: PciDevice) -> None:
+    def _moved(self, device: PciDevice) -> None:
+        """Give an attached device its mailbox, or take it from a detached one."""
+        sid = device.sbdf & 0xFFFF
         if device.context is None:
+            self.model.mailboxes.pop(sid, None)
             return
-        self.backend.detach(device)
-        device.context.devices.remove(device)
-        device.context = None
-        self.model.mailboxes.pop(device.sbdf & 0xFFFF, None)
+        offset = 8 * self.devices.index(device)
+        self.model.mailboxes[sid] = Mailbox((MAILBOX_DFN << PAGE_SHIFT) + offset, (DATA_LAST << PAGE_SHIFT) + offset)
 
-    def map(self, number: int, dfn: int, mfn: int, count: int, permission: int) -> None:
-        """Map ``count`` pages; ``permission``: 1 read, 2 write, 3 both."""
-        self._heal()
-        context = self.contexts.get(number)
-        if context is not None and dfn + count <= self.xen.max_dfn + 1:
-            self._map(context, dfn, mfn, count, permission)
+    def _software(self, action: Callable[..., None]) -> Callable[..., None]:
+        """A step of software: whatever was tampered with is put right before it."""
 
-    def _map(self, context: IommuContext, dfn: int, mfn: int, count: int, permission: int) -> None:
-        assert context.table is not None
-        changes = Changes()
-        done, _ = context.table.map(dfn, mfn, count, context.table.format.permission[permission], changes)
-        self.intents[context.number].add(dfn, mfn, done, permission)
-        self.xen.finish_pass(self.dom0, context, dfn, max(done, 1), changes)
+        def step(*arguments: int) -> None:
+            if not self._trusted:
+                self.restore()
+                self.forget()
+            action(*arguments)
 
-    def unmap(self, number: int, dfn: int, count: int) -> None:
-        """Unmap ``count`` pages, up to the first that is not mapped."""
-        self._heal()
-        context = self.contexts.get(number)
-        if context is None or dfn + count > self.xen.max_dfn + 1 or dfn <= MAILBOX_DFN < dfn + count:
-            return
-        assert context.table is not None
-        changes = Changes()
-        done, _ = context.table.unmap(dfn, count, changes)
-        self.intents[number].remove(dfn, done)
-        self.xen.finish_pass(self.dom0, context, dfn, max(done, 1), changes)
+        return step
 
     # ----------------------------------------------------------------------------------------- steps: DMA
 
@@ -332,7 +266,7 @@ class VtdRig:
             return (ROOT_NOT_PRESENT, CONTEXT_NOT_PRESENT)
         if iova > self.backend.max_iova:
             return (BEYOND_WIDTH,)
-        found = self.intents[device.context.number].find(iova >> PAGE_SHIFT)
+        found = self.software.intents[device.context.number].find(iova >> PAGE_SHIFT)
         if found is None or not found[1] & (2 if write else 1):
             return (NO_WRITE if write else NO_READ,)
         return (found[0] << PAGE_SHIFT | iova & 0xFFF,)
@@ -359,12 +293,6 @@ class VtdRig:
         for word, bits in self._flips.items():
             self.memory.words[word] ^= bits
         self._flips.clear()
-
-    def _heal(self) -> None:
-        """Before software goes on: tables as it left them, and no cache that knows better."""
-        if not self._trusted:
-            self.restore()
-            self.forget()
 
     def forget(self) -> None:
         """Empty every cache."""

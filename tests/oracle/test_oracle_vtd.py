@@ -25,10 +25,10 @@ def machine(request):
 @pytest.fixture
 def rig(machine):
     """A machine with device 0 in context 1."""
-    machine.context(1)
-    machine.attach(0, 1)
+    machine.steps["context"](1)
+    machine.steps["attach"](0, 1)
     yield machine
-    machine.free(1)
+    machine.steps["free"](1)
     machine.forget()
     assert machine.unit.differences == []
 
@@ -40,28 +40,28 @@ def answer(rig, iova, write=True):
 
 
 def test_qemu_translates_what_our_driver_mapped(rig):
-    rig.map(1, 0x200, 0x40200, 600, 3)
+    rig.steps["map"](1, 0x200, 0x40200, 600, 3)
     assert answer(rig, 0x200_008) == 0x40200_008
     assert answer(rig, 0x457_FF8, write=False) == 0x40457_FF8
     assert answer(rig, 0x458_000) == 5
 
 
 def test_qemu_walks_our_1_gib_page(rig):
-    rig.map(1, 0x40000, 0x40000, 0x40000, 3)
+    rig.steps["map"](1, 0x40000, 0x40000, 0x40000, 3)
     assert [step.name for step in rig.ours.walk(0x18, 0x5234_5678).steps][-1] == "SL-PDPE"
     assert answer(rig, 0x5234_5678) == 0x5234_5678
 
 
 def test_an_unmapped_page_faults_in_qemu_once_our_driver_returns(rig):
-    rig.map(1, 0x300, 0x40300, 4, 3)
+    rig.steps["map"](1, 0x300, 0x40300, 4, 3)
     assert answer(rig, 0x301_000) == 0x40301_000
-    rig.unmap(1, 0x301, 1)
+    rig.steps["unmap"](1, 0x301, 1)
     assert answer(rig, 0x301_000) == 5
     assert answer(rig, 0x302_000, write=False) == 0x40302_000
 
 
 def test_both_halves_stay_stale_until_the_right_command_and_not_longer(rig):
-    rig.map(1, 0x500, 0x40500, 1, 3)
+    rig.steps["map"](1, 0x500, 0x40500, 1, 3)
     assert answer(rig, 0x500_000) == 0x40500_000
     leaf = len(rig.ours.walk(0x18, 0x500_000).steps) - 1
     rig.flip(0, 0x500_000, leaf, 12)  # the frame's lowest bit
