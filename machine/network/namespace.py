@@ -163,6 +163,8 @@ def _spawn(link: str, echo: bool) -> list[int]:
             )
         except subprocess.TimeoutExpired:
             raise WireError(f"no network namespace after {SETUP_SECONDS} s; the child hangs") from None
+        except OSError as error:
+            raise WireError(f"no network namespace: the child could not be started: {error}") from None
         theirs.close()
         message, descriptors, _, _ = socket.recv_fds(ours, 4096, 2)
     if not message:
