@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Command queue: its consumption, its errors, and what each command does (IHI 0070, 4 and 7.1).
+"""The Command queue: its consumption and its errors (IHI 0070, 4.1, 4.2, 4.7.3 and 7.1).
 
 Commands take effect in order, at once, and are complete when consumed.  The first one that is illegal or cannot
 be read stops the queue with CMDQ_CONS pointing at it, until software acknowledges GERROR.CMDQ_ERR.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Final
 
-from base.bits import Layout, bit, bits
+from base.bits import Layout, bits
 from machine.iommu.smmuv3.config import Smmuv3Config
 from machine.iommu.smmuv3.interrupts import CMDQ_ERR, MSI_CMDQ_ABT_ERR, Interrupts
+from machine.iommu.smmuv3.invalidation import CERROR_ILL, HandlerTable
 from machine.iommu.smmuv3.registers import (
     CMDQ_BASE,
     CMDQ_CONS,
@@ -24,11 +24,10 @@ from machine.iommu.smmuv3.registers import (
     RegisterFile,
 )
 from machine.iommu.smmuv3.streams import StreamTable
-from machine.iommu.smmuv3.tlb import Stage2Tlb, WalkCache
 from machine.memory import PhysicalMemory
 
-CERROR_ILL: Final = 1
 CERROR_ABT: Final = 2
+CERROR_ATC_INV_SYNC: Final = 3
 _ERR_SHIFT: Final = 24
 
 CMD_SYNC: Final = 0x46
@@ -39,30 +38,7 @@ _SSEC: Final = 1 << 10
 _SIG_IRQ: Final = 1
 _SIG_SEV: Final = 2
 _SIG_RESERVED: Final = 3
-_RANGE_ALL: Final = 31
-_IPA: Final = 0x000F_FFFF_FFFF_F000
-_LEAF: Final = 1
-_TG_4K: Final = 1
-_TG_16K: Final = 2
-
-
-class Command0(Layout):
-    """First word of a TLB or configuration invalidation; fields differ by command and may share bits."""
-
-    stream_id = bits(63, 32)
-    scale = bits(24, 20)
-    num = bits(16, 12)
-    ssec = bit(10)
-    opcode = bits(7, 0)
-
-
-class InvalidateAddress(Layout):
-    """Second word of an invalidation by address (4.4.1.1)."""
-
-    address = bits(63, 12)
-    tg = bits(11, 10)
-    ttl = bits(9, 8)
-    leaf = bit(0)
+_SYNC_ROW: Final = ("CMD_SYNC", None)
 
 
 class Sync0(Layout):
@@ -76,9 +52,6 @@ class Sync0(Layout):
 
 
 SYNC_ADDRESS: Final = 0x00FF_FFFF_FFFF_FFFC
-
-Handler = Callable[[int, int], int]
-"""Executes one command given its two words; 0 or the CERROR code."""
 
 
 class CommandQueue:
@@ -94,8 +67,7 @@ class CommandQueue:
         config: Smmuv3Config,
         interrupts: Interrupts,
         streams: StreamTable,
-        tlb: Stage2Tlb,
-        tables: WalkCache,
+        handlers: HandlerTable,
         executed: defaultdict[str, int],
     ) -> None:
         self._words: Final = memory.words
@@ -104,33 +76,34 @@ class CommandQueue:
         self._config: Final = config
         self._interrupts: Final = interrupts
         self._streams: Final = streams
-        self._tlb: Final = tlb
-        self._tables: Final = tables
         self._executed: Final = executed
         self._msi_address: Final = SYNC_ADDRESS & (1 << config.oas) - 1 if config.msi else 0
-        self._handlers: Final = self._table()
+        self._handlers: Final = self._table() | handlers
         self._running = False
         self._base = 0
         self._wrap = 0
         self.refresh()
 
-    def _table(self) -> dict[int, tuple[str, Handler | None]]:
-        """Every opcode that this implementation knows; any other is CERROR_ILL.
+    def _table(self) -> HandlerTable:
+        """The commands of the queue itself, beside ``handlers``; any other opcode is CERROR_ILL.
 
         CMD_SYNC has no handler: signalling its completion is a step of the queue, after CONS has moved on.
-        Absent are the commands of features that the ID registers deny: stage 1 and hypervisor contexts
-        (CFGI_CD, TLBI_NH, TLBI_EL2), Secure state, MPAM, ATS, PRI, stalls and device permission tables.
+        Absent are the commands of features that the ID registers deny, and those of Secure state, MPAM and
+        device permission tables.
         """
         return {
             0x01: ("CMD_PREFETCH_CONFIG", self._prefetch_config),
             0x02: ("CMD_PREFETCH_ADDR", self._prefetch_addr),
-            0x03: ("CMD_CFGI_STE", self._cfgi_ste),
-            0x04: ("CMD_CFGI_STE_RANGE", self._cfgi_ste_range),
-            0x28: ("CMD_TLBI_S12_VMALL", self._tlbi_s12_vmall),
-            0x2A: ("CMD_TLBI_S2_IPA", self._tlbi_s2_ipa),
-            0x30: ("CMD_TLBI_NSNH_ALL", self._tlbi_nsnh_all),
-            CMD_SYNC: ("CMD_SYNC", None),
+            CMD_SYNC: _SYNC_ROW,
         }
+
+    def fail_next_sync(self) -> None:
+        """An invalidation of a device's cache was not answered: the next CMD_SYNC stops there (3.9.1.5)."""
+        self._handlers[CMD_SYNC] = ("CMD_SYNC", self._fail_sync)
+
+    def _fail_sync(self, low: int, high: int) -> int:
+        self._handlers[CMD_SYNC] = _SYNC_ROW
+        return CERROR_ATC_INV_SYNC
 
     def refresh(self) -> None:
         """Take over CMDQ_BASE; a size above IDR1.CMDQS counts as that size.  The base is size-aligned."""
@@ -232,56 +205,6 @@ class CommandQueue:
     def _prefetch_addr(self, low: int, high: int) -> int:
         """4.2.2: an implementation need not prefetch anything."""
         return CERROR_ILL if low & _SSEC else _OK
-
-    def _cfgi_ste(self, low: int, high: int) -> int:
-        if low & _SSEC:
-            return CERROR_ILL
-        self._streams.invalidate(low >> 32, bool(high & 1))
-        return _OK
-
-    def _cfgi_ste_range(self, low: int, high: int) -> int:
-        """4.3.2; a range of 31 is CMD_CFGI_ALL (4.3.6)."""
-        if low & _SSEC:
-            return CERROR_ILL
-        self._streams.invalidate_range(low >> 32, (high & 0x1F) + 1)
-        return _OK
-
-    def _tlbi_s12_vmall(self, low: int, high: int) -> int:
-        vmid = low >> 32 & 0xFFFF
-        self._tlb.invalidate_tag(vmid)
-        self._tables.invalidate_vmid(vmid)
-        return _OK
-
-    def _tlbi_s2_ipa(self, low: int, high: int) -> int:
-        """4.4.3.1 with the range and level hint of 4.4.1.1, where RIL is implemented; Leaf spares the tables.
-
-        Entries come from 4 KiB granule tables, so a command for another granule finds none.  Where the manual
-        calls the range of a hinted command UNPREDICTABLE (an address not aligned to the level), nothing goes.
-        """
-        vmid = low >> 32 & 0xFFFF
-        page = (high & _IPA) >> 12
-        granule = high >> 10 & 3 if self._config.ril else 0
-        if not granule:
-            self._tlb.invalidate_pages(vmid, page, 1)
-            if not high & _LEAF:
-                self._tables.invalidate_pages(vmid, page, 1)
-            return _OK
-        num, scale, ttl = low >> 12 & 0x1F, low >> 20 & 0x1F, high >> 8 & 3
-        if granule == _TG_16K and ttl == 1:
-            ttl = 0
-        if not (num or scale or ttl):
-            return CERROR_ILL
-        if granule == _TG_4K and not (ttl and page & (1 << 9 * (3 - ttl)) - 1):
-            count = num + 1 << scale
-            self._tlb.invalidate_level(vmid, page, count, ttl)
-            if not high & _LEAF:
-                self._tables.invalidate_pages(vmid, page, count, ttl)
-        return _OK
-
-    def _tlbi_nsnh_all(self, low: int, high: int) -> int:
-        self._tlb.invalidate_all()
-        self._tables.invalidate_all()
-        return _OK
 
     def _signal(self, low: int, high: int) -> int:
         """4.7.3: everything before a CMD_SYNC is complete already; what is left is its signal."""

@@ -28,11 +28,18 @@ from machine.mmio import SystemBus
 C_BAD_STREAMID: Final = 0x02
 F_STE_FETCH: Final = 0x03
 C_BAD_STE: Final = 0x04
+F_BAD_ATS_TREQ: Final = 0x05
+F_STREAM_DISABLED: Final = 0x06
+F_TRANSL_FORBIDDEN: Final = 0x07
+C_BAD_SUBSTREAMID: Final = 0x08
+F_CD_FETCH: Final = 0x09
+C_BAD_CD: Final = 0x0A
 F_WALK_EABT: Final = 0x0B
 F_TRANSLATION: Final = 0x10
 F_ADDR_SIZE: Final = 0x11
 F_ACCESS: Final = 0x12
 F_PERMISSION: Final = 0x13
+F_TLB_CONFLICT: Final = 0x20
 
 EVENT_NAMES: Final = {
     0x01: "F_UUT",
@@ -55,7 +62,7 @@ EVENT_NAMES: Final = {
     0x24: "E_PAGE_REQUEST",
     0x25: "F_VMS_FETCH",
 }
-"""Every event number of 7.3, also those that a stage 2 unit cannot produce."""
+"""Every event number of 7.3, also those that this unit cannot produce."""
 
 RECORD_BYTES: Final = 32
 _RECORD: Final = struct.Struct("<4Q")
@@ -80,7 +87,11 @@ class EventWord1(Layout):
     stag = bits(15, 0)
 
 
+CLASS_CD: Final = EventWord1.pack(cls=0)
+CLASS_TT: Final = EventWord1.pack(cls=1)
 CLASS_IN: Final = EventWord1.pack(cls=2)
+TT_READ: Final = EventWord1.pack(ttrnw=1)
+STALL: Final = EventWord1.pack(stall=1)
 STAGE_2: Final = EventWord1.pack(s2=1)
 READ: Final = EventWord1.pack(rnw=1)
 INSTRUCTION: Final = EventWord1.pack(ind=1)
@@ -91,9 +102,24 @@ IPA_BITS: Final = 0x00FF_FFFF_FFFF_F000
 Record = tuple[int, int, int, int]
 
 
-def configuration_event(number: int, sid: int, fetch: int = 0) -> Record:
-    """C_BAD_STREAMID, C_BAD_STE or F_STE_FETCH; ``fetch`` is the address of the structure for the last."""
-    return (number | (sid & 0xFFFF_FFFF) << 32, 0, 0, fetch & FETCH_ADDRESS_BITS)
+SSV: Final = EventWord0.ssv.mask
+
+
+def who(number: int, sid: int, ssid: int | None) -> int:
+    """The first word of a record: event number, StreamID and, if there was one, SubstreamID."""
+    word = number | (sid & 0xFFFF_FFFF) << 32
+    return word if ssid is None else word | SSV | (ssid & 0xF_FFFF) << 12
+
+
+def configuration_event(number: int, sid: int, fetch: int = 0, ssid: int | None = None) -> Record:
+    """An event before translation: C_BAD_STREAMID to C_BAD_CD; ``fetch`` is the address of what a fetch aborted on.
+
+    C_BAD_SUBSTREAMID always names the SubstreamID and has no SSV.
+    """
+    word = who(number, sid, ssid)
+    if number == C_BAD_SUBSTREAMID:
+        word &= ~SSV
+    return (word, 0, 0, fetch & FETCH_ADDRESS_BITS)
 
 
 class EventQueue:
@@ -122,8 +148,15 @@ class EventQueue:
         words[EVENTQ_PROD] &= OVERFLOW | self._wrap
         words[EVENTQ_CONS] &= OVERFLOW | self._wrap
 
-    def write(self, record: Record) -> bool:
-        """Deliver ``record``; whether it reached the queue."""
+    def writable(self) -> bool:
+        """7.2.1: enabled, not full, no unacknowledged abort."""
+        words = self._registers.words
+        if not words[CR0] & EVENTQEN or self._interrupts.is_active(EVENTQ_ABT_ERR):
+            return False
+        return words[EVENTQ_PROD] - words[EVENTQ_CONS] & self._wrap != self._wrap + 1 >> 1
+
+    def write(self, record: Record, keeps: bool = False) -> bool:
+        """Deliver ``record``; whether it reached the queue.  ``keeps``: it is not lost if it does not (no overflow)."""
         words = self._registers.words
         if not words[CR0] & EVENTQEN or self._interrupts.is_active(EVENTQ_ABT_ERR):
             return False
@@ -132,7 +165,7 @@ class EventQueue:
         prod, cons = words[EVENTQ_PROD], words[EVENTQ_CONS]
         used = prod - cons & wrap
         if used == size:
-            if not (prod ^ cons) & OVERFLOW:
+            if not (keeps or (prod ^ cons) & OVERFLOW):
                 words[EVENTQ_PROD] = prod ^ OVERFLOW
             return False
         address = self._base + RECORD_BYTES * (prod & wrap >> 1)

@@ -4,29 +4,32 @@
 from typing import Final
 
 from machine.iommu.smmuv3.config import Smmuv3Config
-from machine.iommu.smmuv3.streams import (
-    CONFIG_ILLEGAL,
-    STE,
-    L1Std,
-    Ste0,
-    Ste1,
-    Ste2,
-    Ste3,
-    decode_ste,
-)
+from machine.iommu.smmuv3.contexts import CD, L1CD
+from machine.iommu.smmuv3.explain1 import describe_cd, describe_descriptor1, describe_l1cd
+from machine.iommu.smmuv3.ste import CONFIG_ILLEGAL, Ste0, Ste1, Ste2, Ste3, decode_ste
+from machine.iommu.smmuv3.streams import STE, L1Std
 from machine.iommu.smmuv3.walk import ADDRESS, LAST_LEVEL, LeafDescriptor, Visit
+from machine.iommu.smmuv3.walk1 import DESCRIPTOR1
 from machine.iommu.unit import WalkStep
 
 _CONFIG: Final = ("abort", "abort", "abort", "abort", "bypass", "S1", "S2", "S1+S2")
 _SHAREABILITY: Final = ("NSH", "SH-reserved", "OSH", "ISH")
 _SIZES: Final = ("512G", "1G", "2M", "4K")
 _DEVICE: Final = ("Device-nGnRnE", "Device-nGnRE", "Device-nGRE", "Device-GRE")
+_OPTIONS: Final = ("strw", "s1stalld", "eats")
+_MASKS: Final = {name: Ste1.fields[name].mask for name in _OPTIONS}
 _CACHEABILITY: Final = ("reserved", "NC", "WT", "WB")
 
 
-def explain(visit: Visit, config: Smmuv3Config) -> WalkStep:
-    """A visited structure with its meaning."""
-    if visit.name == STE:
+def explain(visit: Visit, config: Smmuv3Config, mair: int = 0) -> WalkStep:
+    """A visited structure with its meaning; ``mair`` are the attributes that stage 1 descriptors choose from."""
+    if visit.name == DESCRIPTOR1 and visit.level is not None:
+        meaning = describe_descriptor1(visit.words[0], visit.level, mair)
+    elif visit.name == CD:
+        meaning = describe_cd(visit.words)
+    elif visit.name == L1CD:
+        meaning = describe_l1cd(visit.words[0])
+    elif visit.name == STE:
         meaning = describe_ste(visit.words, config)
     elif visit.level is None:
         meaning = describe_l1std(visit.words[0])
@@ -49,6 +52,18 @@ def describe_ste(words: tuple[int, ...], config: Smmuv3Config) -> str:
     low, attributes, stage2, table = words[:4]
     what = Ste0.config.get(low)
     parts = ["V" if low & 1 else "not valid", f"Config={_CONFIG[what]}"]
+    if low & 1 and what & 1 and what & 4:
+        parts.append(f"S1ContextPtr={low & Ste0.s1contextptr.mask:#x}")
+        if Ste0.s1cdmax.get(low):
+            parts.append(
+                f"S1CDMax={Ste0.s1cdmax.get(low)} S1Fmt={('linear', '4K', '64K', 'reserved')[Ste0.s1fmt.get(low)]}"
+                f" S1DSS={('terminate', 'bypass', 'substream0', 'reserved')[Ste1.s1dss.get(attributes)]}"
+            )
+        if not what & 2:
+            parts.append(f"VMID={Ste2.s2vmid.get(stage2)}")
+        parts += [
+            f"{name.upper()}={Ste1.fields[name].get(attributes)}" for name in _OPTIONS if attributes & _MASKS[name]
+        ]
     if low & 1 and what & 2 and what & 4:
         parts += [
             f"VMID={Ste2.s2vmid.get(stage2)}",

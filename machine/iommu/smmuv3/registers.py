@@ -35,16 +35,26 @@ CMDQ_CONS: Final = 0x9C
 EVENTQ_BASE: Final = 0xA0
 EVENTQ_IRQ_CFG0: Final = 0xB0
 EVENTQ_IRQ_CFG1: Final = 0xB8
+PRIQ_BASE: Final = 0xC0
+PRIQ_IRQ_CFG0: Final = 0xD0
+PRIQ_IRQ_CFG1: Final = 0xD8
 EVENTQ_PROD: Final = 0x100A8
 EVENTQ_CONS: Final = 0x100AC
+PRIQ_PROD: Final = 0x100C8
+PRIQ_CONS: Final = 0x100CC
 
 SMMUEN: Final = 1 << 0
+PRIQEN: Final = 1 << 1
 EVENTQEN: Final = 1 << 2
 CMDQEN: Final = 1 << 3
+ATSCHK: Final = 1 << 4
 
 GERROR_IRQEN: Final = 1 << 0
+PRIQ_IRQEN: Final = 1 << 1
 EVENTQ_IRQEN: Final = 1 << 2
 
+E2H: Final = 1 << 0
+"""CR2: streams of the EL2 world use EL2-E2H."""
 RECINVSID: Final = 1 << 1
 """CR2: record C_BAD_STREAMID."""
 
@@ -106,9 +116,11 @@ FREE: Final = Guard(CR0, 0)
 _BY_SMMUEN: Final = Guard(CR0, SMMUEN)
 _BY_CMDQEN: Final = Guard(CR0, CMDQEN)
 _BY_EVENTQEN: Final = Guard(CR0, EVENTQEN)
-_BY_QUEUES: Final = Guard(CR0, CMDQEN | EVENTQEN)
+_BY_PRIQEN: Final = Guard(CR0, PRIQEN)
+_BY_QUEUES: Final = Guard(CR0, CMDQEN | EVENTQEN | PRIQEN)
 _BY_GERROR_IRQEN: Final = Guard(IRQ_CTRL, GERROR_IRQEN)
 _BY_EVENTQ_IRQEN: Final = Guard(IRQ_CTRL, EVENTQ_IRQEN)
+_BY_PRIQ_IRQEN: Final = Guard(IRQ_CTRL, PRIQ_IRQEN)
 
 
 class Register(NamedTuple):
@@ -138,6 +150,21 @@ def register_map(config: Smmuv3Config) -> tuple[Register, ...]:
     errors = Gerror.pack(
         sfm_err=1, msi_gerror_abt_err=1, msi_eventq_abt_err=1, msi_cmdq_abt_err=1, eventq_abt_err=1, cmdq_err=1
     )
+    enables = SMMUEN | EVENTQEN | CMDQEN | (ATSCHK if config.ats else 0)
+    interrupts = GERROR_IRQEN | EVENTQ_IRQEN
+    pages: tuple[Register, ...] = ()
+    if config.pri:
+        enables |= PRIQEN
+        interrupts |= PRIQ_IRQEN
+        errors |= Gerror.pack(msi_priq_abt_err=1, priq_abt_err=1)
+        pages = (
+            Register("PRIQ_BASE", PRIQ_BASE, 8, hint | address, _BY_PRIQEN),
+            Register("PRIQ_IRQ_CFG0", PRIQ_IRQ_CFG0, 8, message, _BY_PRIQ_IRQEN),
+            Register("PRIQ_IRQ_CFG1", PRIQ_IRQ_CFG1, 4, data, _BY_PRIQ_IRQEN),
+            Register("PRIQ_IRQ_CFG2", 0xDC, 4, attributes | 1 << 31, _BY_PRIQ_IRQEN),
+            Register("PRIQ_PROD", PRIQ_PROD, 4, OVERFLOW | INDEX_BITS, _BY_PRIQEN),
+            Register("PRIQ_CONS", PRIQ_CONS, 4, OVERFLOW | INDEX_BITS),
+        )
     return (
         Register("IDR0", 0x00, 4),
         Register("IDR1", 0x04, 4),
@@ -147,15 +174,15 @@ def register_map(config: Smmuv3Config) -> tuple[Register, ...]:
         Register("IDR5", 0x14, 4),
         Register("IIDR", 0x18, 4),
         Register("AIDR", 0x1C, 4),
-        Register("CR0", CR0, 4, SMMUEN | EVENTQEN | CMDQEN),
+        Register("CR0", CR0, 4, enables),
         Register("CR0ACK", CR0ACK, 4),
         Register("CR1", CR1, 4, queue_half, _BY_QUEUES),
         Register("CR1", CR1, 4, table_half, _BY_SMMUEN),
-        Register("CR2", CR2, 4, RECINVSID, _BY_SMMUEN),
+        Register("CR2", CR2, 4, RECINVSID | (E2H if config.hyp else 0), _BY_SMMUEN),
         Register("STATUSR", 0x40, 4),
         Register("GBPA", GBPA, 4),
         Register("AGBPA", 0x48, 4),
-        Register("IRQ_CTRL", IRQ_CTRL, 4, GERROR_IRQEN | EVENTQ_IRQEN),
+        Register("IRQ_CTRL", IRQ_CTRL, 4, interrupts),
         Register("IRQ_CTRLACK", IRQ_CTRLACK, 4),
         Register("GERROR", GERROR, 4),
         Register("GERRORN", GERRORN, 4, errors),
@@ -173,6 +200,7 @@ def register_map(config: Smmuv3Config) -> tuple[Register, ...]:
         Register("EVENTQ_IRQ_CFG2", 0xBC, 4, attributes, _BY_EVENTQ_IRQEN),
         Register("EVENTQ_PROD", EVENTQ_PROD, 4, OVERFLOW | INDEX_BITS, _BY_EVENTQEN),
         Register("EVENTQ_CONS", EVENTQ_CONS, 4, OVERFLOW | INDEX_BITS),
+        *pages,
     )
 
 

@@ -9,44 +9,28 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
 
-from base.units import U64_MAX
+from machine.iommu.replacement import Replacement
 from machine.iommu.smmuv3.commands import CommandQueue
 from machine.iommu.smmuv3.config import Smmuv3Config
-from machine.iommu.smmuv3.events import (
-    C_BAD_STE,
-    C_BAD_STREAMID,
-    CLASS_IN,
-    EVENT_NAMES,
-    F_ADDR_SIZE,
-    F_PERMISSION,
-    F_WALK_EABT,
-    FETCH_ADDRESS_BITS,
-    IPA_BITS,
-    READ,
-    STAGE_2,
-    EventQueue,
-    Record,
-    configuration_event,
-)
-from machine.iommu.smmuv3.explain import explain
+from machine.iommu.smmuv3.events import CLASS_IN, F_ADDR_SIZE, F_PERMISSION, EventQueue
+from machine.iommu.smmuv3.faults import ABORTED_BY_STE, FaultRecorder, blocked_while_disabled
 from machine.iommu.smmuv3.interrupts import Interrupts, Wire
+from machine.iommu.smmuv3.invalidation import Invalidations
+from machine.iommu.smmuv3.observe import Observer
 from machine.iommu.smmuv3.registers import (
     CMDQ_BASE,
     CMDQ_CONS,
     CMDQ_PROD,
     CR0,
     CR0ACK,
-    CR2,
     EVENTQ_BASE,
     EVENTQ_CONS,
     EVENTQ_PROD,
     GBPA,
-    GBPA_ABORT,
     GBPA_UPDATE,
     GERRORN,
     IRQ_CTRL,
     IRQ_CTRLACK,
-    RECINVSID,
     REGISTER_SIZE,
     SMMUEN,
     STRTAB_BASE,
@@ -54,30 +38,23 @@ from machine.iommu.smmuv3.registers import (
     Gbpa,
     RegisterFile,
 )
-from machine.iommu.smmuv3.streams import (
-    CONFIG_ABORT,
-    CONFIG_ILLEGAL,
-    NoStream,
-    Stream,
-    StreamTable,
-)
-from machine.iommu.smmuv3.tlb import Stage2Tlb, WalkCache
-from machine.iommu.smmuv3.walk import ALLOW_READ, ALLOW_WRITE, Stop, Visit, walk_stage2
+from machine.iommu.smmuv3.stalls import Stalls
+from machine.iommu.smmuv3.streams import NoStream, StreamTable, configuration_fault
+from machine.iommu.smmuv3.tlb import CONFLICT, Stage2Tlb, WalkCache
+from machine.iommu.smmuv3.translation import Caches, Translator
+from machine.iommu.smmuv3.walk import ALLOW_WRITE, WRITABLE_CLEAN, Stop
 from machine.iommu.unit import Counters, Fault, Walk
 from machine.mmio import SystemBus
 
-ABORTED_BY_STE: Final = "STE.Config=abort"
-ABORTED_BY_GBPA: Final = "GBPA.ABORT"
-BEYOND_OAS: Final = "address beyond OAS"
-"""Names of the three ways to be blocked without an event; their ``code`` is 0."""
-
+_BEYOND_IAS: Final = Stop(F_ADDR_SIZE, stage2=False)
 _NOTHING: Final[dict[int, tuple[int, int]]] = {}
 
 
 class Smmuv3Unit:
-    """One SMMUv3 with stage 2: an ``IommuUnit``.
+    """One SMMUv3: an ``IommuUnit``.
 
-    ``iotlb_capacity``: how much the translation caches hold; ``None``: everything, until it is invalidated.
+    ``replacement`` decides how long every cache remembers; ``None``: until a command makes it forget.
+    ``iotlb_capacity`` overrules it for translations: the oldest of that many makes way.
     ``wire`` is called with the name of every wired interrupt output that pulses.
     """
 
@@ -88,6 +65,7 @@ class Smmuv3Unit:
         config: Smmuv3Config | None = None,
         iotlb_capacity: int | None = None,
         wire: Wire | None = None,
+        replacement: Replacement | None = None,
     ) -> None:
         self.name = name
         self.register_size = REGISTER_SIZE
@@ -95,22 +73,22 @@ class Smmuv3Unit:
         self.counters = Counters(commands=executed)
         self.config: Final = config if config is not None else Smmuv3Config()
         self.registers: Final = RegisterFile(self.config)
-        self._words: Final = bus.memory.words
-        self._limit: Final = bus.memory.size >> 3
-        self._tlb: Final = Stage2Tlb(iotlb_capacity)
-        self._tables: Final = WalkCache(iotlb_capacity)
-        self._streams: Final = StreamTable(bus.memory, self.registers, self.config)
+        self._replacement: Final = replacement
+        self._caches: Final = Caches.make(bus.memory, self.config, iotlb_capacity, replacement)
+        self._tlb: Final = self._caches.tlb2
+        self._translator: Final = Translator(bus.memory, self.config, self._caches, self.counters)
+        self._streams: Final = StreamTable(bus.memory, self.registers, self.config, replacement)
+        self._observer: Final = Observer(bus.memory, self.registers, self.config, self._streams)
         self._interrupts: Final = Interrupts(bus, self.registers, wire)
         self._events: Final = EventQueue(bus, self.registers, self._interrupts, self.config.eventq_log2)
+        self.stalls: Final = Stalls(self.config, self._events)
+        self.stalls.connect(self.translate)
+        self._faults: Final = FaultRecorder(name, self.registers, self._events, self.stalls, self.counters)
+        handlers = Invalidations(self.config, self.registers, self._streams, self._caches).commands()
+        if self.config.stall_model != 1:
+            handlers |= self.stalls.commands()
         self._commands: Final = CommandQueue(
-            bus.memory,
-            self.registers,
-            self.config,
-            self._interrupts,
-            self._streams,
-            self._tlb,
-            self._tables,
-            executed,
+            bus.memory, self.registers, self.config, self._interrupts, self._streams, handlers, executed
         )
         self._translating = _NOTHING
         self._effects: Final = self._effect_table()
@@ -121,7 +99,7 @@ class Smmuv3Unit:
             CR0: self._write_cr0,
             GBPA: self._write_gbpa,
             IRQ_CTRL: self._write_irq_ctrl,
-            GERRORN: lambda _: self._commands.run(),
+            GERRORN: self._write_gerrorn,
             STRTAB_BASE: lambda _: self._streams.refresh(),
             STRTAB_BASE + 4: lambda _: self._streams.refresh(),
             STRTAB_BASE_CFG: lambda _: self._streams.refresh(),
@@ -132,18 +110,18 @@ class Smmuv3Unit:
             EVENTQ_BASE: lambda _: self._events.refresh(),
             EVENTQ_BASE + 4: lambda _: self._events.refresh(),
             EVENTQ_PROD: lambda _: self._events.trim(),
-            EVENTQ_CONS: lambda _: self._events.trim(),
+            EVENTQ_CONS: self._write_eventq_cons,
         }
 
     @property
     def iotlb(self) -> Stage2Tlb:
-        """The translations that are cached."""
+        """The translations of stage 2 that are cached."""
         return self._tlb
 
     @property
-    def walk_cache(self) -> WalkCache:
-        """The table descriptors that are cached."""
-        return self._tables
+    def walk_cache(self) -> WalkCache[int, int]:
+        """The table descriptors of stage 2 that are cached."""
+        return self._caches.tables2
 
     # -- registers ------------------------------------------------------------------------------------------
 
@@ -170,7 +148,18 @@ class Smmuv3Unit:
         words = self.registers.words
         words[CR0ACK] = words[CR0]
         self._select()
+        if not words[CR0] & SMMUEN:
+            self.stalls.terminate()
         self._commands.run()
+        self.stalls.settle()
+
+    def _write_gerrorn(self, value: int) -> None:
+        self._commands.run()
+        self.stalls.settle()
+
+    def _write_eventq_cons(self, value: int) -> None:
+        self._events.trim()
+        self.stalls.settle()
 
     def _write_gbpa(self, value: int) -> None:
         """6.3.14.1: a write without Update is ignored; with it, it takes effect at once."""
@@ -189,9 +178,10 @@ class Smmuv3Unit:
 
     # -- translation ----------------------------------------------------------------------------------------
 
-    def translate(self, sid: int, iova: int, write: bool) -> int | Fault:
+    def translate(self, sid: int, iova: int, write: bool, pasid: int | None = None) -> int | Fault:
+        """``pasid`` is the SubstreamID, ``None`` if the transaction has none."""
         stream = self._translating.get(sid)
-        if stream is not None:
+        if stream is not None and pasid is None:
             vmid, need_read = stream
             entry = self._tlb.lookup(vmid, iova >> 12)
             if entry is not None:
@@ -201,146 +191,76 @@ class Smmuv3Unit:
                     counters.config_hits += 1
                     counters.iotlb_hits += 1
                     return iova + delta
-        return self._translate_slowly(sid, iova, write)
+        return self._translate_slowly(sid, iova, write, pasid)
 
-    def _translate_slowly(self, sid: int, iova: int, write: bool) -> int | Fault:
+    def _translate_slowly(self, sid: int, iova: int, write: bool, pasid: int | None) -> int | Fault:
         """3.3.3: enable, configuration, address size, cached translation, walk, permission."""
-        words = self.registers.words
-        if not words[CR0] & SMMUEN:
-            blocked = self._blocked_while_disabled(iova)
-            return self._fault(sid, iova, write, 0, None, blocked) if blocked else iova
+        if not self.registers.words[CR0] & SMMUEN:
+            blocked = blocked_while_disabled(self.registers.words, self.config, iova)
+            return self._faults.silent(sid, iova, write, pasid, blocked) if blocked else iova
         counters = self.counters
         if sid in self._streams.cached:
             counters.config_hits += 1
         else:
             counters.config_misses += 1
         stream = self._streams.lookup(sid)
-        number = self._configuration_fault(stream)
+        number = configuration_fault(stream)
         if number is not None or isinstance(stream, NoStream):
+            if not number:
+                return self._faults.silent(sid, iova, write, pasid, ABORTED_BY_STE)
             fetch = stream.fetch if isinstance(stream, NoStream) else 0
-            return self._configuration_error(sid, iova, write, number or 0, fetch)
+            return self._faults.configuration(sid, iova, write, pasid, number, fetch)
+        if stream.stage1 is not None or pasid is not None:
+            outcome = self._translator.translate(sid, stream, iova, write, pasid)
+            if isinstance(outcome, Stop):
+                return self._faults.stopped(sid, iova, write, pasid, stream, outcome)
+            return outcome
         if iova >> self.config.oas:
-            return self._translation_error(sid, iova, write, F_ADDR_SIZE, stream, stage2=False)
+            return self._faults.stopped(sid, iova, write, None, stream, _BEYOND_IAS)
         stage2 = stream.stage2
         if stage2 is None:
             return iova
         entry = self._tlb.lookup(stage2.vmid, iova >> 12)
-        if entry is not None:
+        if entry is None:
+            counters.iotlb_misses += 1
+            found = self._translator.fill2(stage2, iova, write)
+            if isinstance(found, Stop):
+                return self._faults.stopped(sid, iova, write, None, stream, found._replace(ipa=iova))
+            delta, allowed, _ = found
+        else:
             counters.iotlb_hits += 1
             delta, allowed = entry
-        else:
-            counters.iotlb_misses += 1
-            known = self._tables.known(stage2.vmid)
-            found = walk_stage2(self._words, self._limit, stage2, iova, known)
-            if isinstance(found, Stop):
-                return self._translation_error(sid, iova, write, found.number, stream, fetch=found.fetch)
-            base, order, allowed = found
-            delta = base - (iova & -(4096 << order))
-            self._tlb.insert(stage2.vmid, iova >> 12, order, (delta, allowed))
+            if allowed & (CONFLICT | WRITABLE_CLEAN):
+                second = self._translator.stage2(stage2, iova, ALLOW_WRITE if write else stream.need_read, CLASS_IN)
+                if isinstance(second, Stop):
+                    return self._faults.stopped(sid, iova, write, None, stream, second)
+                return second[0]
         if allowed & (ALLOW_WRITE if write else stream.need_read):
             return iova + delta
-        return self._translation_error(sid, iova, write, F_PERMISSION, stream)
+        return self._faults.stopped(sid, iova, write, None, stream, Stop(F_PERMISSION, ipa=iova))
 
-    def _blocked_while_disabled(self, iova: int) -> str | None:
-        """6.3.14 and 3.4: bypass, or a silent abort."""
-        if self.registers.words[GBPA] & GBPA_ABORT:
-            return ABORTED_BY_GBPA
-        return BEYOND_OAS if iova >> self.config.oas else None
-
-    def _configuration_fault(self, stream: Stream | NoStream) -> int | None:
-        """The event number of a configuration that stops every transaction: 0 for a silent one."""
-        if isinstance(stream, NoStream):
-            return stream.number
-        if stream.config == CONFIG_ILLEGAL:
-            return C_BAD_STE
-        return 0 if stream.config == CONFIG_ABORT else None
-
-    # -- faults ---------------------------------------------------------------------------------------------
-
-    def _configuration_error(self, sid: int, iova: int, write: bool, number: int, fetch: int) -> Fault:
-        if not number:
-            return self._fault(sid, iova, write, 0, None, ABORTED_BY_STE)
-        record: Record | None = configuration_event(number, sid, fetch)
-        if number == C_BAD_STREAMID and not self.registers.words[CR2] & RECINVSID:
-            record = None
-        return self._fault(sid, iova, write, number, record)
-
-    def _translation_error(
-        self,
-        sid: int,
-        iova: int,
-        write: bool,
-        number: int,
-        stream: Stream,
-        stage2: bool = True,
-        fetch: int = 0,
-    ) -> Fault:
-        """7.3.12 to 7.3.16; STE.S2R silences stage 2 faults, but not external aborts (5.5)."""
-        address = iova & U64_MAX
-        details = CLASS_IN | (stream.write_attributes if write else READ | stream.read_attributes)
-        record: Record | None
-        if number == F_WALK_EABT:
-            record = (number | sid << 32, details | STAGE_2, address, fetch & FETCH_ADDRESS_BITS)
-        elif not stage2:
-            record = (number | sid << 32, details, address, 0)
-        elif stream.stage2 is not None and stream.stage2.records:
-            record = (number | sid << 32, details | STAGE_2, address, address & IPA_BITS)
-        else:
-            record = None
-        return self._fault(sid, iova, write, number, record)
-
-    def _fault(
-        self, sid: int, iova: int, write: bool, number: int, record: Record | None, name: str | None = None
-    ) -> Fault:
-        self.counters.faults += 1
-        written = record if record is not None and self._events.write(record) else ()
-        return Fault(self.name, sid, iova, write, number, name or EVENT_NAMES[number], written)
-
-    # -- explanation ----------------------------------------------------------------------------------------
-
-    def walk(self, sid: int, iova: int, write: bool = False) -> Walk:
-        visits: list[Visit] = []
-
-        def finish(
-            maddr: int | None,
-            page_size: int | None = None,
-            allowed: tuple[bool, bool] = (False, False),
-            blocked: str | None = None,
-        ) -> Walk:
-            steps = tuple(explain(visit, self.config) for visit in visits)
-            return Walk(sid, iova, write, steps, maddr, page_size, *allowed, blocked)
-
-        if not self.registers.words[CR0] & SMMUEN:
-            blocked = self._blocked_while_disabled(iova)
-            return finish(None, blocked=blocked) if blocked else finish(iova, None, (True, True))
-        stream = self._streams.explain(sid, visits)
-        number = self._configuration_fault(stream)
-        if number is not None or isinstance(stream, NoStream):
-            return finish(None, blocked=EVENT_NAMES[number] if number else ABORTED_BY_STE)
-        if iova >> self.config.oas:
-            return finish(None, blocked=EVENT_NAMES[F_ADDR_SIZE])
-        if stream.stage2 is None:
-            return finish(iova, None, (True, True))
-        found = walk_stage2(self._words, self._limit, stream.stage2, iova, None, visits)
-        if isinstance(found, Stop):
-            return finish(None, blocked=EVENT_NAMES[found.number])
-        allowed = (bool(found.allowed & ALLOW_READ), bool(found.allowed & ALLOW_WRITE))
-        if not found.allowed & (ALLOW_WRITE if write else stream.need_read):
-            return finish(None, None, allowed, EVENT_NAMES[F_PERMISSION])
-        size = 4096 << found.order
-        return finish(found.base + (iova & size - 1), size, allowed)
+    def walk(self, sid: int, iova: int, write: bool = False, pasid: int | None = None) -> Walk:
+        return self._observer.walk(sid, iova, write, pasid)
 
     # -- state ----------------------------------------------------------------------------------------------
 
     def save(self) -> Any:
-        return (dict(self.registers.words), self._streams.save(), self._tlb.save(), self._tables.save())
+        return (
+            dict(self.registers.words),
+            self._streams.save(),
+            self._caches.save(),
+            self.stalls.save(),
+            None if self._replacement is None else self._replacement.save(),
+        )
 
     def restore(self, state: Any) -> None:
-        registers, streams, tlb, tables = state
+        registers, streams, caches, stalls, replacement = state
         self.registers.words.update(registers)
         self._streams.restore(streams)
-        self._tlb.restore(tlb)
-        self._tables.restore(tables)
+        self._caches.restore(caches)
+        self.stalls.restore(stalls)
+        if self._replacement is not None:
+            self._replacement.restore(replacement)
         self._events.refresh()
         self._commands.refresh()
         self._select()

@@ -4,14 +4,15 @@
 Levels 0 to 3 resolve input address bits 47:39, 38:30, 29:21 and 20:12.  The start level may index up to 16
 concatenated tables, whose descriptors simply follow one another.  Faults are found in the architecture's
 order: translation, then address size, then access flag; permission is the caller's check, because a
-translation that lacks permission may still be cached.
+translation that lacks permission may still be cached.  The walk writes nothing: a leaf that hardware is to mark
+(HTTU) is returned with ``SET_ACCESSED`` or ``WRITABLE_CLEAN`` among its rights, for the caller to do so.
 """
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from base.bits import Layout, bit, bits
-from machine.iommu.smmuv3.events import F_ACCESS, F_ADDR_SIZE, F_TRANSLATION, F_WALK_EABT
+from machine.iommu.smmuv3.events import CLASS_IN, F_ACCESS, F_ADDR_SIZE, F_TRANSLATION, F_WALK_EABT
 from machine.iommu.smmuv3.tlb import KnownTables
 
 ALLOW_READ: Final = 1
@@ -19,6 +20,17 @@ ALLOW_WRITE: Final = 2
 ALLOW_FETCH: Final = 4
 """Unprivileged instruction fetch."""
 ALLOW_PRIVILEGED_FETCH: Final = 8
+ALLOW_PRIVILEGED_READ: Final = 16
+ALLOW_PRIVILEGED_WRITE: Final = 32
+"""Stage 1 tells privileged data accesses from others; stage 2 gives both alike."""
+WRITABLE_CLEAN: Final = 64
+"""A write makes the page dirty in its descriptor, and is then allowed."""
+SET_ACCESSED: Final = 128
+"""AF is 0 and hardware sets it; no cached translation says so."""
+DEVICE: Final = 256
+"""Stage 2: memory of a Device type, which STE.S2PTW keeps table walks away from."""
+EVERYTHING: Final = 63
+"""What an absent stage 2 allows."""
 
 
 class LeafDescriptor(Layout):
@@ -40,6 +52,9 @@ class LeafDescriptor(Layout):
 
 ADDRESS: Final = LeafDescriptor.address.mask
 AF: Final = LeafDescriptor.af.mask
+DBM: Final = LeafDescriptor.dbm.mask
+_NORMAL: Final = 3 << 4
+"""MemAttr[3:2], which are 0 for the Device types."""
 LAST_LEVEL: Final = 3
 
 
@@ -56,6 +71,21 @@ class Visit(NamedTuple):
 DESCRIPTOR: Final = "stage 2 descriptor"
 
 
+class Stage2Controls(NamedTuple):
+    """What a stage 2 does about faults and flags."""
+
+    records: bool
+    """STE.S2R: faults of this stage are recorded."""
+    stalls: bool = False
+    """STE.S2S: they stall."""
+    protects_walks: bool = False
+    """STE.S2PTW: no table or CD is fetched from Device memory."""
+    sets_accessed: bool = False
+    """STE.S2HA."""
+    sets_dirty: bool = False
+    """STE.S2HA and S2HD."""
+
+
 class Stage2(NamedTuple):
     """The stage 2 half of a stream's configuration, as the walk needs it."""
 
@@ -69,25 +99,30 @@ class Stage2(NamedTuple):
     """Descriptor address bits above the effective S2PS."""
     affd: bool
     xnx: bool
-    records: bool
-    """STE.S2R: faults of this stage are recorded."""
+    controls: Stage2Controls
 
 
-class Leaf(NamedTuple):
-    """Where a walk ended well."""
-
-    base: int
-    """Output address of the first byte that the leaf maps."""
-    order: int
-    """log2 of the 4 KiB pages that it maps: 0, 9 or 18."""
-    allowed: int
+Leaf = tuple[int, int, int, int]
+"""Where a walk ended well: output address of the first byte that the leaf maps; log2 of the 4 KiB pages that it
+maps (0, 9 or 18); what it allows; index of the descriptor among the words of RAM."""
 
 
 class Stop(NamedTuple):
-    """Where a walk ended with a fault; ``fetch`` is the descriptor's address for F_WALK_EABT."""
+    """Where a walk ended with a fault."""
 
     number: int
     fetch: int = 0
+    """Machine address of what could not be fetched, for F_WALK_EABT and F_CD_FETCH."""
+    stage2: bool = True
+    details: int = CLASS_IN
+    """CLASS and TTRnW, in place for an event's second word."""
+    ipa: int = 0
+    """What stage 2 was asked to translate."""
+    ssid: int | None = None
+    """C_BAD_SUBSTREAMID: the index that was looked up, where it was not the transaction's."""
+    records: bool = True
+    stalls: bool = False
+    """CD.R and CD.S, for a fault of stage 1; stage 2 has its :class:`Stage2Controls`."""
 
 
 _WALK_FAULT: Final = {number: Stop(number) for number in (F_TRANSLATION, F_ADDR_SIZE, F_ACCESS)}
@@ -125,7 +160,7 @@ def walk_stage2(
     ``known``, if given, are cached table descriptors: the walk starts below the deepest one and adds what it reads.
     ``visits``, if given, receives every descriptor that was read.
     """
-    _vmid, root, level, input_bits, oversize, affd, xnx, _records = stage2
+    _vmid, root, level, input_bits, oversize, affd, xnx, controls = stage2
     if ipa >> input_bits:
         return _STOP_TRANSLATION
     shift = 39 - 9 * level
@@ -167,6 +202,14 @@ def walk_stage2(
         slot = ipa >> shift & 0x1FF
     if descriptor & oversize:
         return _STOP_ADDR_SIZE
-    if not descriptor & AF and not affd:
-        return _STOP_ACCESS
-    return Leaf(descriptor & ADDRESS & -(1 << shift), shift - 12, permissions(descriptor, xnx))
+    allowed = permissions(descriptor, xnx)
+    if not descriptor & AF:
+        if controls.sets_accessed:
+            allowed |= SET_ACCESSED
+        elif not affd:
+            return _STOP_ACCESS
+    if not descriptor & _NORMAL:
+        allowed |= DEVICE
+    if descriptor & DBM and not allowed & ALLOW_WRITE and controls.sets_dirty:
+        allowed |= WRITABLE_CLEAN
+    return (descriptor & ADDRESS & -(1 << shift), shift - 12, allowed, index)
