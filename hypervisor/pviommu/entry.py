@@ -29,6 +29,11 @@ UNION_SIZE: Final = 32
 class Entry(Protocol):
     """A calling convention's way in."""
 
+    @property
+    def carries_progress(self) -> bool:
+        """Whether a re-issued call can say how far earlier passes got."""
+        ...
+
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         """One pass of the hypercall with registers ``args``; may answer :data:`RESTART`.
 
@@ -87,6 +92,8 @@ def _cleared(buffer: memoryview | bytearray) -> tuple[int, ...]:
 class SubopEntry:
     """Sub-op number and a pointer to its own struct (v4 on)."""
 
+    carries_progress: Final = True
+
     def __init__(self, abi: Abi) -> None:
         self._abi: Final = abi
         self._subops: Final = _prepare(abi)
@@ -131,6 +138,9 @@ class SubopEntry:
 
 class UnionEntry:
     """One pointer to a tagged union (v1 to v3); the whole union is copied back, whatever the result."""
+
+    carries_progress: Final = False
+    """A struct is no place for it; the limit of 256 pages bounds what goes on without a pause."""
 
     def __init__(self, abi: Abi) -> None:
         self._abi: Final = abi

@@ -81,7 +81,7 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
         limit = min(total - done, PASS_PAGES - (dfn + done & 511))
         if preempt is not None and preempt(vcpu):
             to_grain = _to_grain(dfn + done, unit)
-            if not to_grain and _can_resume(vcpu, dfn, done):
+            if not to_grain and _can_resume(xen, vcpu, dfn, done):
                 flushed = xen.finish_pass(domain, context, dfn + start, done - start, changes)
                 return flushed or RESTART, (done // unit,)
             limit = min(limit, to_grain or limit)
@@ -136,7 +136,7 @@ def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], p
             pause = PASS_PAGES
             if preempt(vcpu):
                 to_grain = _to_grain(dfn + done, unit)
-                if not to_grain and _can_resume(vcpu, dfn, done):
+                if not to_grain and _can_resume(xen, vcpu, dfn, done):
                     flushed = xen.finish_pass(domain, context, dfn + start, done - start, changes)
                     return flushed or RESTART, (done // unit,)
                 pause = to_grain or pause
@@ -196,11 +196,11 @@ def _to_grain(dfn: int, unit: int) -> int:
     return -dfn % max(unit, RESUME_GRAIN)
 
 
-def _can_resume(vcpu: Vcpu, dfn: int, done: int) -> bool:
-    """Note that ``done`` pages are done, if that many can be noted."""
+def _can_resume(xen: "Xen", vcpu: Vcpu, dfn: int, done: int) -> bool:
+    """Note that ``done`` pages are done, if that many can be noted and the re-issued call can carry the note."""
     progress = done + dfn % RESUME_GRAIN
     vcpu.restart = (progress,)
-    return progress < MAX_PAGES
+    return xen.entry.carries_progress and progress < MAX_PAGES
 
 
 def _whole_unit(lookup: "Lookup", dfn: int, unit: int) -> int:

@@ -147,6 +147,16 @@ def test_any_pattern_of_preemption_gives_the_same_result(guest, bits, ranges) ->
     assert state(calm, 1) == state(busy, 1)
 
 
+def test_a_union_carries_no_progress_so_its_256_pages_go_through_at_once(caller3: Caller) -> None:
+    caller3.xen.preempt = always
+    seen = passes(caller3)
+    ctx = caller3.alloc()
+    for pfn, dfn in ((440, 2445), (1, 0x1001), (1300, 0x20FF)):
+        assert caller3.map(ctx, pfn, dfn, 255).fields["mapped"] == 255
+        assert caller3.unmap(ctx, dfn, 255).fields["unmapped"] == 255
+    assert seen == []
+
+
 # --------------------------------------------------------------------------------------------------- superpage units
 
 
