@@ -119,9 +119,11 @@ class SubopEntry:
         buffer: memoryview | bytearray | None = memory.window(arg, size)
         if buffer is None:  # not plain memory of one page: work on a copy
             raw = memory.read(arg, size) if copied_in else bytes(size)
-            if raw is None or (put_out is not None and not memory.writable(arg, size)):
+            if raw is None:
                 return -EFAULT
             buffer = copy = bytearray(raw)
+            if put_out is not None and not memory.writable(arg, size):
+                return -EINVAL if decode(copy) is None else -EFAULT
         fields = decode(buffer)
         if fields is None:
             return -EINVAL

@@ -4,7 +4,7 @@
 import pytest
 from guest_calls import RW, Caller
 
-from abi.errno import EFAULT
+from abi.errno import EFAULT, EINVAL
 from hypervisor.guest_access import DIRECT_MAP, HYPERVISOR_END, HYPERVISOR_START
 from hypervisor.p2m import RAM_RO
 
@@ -121,6 +121,17 @@ def test_a_struct_that_could_not_be_written_back_is_refused_before_anything_is_d
         assert caller.call_at(name, BUFFER + 100) == -EFAULT, name
         assert caller.xen.save() == before
         assert not caller.changed_frames()
+
+
+def test_a_hole_is_seen_before_whether_the_answer_could_be_written(caller7: Caller) -> None:
+    prepare(caller7)
+    linear = caller7.testbed.linear
+    for name in ("alloc_context", "map_pages", "unmap_pages"):
+        codec = caller7.abi.by_name[name].codec
+        linear.pages[BUFFER >> 12] = (9, True)
+        assert linear.write(BUFFER, codec.hole_mask.to_bytes(codec.size, "little"))
+        linear.pages[BUFFER >> 12] = (9, False)
+        assert caller7.call_at(name, BUFFER) == -EINVAL
 
 
 def test_half_a_struct_on_a_read_only_page_is_refused_as_a_whole(caller: Caller) -> None:
