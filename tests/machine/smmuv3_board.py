@@ -46,13 +46,15 @@ STE_ABORT = (0b0001, 1 << 44, 0, 0, 0, 0, 0, 0)
 
 
 class Board:
-    def __init__(self, config=None, capacity=None, enable=True, ram=RAM, two_level=False, log2streams=8):
+    def __init__(
+        self, config=None, capacity=None, enable=True, ram=RAM, two_level=False, log2streams=8, replacement=None
+    ):
         self.memory = PhysicalMemory(ram)
         self.bus = SystemBus(self.memory)
         self.doorbell = MessageInterrupts()
         self.bus.map(ITS_DOORBELL_PAGE, 0x1000, self.doorbell)
         self.pulses = []
-        self.unit = Smmuv3Unit("smmu0", self.bus, config or Smmuv3Config(), capacity, self.pulses.append)
+        self.unit = Smmuv3Unit("smmu0", self.bus, config or Smmuv3Config(), capacity, self.pulses.append, replacement)
         self.bus.map(BASE, self.unit.register_size, self.unit)
         self.two_level = two_level
         self._next_table = TABLES
