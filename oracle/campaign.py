@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from oracle.lockstep import Difference, Lockstep, Tally
+from oracle.lockstep import Difference, Tally
 from oracle.outcome import Finding, Outcome
 from oracle.process import ModelDied
 from oracle.program import Step, to_text
@@ -26,7 +26,10 @@ class Rig(Protocol):
     """A machine that takes steps."""
 
     @property
-    def unit(self) -> Lockstep: ...
+    def tally(self) -> Tally: ...
+
+    @property
+    def differences(self) -> list[Difference]: ...
 
     @property
     def steps(self) -> Mapping[str, Callable[..., None]]:
@@ -41,8 +44,8 @@ class Rig(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceOracle:
-    """How to make machines and programs for one device model."""
+class ProgramOracle:
+    """How to make machines and programs for one model."""
 
     name: str
     boot: Callable[[tuple[int, ...], bool], Rig]
@@ -58,7 +61,7 @@ class Mistake(ValueError):
 
 
 def run(
-    oracle: DeviceOracle, seconds: float, seed: int, progress: Callable[[Outcome], None], most: int | None = None
+    oracle: ProgramOracle, seconds: float, seed: int, progress: Callable[[Outcome], None], most: int | None = None
 ) -> Outcome:
     """Directed programs, then random ones for ``seconds`` (or until ``most`` accesses are checked)."""
     outcome = Outcome(oracle.name, seed)
@@ -76,7 +79,7 @@ def run(
     return outcome
 
 
-def replay(oracle: DeviceOracle, program: Sequence[Step]) -> Outcome:
+def replay(oracle: ProgramOracle, program: Sequence[Step]) -> Outcome:
     """One program as it stands, with the model's own account of its last access if it differs."""
     outcome = Outcome(oracle.name, 0)
     finding, tally, spent = _execute(oracle, program[0], iter(program[1:]), float("inf"), None)
@@ -100,7 +103,7 @@ Failure = tuple[list[Step], tuple[str, ...]]
 
 
 def _try(
-    oracle: DeviceOracle,
+    oracle: ProgramOracle,
     first: Step,
     steps: Iterable[Step],
     outcome: Outcome,
@@ -126,7 +129,7 @@ def _try(
 
 
 def _execute(
-    oracle: DeviceOracle,
+    oracle: ProgramOracle,
     first: Step,
     steps: Iterable[Step],
     deadline: float,
@@ -136,7 +139,7 @@ def _execute(
     rig = oracle.boot(first.arguments, False)
     history = [first]
     started = time.monotonic()
-    differences = rig.unit.differences
+    differences = rig.differences
     failure: Failure | None = None
     try:
         for step in steps:
@@ -145,12 +148,11 @@ def _execute(
             if differences or problem:
                 failure = history, _kind(differences, problem)
                 break
-            if not len(history) & 0xFF:
-                if progress is not None:
-                    progress(rig.unit.tally)
-                if time.monotonic() > deadline:
-                    break
-        return failure, rig.unit.tally, time.monotonic() - started
+            if progress is not None:
+                progress(rig.tally)
+            if time.monotonic() > deadline:
+                break
+        return failure, rig.tally, time.monotonic() - started
     finally:
         rig.close()
 
@@ -180,7 +182,7 @@ def _kind(differences: Sequence[Difference], problem: str) -> tuple[str, ...]:
     return differences[0].kind
 
 
-def _tell(oracle: DeviceOracle, program: Sequence[Step], length: int | None = None) -> Finding:
+def _tell(oracle: ProgramOracle, program: Sequence[Step], length: int | None = None) -> Finding:
     """Run a failing program once more with the model talking, and describe what happens."""
     rig = oracle.boot(program[0].arguments, True)
     try:
@@ -189,9 +191,9 @@ def _tell(oracle: DeviceOracle, program: Sequence[Step], length: int | None = No
         for step in program[1:]:
             said = len(rig.model_words())
             problem = _take(rig, step)
-            if rig.unit.differences or problem:
+            if rig.differences or problem:
                 break
-        differences = list(rig.unit.differences)
+        differences = list(rig.differences)
         words = rig.model_words()[said:].strip()
     finally:
         rig.close()

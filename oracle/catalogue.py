@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from oracle import vtd_oracle
-from oracle.campaign import DeviceOracle, replay, run
+from oracle import cpu_oracle, vtd_oracle
+from oracle.campaign import ProgramOracle, replay, run
 from oracle.outcome import Outcome
 from oracle.process import ModelMissing, find_program
 from oracle.program import Step
@@ -35,7 +35,7 @@ class Entry:
         return ""
 
 
-def _device(oracle: DeviceOracle, judges: str, needs: Callable[[], str]) -> Entry:
+def _programs(oracle: ProgramOracle, judges: str, needs: Callable[[], str]) -> Entry:
     return Entry(
         oracle.name,
         judges,
@@ -50,13 +50,23 @@ def qemu_x86() -> str:
     return find_program(("qemu-system-x86_64",), "qemu-system-x86", "PVIOMMU_QEMU_X86_64")
 
 
+def qemu_arm() -> str:
+    """QEMU for Arm."""
+    return find_program(("qemu-system-aarch64",), "qemu-system-arm", "PVIOMMU_QEMU_AARCH64")
+
+
 CATALOGUE: Final = {
     entry.name: entry
     for entry in (
-        _device(
+        _programs(
             vtd_oracle.ORACLE,
             "VT-d: our driver and our unit against QEMU's intel-iommu",
             qemu_x86,
+        ),
+        _programs(
+            cpu_oracle.ORACLE,
+            "stage 2: our SMMUv3 driver's tables and our walk against QEMU's Arm processor",
+            qemu_arm,
         ),
     )
 }

@@ -149,7 +149,7 @@ class CpuWalker:
             self._connection: Final = Qtest(
                 found,
                 [
-                    *("-machine", "virt,virtualization=on,memory-backend=ram"),
+                    *("-machine", "virt,virtualization=on,highmem=off,memory-backend=ram"),
                     *("-cpu", "max", "-m", f"{RAM_SIZE >> 20}M", "-accel", "tcg,thread=single"),
                     *("-device", f"loader,addr={CODE:#x},cpu-num=0"),
                 ],

@@ -151,6 +151,8 @@ class VtdRig:
         """Bits that are flipped at the moment, by word index."""
         self._trusted = True
         """Nothing is flipped, and no cache can hold what a flip let in."""
+        self.tally = self.unit.tally
+        self.differences = self.unit.differences
         self.steps: dict[str, Callable[..., None]] = {
             "context": self._software(self.software.context),
             "free": self._software(self.software.free),
@@ -258,7 +260,7 @@ class VtdRig:
             got = access.ours if self.unit.verdict is Verdict.EXCUSED else access.model
             if not (got.code in wanted if isinstance(got, Fault) else got in wanted):
                 should = " or ".join(f"{answer:#x}" for answer in wanted)
-                self.unit.differences.append(Difference(f"{access}, as software was asked", should, show(got), access))
+                self.differences.append(Difference(f"{access}, as software was asked", should, show(got), access))
 
     def _wanted(self, device: PciDevice, iova: int, write: bool) -> tuple[int, ...]:
         """The address, or the fault reasons, that follow from what software was asked to do."""
