@@ -8,6 +8,7 @@ invalidations, the eager one shows software that leans on what is cached, the ra
 ``None`` in place of a policy is :data:`MOST_STALE`, and costs nothing.
 """
 
+from itertools import islice
 from typing import Any, Final, Protocol
 
 
@@ -27,6 +28,16 @@ class Replacement(Protocol):
         ...
 
     def restore(self, state: Any) -> None: ...
+
+
+def make_room(entries: dict[Any, Any], replacement: Replacement | None) -> bool:
+    """Drop from ``entries`` what the policy wants gone before another is added; whether to add it."""
+    if replacement is None:
+        return True
+    victims = replacement.victims(len(entries))
+    for position in victims or ():
+        del entries[next(islice(entries, position, None))]
+    return victims is not None
 
 
 MOST_STALE: Final[Replacement | None] = None

@@ -83,6 +83,10 @@ class Invalidation:
         self._commands[name] += 1
         return granularity
 
+    def all_entries(self) -> None:
+        """Empty the caches of everything above page tables."""
+        self._contexts.invalidate_all()
+
     def all_translations(self) -> None:
         """Empty the IOTLB and the paging-structure caches."""
         self._iotlb.invalidate_all()

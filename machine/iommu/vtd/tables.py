@@ -5,11 +5,10 @@ The root table has an entry per bus, each pointing to a context table with an en
 Both kinds are 16 bytes, read here as a low and a high 64-bit word.
 """
 
-from itertools import islice
 from typing import Final, NamedTuple
 
 from base.bits import Layout, bit, bits
-from machine.iommu.replacement import Replacement
+from machine.iommu.replacement import Replacement, make_room
 from machine.iommu.vtd.config import SAGAW_BIT, VtdConfig
 from machine.iommu.vtd.reasons import (
     CONTEXT_ACCESS,
@@ -146,13 +145,8 @@ class ContextCache:
 
     def keep(self, sid: int, context: Context) -> None:
         """Remember what the tables said about ``sid``, if the replacement policy lets it."""
-        if self._replacement is not None:
-            victims = self._replacement.victims(len(self.entries))
-            if victims is None:
-                return
-            for position in victims:
-                del self.entries[next(islice(self.entries, position, None))]
-        self.entries[sid] = context
+        if make_room(self.entries, self._replacement):
+            self.entries[sid] = context
 
     def invalidate_all(self) -> None:
         self.entries.clear()

@@ -16,6 +16,7 @@ from machine.iommu.unit import Counters, Fault, Walk
 from machine.iommu.vtd.config import VtdConfig
 from machine.iommu.vtd.device_tlb import DeviceTlbInvalidation, DeviceTlbRequests
 from machine.iommu.vtd.explain import Explainer
+from machine.iommu.vtd.explain_scalable import ScalableExplainer
 from machine.iommu.vtd.faults import EventMessage, FaultLog
 from machine.iommu.vtd.invalidation import DrainingInvalidation, Invalidation, RegisterInvalidation
 from machine.iommu.vtd.legacy import LegacyResolver
@@ -45,6 +46,9 @@ from machine.iommu.vtd.registers import (
     WBF,
     RegisterFile,
 )
+from machine.iommu.vtd.scalable import ScalableMode
+from machine.iommu.vtd.scalable_invalidation import ScalableInvalidation
+from machine.iommu.vtd.scalable_tables import ScalableTables
 from machine.iommu.vtd.tables import Context, ContextCache, ContextTables
 from machine.iommu.vtd.visibility import view_of
 from machine.iommu.vtd.walk import ALLOWED_SHIFT, REASON_SHIFT, R, SecondLevel, W
@@ -55,6 +59,7 @@ _GSTS: Final = GSTS >> 2
 
 
 LEGACY: Final = 0
+SCALABLE: Final = 1
 """RTADDR.TTM."""
 
 
@@ -70,6 +75,7 @@ class VtdState(NamedTuple):
     queue: tuple[bool, int, int, bool, int | None]
     replacement: object
     view: object
+    scalable: object
 
 
 class VtdUnit:
@@ -100,6 +106,9 @@ class VtdUnit:
         self.tables: Final = ContextTables(config, self.view.words)
         self.contexts: Final = ContextCache(replacement)
         self.second_level: Final = SecondLevel(config, self.view.words, self.iotlb, replacement)
+        self.scalable: Final = ScalableMode(
+            config, bus.memory, self.view.words, self.second_level, self.counters, replacement
+        )
         self.faults: Final = FaultLog(config, self.registers, bus)
         self.invalidation: Final = self._make_invalidation()
         RegisterInvalidation(config, self.registers, self.invalidation)
@@ -113,19 +122,32 @@ class VtdUnit:
             self.counters,
         )
         self._explainer: Final = Explainer(bus.memory, ContextTables(config, bus.memory.words), self.second_level)
+        first = self.scalable.first
+        self._scalable_explainer: Final = ScalableExplainer(
+            bus.memory,
+            ScalableTables(config, bus.memory.words),
+            self.second_level,
+            first.leaf_reserved,
+            first.table_reserved,
+        )
         self._lookup: Final = self.iotlb.lookup
         self._cached_contexts: Final = self.contexts.entries
+        if isinstance(self.invalidation, ScalableInvalidation):
+            self.invalidation.register(self.queue)
         self.device_tlb: Final = DeviceTlbRequests(self._fault)
         self.device_tlb_invalidation: Final = DeviceTlbInvalidation(config, self.queue, self.counters.commands)
         self._legacy_resolver: Final = LegacyResolver(self._context_of, self.second_level)
         self._legacy = False
         """Translation is enabled, in legacy mode."""
+        self._scalable = False
         self._table_mode = LEGACY
         """RTADDR.TTM as SRTP latched it."""
         self.registers.on_write[GCMD >> 2] = self._command
 
     def _make_invalidation(self) -> Invalidation:
         parts = (self.config, self.contexts, self.second_level, self.counters)
+        if self.config.scalable:
+            return ScalableInvalidation(*parts, self.scalable)
         return DrainingInvalidation(*parts, self.view.drain) if self.config.write_buffer_flush else Invalidation(*parts)
 
     # Registers.
@@ -150,11 +172,11 @@ class VtdUnit:
             self.view.drain()
         if value & SRTP:
             root = self.registers.get64(RTADDR)
-            self.tables.root_table = root & -4096
+            self.tables.root_table = self.scalable.tables.root_table = root & -4096
             self._table_mode = root >> 10 & 3
             dwords[_GSTS] |= SRTP
             if self.config.set_root_invalidates:
-                self.contexts.invalidate_all()
+                self.invalidation.all_entries()
                 self.invalidation.all_translations()
         dwords[_GSTS] = dwords[_GSTS] & ~TE | value & TE
         self._choose_mode()
@@ -169,7 +191,12 @@ class VtdUnit:
         """TE or the table mode may have changed."""
         translating = bool(self.registers.dwords[_GSTS] & TE)
         self._legacy = translating and self._table_mode == LEGACY
-        self.device_tlb.resolver = self._legacy_resolver if self._legacy and self.config.device_tlb else None
+        self._scalable = translating and self._table_mode == SCALABLE
+        self.device_tlb.resolver = None
+        if self.config.device_tlb and self._legacy:
+            self.device_tlb.resolver = self._legacy_resolver
+        elif self.config.device_tlb and self._scalable:
+            self.device_tlb.resolver = self.scalable
 
     # Translation.
 
@@ -211,8 +238,17 @@ class VtdUnit:
         """Translation is off, or in another mode, or the request has a PASID."""
         if not self.registers.dwords[_GSTS] & TE:
             return iova
-        code = SM_LEGACY_WITH_PASID if self._table_mode == LEGACY else SM_TABLE_MODE
-        return self._fault(sid, iova, write, code, False, pasid)
+        if not self._scalable:
+            code = SM_LEGACY_WITH_PASID if self._table_mode == LEGACY else SM_TABLE_MODE
+            return self._fault(sid, iova, write, code, False, pasid)
+        if pasid is None and iova >> 20 == DOORBELL_MEGABYTE:
+            return self._interrupt_request(sid, iova, write)
+        scalable = self.scalable
+        granted = scalable.admit(sid, pasid, False)
+        result = -granted.code or scalable.translate(granted, iova, write)
+        if result >= 0:
+            return result
+        return self._fault(sid, iova, write, -result, granted.fpd, pasid)
 
     def connect_device_tlb(self, sid: int, port: InvalidationPort) -> None:
         self.device_tlb_invalidation.ports[sid] = port
@@ -223,13 +259,18 @@ class VtdUnit:
     def translated_request(self, sid: int, maddr: int, write: bool) -> int | Fault:
         return self.device_tlb.translated(sid, maddr, write)
 
-    def walk(self, sid: int, iova: int, write: bool = False) -> Walk:
-        if not self._legacy:
+    def walk(self, sid: int, iova: int, write: bool = False, pasid: int | None = None) -> Walk:
+        if not self.registers.dwords[_GSTS] & TE:
             return Walk(sid, iova, write, (), iova, None, True, True, None)
-        if iova >> 20 == DOORBELL_MEGABYTE:
+        if not self._scalable and (pasid is not None or not self._legacy):
+            code = SM_LEGACY_WITH_PASID if self._legacy else SM_TABLE_MODE
+            return Walk(sid, iova, write, (), None, None, False, False, FAULT_NAMES[code])
+        if pasid is None and iova >> 20 == DOORBELL_MEGABYTE:
             passes = write and not iova & 3
             blocked = None if passes else FAULT_NAMES[INTERRUPT_ADDRESS]
             return Walk(sid, iova, write, (), iova if passes else None, None, False, passes, blocked)
+        if self._scalable:
+            return self._scalable_explainer.walk(self.tables.root_table, sid, iova, write, pasid)
         return self._explainer.walk(self.tables.root_table, sid, iova, write)
 
     def _interrupt_request(self, sid: int, iova: int, write: bool) -> int | Fault:
@@ -272,6 +313,7 @@ class VtdUnit:
             (queue.enabled, queue.base, queue.size, queue.wide, queue.missing),
             None if self._replacement is None else self._replacement.save(),
             self.view.save(),
+            self.scalable.save(),
         )
 
     def restore(self, state: VtdState) -> None:
@@ -289,6 +331,7 @@ class VtdUnit:
         if self._replacement is not None:
             self._replacement.restore(state.replacement)
         self.view.restore(state.view)
+        self.scalable.restore(state.scalable)
         self._choose_mode()
         fresh = Counters()
         for field in fields(Counters):
