@@ -7,7 +7,7 @@ before it have happened, pieces after it have not.
 """
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final
 
 from base.units import PAGE_SIZE
 from machine.iommu.unit import Fault, IommuUnit
@@ -125,22 +125,15 @@ class PiecewisePort(DmaPort):
         return None
 
 
-class PasidUnit(IommuUnit, Protocol):
-    """A unit that translates requests with a PASID (process address space id)."""
-
-    def translate(self, sid: int, iova: int, write: bool, pasid: int | None = None) -> int | Fault: ...
-
-
 class PasidPort(PiecewisePort):
-    """A requester's way to memory with a PASID in every request; its unit must be a :class:`PasidUnit`."""
+    """A requester's way to memory with a PASID (process address space id) in every request."""
 
     def __init__(self, fabric: DmaFabric, sbdf: int, pasid: int) -> None:
         super().__init__(fabric, sbdf)
         self.pasid: Final = pasid
 
     def translate(self, unit: IommuUnit, iova: int, write: bool) -> int | Fault:
-        with_pasid: PasidUnit = unit  # type: ignore[assignment]
-        return with_pasid.translate(self.sbdf & 0xFFFF, iova, write, self.pasid)
+        return unit.translate(self.sbdf & 0xFFFF, iova, write, self.pasid)
 
 
 def _pieces(iova: int, length: int) -> Iterator[tuple[int, int]]:

@@ -92,10 +92,11 @@ class IommuUnit(Registers, Protocol):
     @property
     def counters(self) -> Counters: ...
 
-    def translate(self, sid: int, iova: int, write: bool) -> int | Fault:
+    def translate(self, sid: int, iova: int, write: bool, pasid: int | None = None) -> int | Fault:
         """Translate one access that does not cross a 4 KiB boundary.
 
-        ``sid``: requester id (bus << 8 | devfn) or stream id; ``iova``: the address as the device issued it.
+        ``sid``: requester id (bus << 8 | devfn) or stream id; ``iova``: the address as the device issued it;
+        ``pasid``: the process address space id (substream id) of a request that carries one.
         Fills and uses the caches, records faults.  Returns the machine address, or the fault.
         """
         ...
