@@ -58,8 +58,9 @@ class Call:
         return self.domain.contexts[self.args["ctx_no"]]
 
     def dfn(self, page: int) -> int:
-        """The device frame of page number ``page`` of the call, as the tables see it."""
-        return self.args["dfn"] + page & self.domain.dfn_mask
+        """The device frame of page number ``page`` of the call, as the tables see it; posted code drops high bits."""
+        dfn = self.args["dfn"] + page
+        return dfn if self.contract.fixed else dfn & self.domain.dfn_mask
 
     def change(self, **facts: object) -> None:
         """Change facts of the target domain."""
