@@ -1,1 +1,52 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""Conformance suites: what every implementation of a seam must do, checked without a test framework.
+
+One suite for entry formats, one for hardware halves, one for software halves, one for pairs of both.  A suite is a
+table of *clauses*: named functions with their claim as prose that return nothing, or raise
+:class:`ConformanceError`.  A newcomer's backend proves itself in three lines::
+
+    from testbed.conformance import check_backend
+
+    for result in check_backend(MY_BACKEND):
+        print(result)
+"""
+
+from collections.abc import Iterator
+
+from testbed.backends import TranslationBackend
+from testbed.conformance.clause import ConformanceError, Result
+from testbed.conformance.formats import FORMAT_CLAUSES
+from testbed.conformance.hardware import HARDWARE_CLAUSES
+from testbed.conformance.pair import PAIR_CLAUSES
+from testbed.conformance.rig import Rig
+from testbed.conformance.software import SOFTWARE_CLAUSES
+
+SUITES = {
+    "format": FORMAT_CLAUSES,
+    "hardware": HARDWARE_CLAUSES,
+    "software": SOFTWARE_CLAUSES,
+    "pair": PAIR_CLAUSES,
+}
+"""By name: the clauses of each suite, in the order in which they run."""
+
+__all__ = ["SUITES", "ConformanceError", "Result", "check_backend"]
+
+
+def check_backend(backend: TranslationBackend, *suites: str) -> Iterator[Result]:
+    """Run the suites (all, or those named) over ``backend``, each clause on a machine of its own.
+
+    ``ValueError`` for a suite that there is none of.
+    """
+    unknown = [name for name in suites if name not in SUITES]
+    if unknown:
+        raise ValueError(f"unknown suite {unknown[0]!r}; there are: {', '.join(SUITES)}")
+    for suite in suites or SUITES:
+        for clause in SUITES[suite]:
+            try:
+                clause(Rig(backend))
+            except ConformanceError as error:
+                yield Result(suite, clause.__name__, str(error))
+            except Exception as error:  # the subject raised: it fails the clause, and the others are still asked
+                yield Result(suite, clause.__name__, f"raised {type(error).__name__}: {error}")
+            else:
+                yield Result(suite, clause.__name__, None)
