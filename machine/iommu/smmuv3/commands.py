@@ -101,6 +101,17 @@ class CommandQueue:
         """An invalidation of a device's cache was not answered: the next CMD_SYNC stops there (3.9.1.5)."""
         self._handlers[CMD_SYNC] = ("CMD_SYNC", self._fail_sync)
 
+    @property
+    def next_sync_fails(self) -> bool:
+        return self._handlers[CMD_SYNC] is not _SYNC_ROW
+
+    def restore(self, next_sync_fails: bool) -> None:
+        """Take over the registers of a snapshot, and what it knew of unanswered invalidations."""
+        self._handlers[CMD_SYNC] = _SYNC_ROW
+        if next_sync_fails:
+            self.fail_next_sync()
+        self.refresh()
+
     def _fail_sync(self, low: int, high: int) -> int:
         self._handlers[CMD_SYNC] = _SYNC_ROW
         return CERROR_ATC_INV_SYNC

@@ -136,7 +136,7 @@ class Smmuv3Config:
     split_ats: bool = True
     """The inverse of IDR0.NS1ATS: STE.EATS may hand out intermediate addresses."""
     pri: bool = False
-    """IDR0.PRI: page requests and the PRI queue; needs ``ats``."""
+    """IDR0.PRI: page requests and the PRI queue; needs ``ats``.  Automatic responses keep the PASID (IDR3.PPS)."""
     priq_log2: int = 8
     """IDR1.PRIQS, reported with ``pri``: log2 of the most entries that the PRI queue may have (0 to 19)."""
     tlb_conflict: str = "fault"
@@ -210,7 +210,9 @@ class Smmuv3Config:
                 attr_perms_ovr=self.perms_override,
             ),
             "IDR2": 0,
-            "IDR3": Idr3.pack(bbml=self.bbml, ril=self.ril, xnx=self.xnx, had=self.had),
+            "IDR3": Idr3.pack(
+                bbml=self.bbml, ril=self.ril, xnx=self.xnx, had=self.had, pps=self.pri and bool(self.ssid_bits)
+            ),
             "IDR4": 0,
             "IDR5": Idr5.pack(
                 gran4k=1, oas=OAS_BITS.index(self.oas), stall_max=0 if self.stall_model == 1 else self.stall_max

@@ -23,12 +23,14 @@ from machine.mmio import SystemBus
 
 CMDQ_ERR: Final = 1 << 0
 EVENTQ_ABT_ERR: Final = 1 << 2
+PRIQ_ABT_ERR: Final = 1 << 3
 MSI_CMDQ_ABT_ERR: Final = 1 << 4
 MSI_EVENTQ_ABT_ERR: Final = 1 << 5
+MSI_PRIQ_ABT_ERR: Final = 1 << 6
 MSI_GERROR_ABT_ERR: Final = 1 << 7
 
 Wire = Callable[[str], None]
-"""Called with the name of the output that pulses: ``eventq``, ``gerror``, ``cmdq-sync`` or ``sev``."""
+"""Called with the name of the output that pulses: ``eventq``, ``priq``, ``gerror``, ``cmdq-sync`` or ``sev``."""
 
 
 class Interrupts:

@@ -38,6 +38,7 @@ EVENTQ_IRQ_CFG1: Final = 0xB8
 PRIQ_BASE: Final = 0xC0
 PRIQ_IRQ_CFG0: Final = 0xD0
 PRIQ_IRQ_CFG1: Final = 0xD8
+PRIQ_IRQ_CFG2: Final = 0xDC
 EVENTQ_PROD: Final = 0x100A8
 EVENTQ_CONS: Final = 0x100AC
 PRIQ_PROD: Final = 0x100C8
@@ -161,7 +162,7 @@ def register_map(config: Smmuv3Config) -> tuple[Register, ...]:
             Register("PRIQ_BASE", PRIQ_BASE, 8, hint | address, _BY_PRIQEN),
             Register("PRIQ_IRQ_CFG0", PRIQ_IRQ_CFG0, 8, message, _BY_PRIQ_IRQEN),
             Register("PRIQ_IRQ_CFG1", PRIQ_IRQ_CFG1, 4, data, _BY_PRIQ_IRQEN),
-            Register("PRIQ_IRQ_CFG2", 0xDC, 4, attributes | 1 << 31, _BY_PRIQ_IRQEN),
+            Register("PRIQ_IRQ_CFG2", PRIQ_IRQ_CFG2, 4, attributes | 1 << 31, _BY_PRIQ_IRQEN),
             Register("PRIQ_PROD", PRIQ_PROD, 4, OVERFLOW | INDEX_BITS, _BY_PRIQEN),
             Register("PRIQ_CONS", PRIQ_CONS, 4, OVERFLOW | INDEX_BITS),
         )

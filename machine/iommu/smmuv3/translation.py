@@ -140,7 +140,7 @@ class Translator:
         context = self.context(sid, stream, index)
         if isinstance(context, Stop):
             return context
-        entry = self._entry(stream, context, iova, write)
+        entry = self.entry(stream, context, iova, write)
         if isinstance(entry, Stop):
             return entry
         return self.judge(stream, context, entry, iova & VA_BITS, write)
@@ -167,7 +167,7 @@ class Translator:
             return Stop(F_PERMISSION, ipa=va + delta1)
         return va + delta
 
-    def _entry(self, stream: Stream, context: Context, iova: int, write: bool) -> Stage1Entry | Stop:
+    def entry(self, stream: Stream, context: Context, iova: int, write: bool) -> Stage1Entry | Stop:
         """The cached translation, or a fresh one."""
         half = context.halves[iova >> 55 & 1]
         if half is None or not (half.disabled or in_range(half, iova)):
@@ -195,6 +195,14 @@ class Translator:
             self._counters.iotlb_misses += 1
         found = self.find(stream, context, half, va, write)
         return found if isinstance(found, Stop) else found.entry
+
+    def order1(self, context: Context, page: int) -> int:
+        """log2 of the pages that the cached translation of ``page`` covers, 0 if nothing is cached."""
+        for tag in (context.tag, context.global_tag):
+            order = self._tlb1.order(tag, page)
+            if order is not None:
+                return order
+        return 0
 
     def find(
         self,

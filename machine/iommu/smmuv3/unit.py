@@ -9,7 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
 
+from machine.iommu.ats import Completion, InvalidationPort
 from machine.iommu.replacement import Replacement
+from machine.iommu.smmuv3.ats import TranslationServices
 from machine.iommu.smmuv3.commands import CommandQueue
 from machine.iommu.smmuv3.config import Smmuv3Config
 from machine.iommu.smmuv3.events import CLASS_IN, F_ADDR_SIZE, F_PERMISSION, EventQueue
@@ -17,6 +19,7 @@ from machine.iommu.smmuv3.faults import ABORTED_BY_STE, FaultRecorder, blocked_w
 from machine.iommu.smmuv3.interrupts import Interrupts, Wire
 from machine.iommu.smmuv3.invalidation import Invalidations
 from machine.iommu.smmuv3.observe import Observer
+from machine.iommu.smmuv3.pri import PriQueue
 from machine.iommu.smmuv3.registers import (
     CMDQ_BASE,
     CMDQ_CONS,
@@ -31,6 +34,9 @@ from machine.iommu.smmuv3.registers import (
     GERRORN,
     IRQ_CTRL,
     IRQ_CTRLACK,
+    PRIQ_BASE,
+    PRIQ_CONS,
+    PRIQ_PROD,
     REGISTER_SIZE,
     SMMUEN,
     STRTAB_BASE,
@@ -84,12 +90,21 @@ class Smmuv3Unit:
         self.stalls: Final = Stalls(self.config, self._events)
         self.stalls.connect(self.translate)
         self._faults: Final = FaultRecorder(name, self.registers, self._events, self.stalls, self.counters)
+        self._ats: Final = TranslationServices(
+            self.config, self.registers, self._streams, self._translator, self._faults
+        )
+        self.pri: Final = PriQueue(bus, self.registers, self._interrupts, self.config)
         handlers = Invalidations(self.config, self.registers, self._streams, self._caches).commands()
         if self.config.stall_model != 1:
             handlers |= self.stalls.commands()
+        if self.config.ats:
+            handlers |= self._ats.commands()
+        if self.config.pri:
+            handlers |= self.pri.commands()
         self._commands: Final = CommandQueue(
             bus.memory, self.registers, self.config, self._interrupts, self._streams, handlers, executed
         )
+        self._ats.answer_to(self._commands)
         self._translating = _NOTHING
         self._effects: Final = self._effect_table()
 
@@ -111,6 +126,17 @@ class Smmuv3Unit:
             EVENTQ_BASE + 4: lambda _: self._events.refresh(),
             EVENTQ_PROD: lambda _: self._events.trim(),
             EVENTQ_CONS: self._write_eventq_cons,
+            **self._pri_effects(),
+        }
+
+    def _pri_effects(self) -> dict[int, Callable[[int], None]]:
+        if not self.config.pri:
+            return {}
+        return {
+            PRIQ_BASE: lambda _: self.pri.refresh(),
+            PRIQ_BASE + 4: lambda _: self.pri.refresh(),
+            PRIQ_PROD: lambda _: self.pri.trim(),
+            PRIQ_CONS: lambda _: self.pri.trim(),
         }
 
     @property
@@ -242,6 +268,20 @@ class Smmuv3Unit:
     def walk(self, sid: int, iova: int, write: bool = False, pasid: int | None = None) -> Walk:
         return self._observer.walk(sid, iova, write, pasid)
 
+    # -- translation services -------------------------------------------------------------------------------
+
+    def connect_device_tlb(self, sid: int, port: InvalidationPort) -> None:
+        """Invalidations that name ``sid`` go to ``port``."""
+        self._ats.connect(sid, port)
+
+    def translation_request(self, sid: int, iova: int, no_write: bool = False, pasid: int | None = None) -> Completion:
+        """Translate the page of ``iova`` for a device's cache; unsupported where IDR0.ATS is 0."""
+        return self._ats.translation(sid, iova, no_write, pasid)
+
+    def translated_request(self, sid: int, maddr: int, write: bool) -> int | Fault:
+        """An access to an address that a completion gave; with split-stage ATS that is an intermediate one."""
+        return self._ats.translated(sid, maddr, write)
+
     # -- state ----------------------------------------------------------------------------------------------
 
     def save(self) -> Any:
@@ -250,11 +290,12 @@ class Smmuv3Unit:
             self._streams.save(),
             self._caches.save(),
             self.stalls.save(),
+            self._commands.next_sync_fails,
             None if self._replacement is None else self._replacement.save(),
         )
 
     def restore(self, state: Any) -> None:
-        registers, streams, caches, stalls, replacement = state
+        registers, streams, caches, stalls, next_sync_fails, replacement = state
         self.registers.words.update(registers)
         self._streams.restore(streams)
         self._caches.restore(caches)
@@ -262,7 +303,9 @@ class Smmuv3Unit:
         if self._replacement is not None:
             self._replacement.restore(replacement)
         self._events.refresh()
-        self._commands.refresh()
+        self._commands.restore(next_sync_fails)
+        if self.config.pri:
+            self.pri.refresh()
         self._select()
         counters = self.counters
         counters.iotlb_hits = counters.iotlb_misses = 0
