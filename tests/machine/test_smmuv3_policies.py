@@ -47,7 +47,7 @@ def test_the_most_stale_unit_keeps_every_structure():
 @pytest.mark.parametrize("seed", range(4))
 def test_a_random_unit_gives_old_or_new_and_the_same_again_for_a_seed(seed):
     def run():
-        board = nested(Random(seed))
+        board = nested(Random(seed, capacity=4))
         out = []
         for target in range(60):
             board.map(board.root2, 0x13_0000, 0x700000 + 0x1000 * target)
