@@ -76,24 +76,38 @@ class DriverVersion:
             "init" if self.convention is Convention.SUBOP else "lookup_page"
         )
 
-    def init(self, kernel: Kernel, port: HypercallPort, abi: Abi, **options: Any) -> XenIommu | int:
-        """As :func:`guest_driver.xen_iommu.xen_iommu_init`; -EOPNOTSUPP for an ABI that it does not speak."""
+    def init(
+        self,
+        kernel: Kernel,
+        port: HypercallPort,
+        abi: Abi,
+        *,
+        observe: Callable[[XenIommu], None] | None = None,
+        **options: Any,
+    ) -> XenIommu | int:
+        """As :func:`guest_driver.xen_iommu.xen_iommu_init`; -EOPNOTSUPP for an ABI that it does not speak.
+
+        ``observe`` sees the driver last, with everything put on and nothing registered.
+        """
         if not self.speaks(abi):
             return -EOPNOTSUPP
         for defect in self.defects:
             options.update(defect.options)
             if defect.port is not None:
                 port = defect.port(port, abi, kernel.ram)
-        started = xen_iommu_init(kernel, port, abi, adjust=self._adjust, **options)
+
+        def adjust(driver: XenIommu) -> None:
+            for change in (*self.traits, *(defect.build for defect in self.defects if defect.build is not None)):
+                change(driver)
+            if observe is not None:
+                observe(driver)
+
+        started = xen_iommu_init(kernel, port, abi, adjust=adjust, **options)
         if isinstance(started, int):
             for defect in self.defects:
                 if defect.answer is not None:
                     started = defect.answer(started)
         return started
-
-    def _adjust(self, driver: XenIommu) -> None:
-        for change in (*self.traits, *(defect.build for defect in self.defects if defect.build is not None)):
-            change(driver)
 
     def without(self, *ids: str) -> "DriverVersion":
         """The same driver with these defects mended."""

@@ -159,11 +159,14 @@ class XenIommu:
 
     def alloc_context(self, flags: int = 0) -> int:
         """A new context's number, or -errno (-ENOSPC when all are taken)."""
+        self._free_stranded()
+        ret, fields = self.call("alloc_context", 0, flags)
+        return ret if ret else fields[0]
+
+    def _free_stranded(self) -> None:
         for ctx_no in self.stranded[:]:
             if self.call("free_context", ctx_no, 0)[0] == 0:
                 self.stranded.remove(ctx_no)
-        ret, fields = self.call("alloc_context", 0, flags)
-        return ret if ret else fields[0]
 
     def free_context(self, ctx_no: int) -> None:
         """Give a context back; one that Xen refuses to free is remembered, its number is not forgotten."""
@@ -348,6 +351,7 @@ class XenIommu:
         for domain in (self.blocked, self.identity):
             if domain is not None and domain.ctx_no != DEFAULT_CONTEXT:
                 self.free_context(domain.ctx_no)
+        self._free_stranded()
         self._op.release()
 
     def _make_static_domains(self) -> int:

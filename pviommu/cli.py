@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from pviommu.abi_cli import app as abi_app
+from pviommu.driver_cli import app as driver_app
 from pviommu.oracle_cli import app as oracle_app
 from pviommu.run_cli import run
 from pviommu.state_cli import dump, walk
@@ -31,6 +32,7 @@ app.command()(run)
 app.command()(walk)
 app.command()(dump)
 app.add_typer(abi_app, name="abi")
+app.add_typer(driver_app, name="driver")
 app.add_typer(oracle_app, name="oracle")
 
 

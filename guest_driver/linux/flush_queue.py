@@ -40,6 +40,10 @@ class FlushQueue:
             self._flush_iotlb()
             self._free_flushed()
 
+    def waiting(self) -> list[tuple[int, int]]:
+        """(first pfn, pages) of every range that is not flushed yet, oldest first."""
+        return [(pfn, pages) for pfn, pages, _ in self._entries]
+
     def __len__(self) -> int:
         return len(self._entries)
 
