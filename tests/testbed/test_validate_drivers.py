@@ -86,7 +86,7 @@ def test_a_kernel_fault_is_told_from_the_drivers():
 def test_reports_for_people_and_machines():
     report = report_of("edera")
     lines = "\n".join(report_lines(report))
-    assert "L1.2-1: " in lines and "alloc 0 copier" in lines
+    assert "L1.2-1 (K4, L8.7)" in lines and "alloc 0 copier" in lines
     assert report_as_dict(report)["clean"] is False
     root = ElementTree.fromstring(report_as_junit([report]))
     (suite,) = root
