@@ -14,13 +14,11 @@ from oracle.edu import LANDING, Edu, run_together, token
 from oracle.qtest import Qtest
 from oracle.shared_ram import SharedRam
 
-SIZE: Final = 8
-"""Bytes that a probe moves."""
-READS: Final = 0xFF
+READS: Final = 0x7F
 """Stands for the device in tokens that probes put into memory."""
 
 
-_EMPTY: Final = token(READS, 0).to_bytes(SIZE, "little")
+_EMPTY: Final = token(READS, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Landed:
 
 
 class Prober:
-    """Sends one 8-byte access at a time through a model's devices.
+    """Sends one access of ``size`` bytes (4 or 8) at a time through a model's devices.
 
     ``status`` are the requests that show whether the unit reported a fault, ``faulted`` reads their answers, and
     ``forget`` makes the model forget a fault that nobody is to see.
@@ -58,6 +56,7 @@ class Prober:
         status: Sequence[str],
         faulted: Callable[[list[int]], bool],
         forget: Callable[[], None],
+        size: int = 8,
     ) -> None:
         self._connection: Final = connection
         self._ram: Final = ram
@@ -66,23 +65,24 @@ class Prober:
         self._faulted: Final = faulted
         self._forget: Final = forget
         self._number = 0
+        self._size: Final = size
 
     def is_ram(self, maddr: int) -> bool:
         """Whether all of an access at ``maddr`` would be to the shared RAM."""
-        return self._ram.start <= maddr <= self._ram.start + self._ram.size - SIZE
+        return self._ram.start <= maddr <= self._ram.start + self._ram.size - self._size
 
     def write(self, edu: Edu, iova: int, expected: Sequence[int]) -> Landed:
         """Write a token at ``iova``; ``expected`` are the addresses to look at first."""
         memory = self._memory
         slot = edu.next_token()
-        data = token(edu.index, slot).to_bytes(SIZE, "little")
+        data = token(edu.index, slot)[: self._size]
         places = [maddr for maddr in expected if self.is_ram(maddr)]
-        before = [memory.read(maddr, SIZE) for maddr in places]
-        status = edu.run(edu.transfer(iova, 8 * slot, SIZE, True), self._status)
+        before = [memory.read(maddr, self._size) for maddr in places]
+        status = edu.run(edu.transfer(iova, 8 * slot, self._size, True), self._status)
         blocked = self._faulted(status)
         found = None
         for maddr, old in zip(places, before):
-            if memory.read(maddr, SIZE) == data:
+            if memory.read(maddr, self._size) == data:
                 found = maddr
                 memory.write(maddr, old)
         if found is not None or blocked:
@@ -95,35 +95,37 @@ class Prober:
             return Landed(expected[0], None, seen=False)
         elsewhere = self._ram.find(data)
         for maddr in elsewhere:
-            self._memory.write(maddr, bytes(SIZE))
+            self._memory.write(maddr, bytes(self._size))
         return Landed(elsewhere[0] if elsewhere else None, None)
 
     def read(self, edu: Edu, iova: int, expected: Sequence[int], mailbox: Mailbox | None) -> Landed:
-        """Read 8 bytes at ``iova``; without a mailbox, or if it cannot be reached, ``seen`` is ``False``."""
+        """Read at ``iova``; without a mailbox, or if it cannot be reached, ``seen`` is ``False``."""
         memory = self._memory
         places = [maddr for maddr in expected if self.is_ram(maddr)]
-        before = [memory.read(maddr, SIZE) for maddr in places]
+        before = [memory.read(maddr, self._size) for maddr in places]
         brought: dict[bytes, int] = {}
         for maddr in places:
-            self._number = self._number % 0xFFFFFF + 1
-            data = token(READS, self._number).to_bytes(SIZE, "little")
+            self._number = self._number % 0x1FF + 1
+            data = token(READS, self._number)[: self._size]
             brought[data] = maddr
             memory.write(maddr, data)
-        status = edu.run(edu.transfer(iova, LANDING, SIZE, False), self._status)
+        status = edu.run(edu.transfer(iova, LANDING, self._size, False), self._status)
         for maddr, old in zip(places, before):
             memory.write(maddr, old)
         if self._faulted(status):
             return Landed(None, status)
         if not places or mailbox is None:
             return Landed(expected[0] if expected else None, None, seen=False)
-        letter = memory.read(mailbox.maddr, SIZE)
-        memory.write(mailbox.maddr, _EMPTY)
-        lost = self._faulted(edu.run(edu.transfer(mailbox.iova, LANDING, SIZE, True), self._status))
-        got = memory.read(mailbox.maddr, SIZE)
+        letter = memory.read(mailbox.maddr, self._size)
+        memory.write(mailbox.maddr, _EMPTY[: self._size])
+        lost = self._faulted(edu.run(edu.transfer(mailbox.iova, LANDING, self._size, True), self._status))
+        got = memory.read(mailbox.maddr, self._size)
         memory.write(mailbox.maddr, letter)
         if lost:
             self._forget()
-        if got == _EMPTY:  # the mailbox is out of reach: by a fault, or because it translates otherwise now
+        if (
+            got == _EMPTY[: self._size]
+        ):  # the mailbox is out of reach: by a fault, or because it translates otherwise now
             return Landed(places[0], None, seen=False)
         return Landed(brought.get(got), None)
 
@@ -134,22 +136,22 @@ class Prober:
         expected places are RAM and no two of them overlap.
         """
         memory = self._memory
-        before = [memory.read(place, SIZE) for _, _, _, place, _ in accesses]
+        before = [memory.read(place, self._size) for _, _, _, place, _ in accesses]
         data = []
         start: list[str] = []
         for edu, iova, write, place, _ in accesses:
             if write:
                 slot = edu.next_token()
-                data.append(token(edu.index, slot).to_bytes(SIZE, "little"))
-                start += edu.transfer(iova, 8 * slot, SIZE, True)
+                data.append(token(edu.index, slot)[: self._size])
+                start += edu.transfer(iova, 8 * slot, self._size, True)
             else:
-                self._number = self._number % 0xFFFFFF + 1
-                data.append(token(READS, self._number).to_bytes(SIZE, "little"))
+                self._number = self._number % 0x1FF + 1
+                data.append(token(READS, self._number)[: self._size])
                 memory.write(place, data[-1])
-                start += edu.transfer(iova, LANDING, SIZE, False)
+                start += edu.transfer(iova, LANDING, self._size, False)
         devices = [edu for edu, _, _, _, _ in accesses]
         faulted = self._faulted(run_together(self._connection, devices, start, self._status))
-        arrived = [memory.read(place, SIZE) == value for (_, _, _, place, _), value in zip(accesses, data)]
+        arrived = [memory.read(place, self._size) == value for (_, _, _, place, _), value in zip(accesses, data)]
         for (_, _, _, place, _), old in zip(accesses, before):
             memory.write(place, old)
         if not faulted:
@@ -167,15 +169,15 @@ class Prober:
         readers = [at for at, access in enumerate(accesses) if not access[2]]
         if not readers:
             return False
-        letters = [memory.read(accesses[at][4].maddr, SIZE) for at in readers]
+        letters = [memory.read(accesses[at][4].maddr, self._size) for at in readers]
         start: list[str] = []
         for at in readers:
             edu, _, _, _, mailbox = accesses[at]
-            start += edu.transfer(mailbox.iova, LANDING, SIZE, True)
+            start += edu.transfer(mailbox.iova, LANDING, self._size, True)
         devices = [accesses[at][0] for at in readers]
         status = run_together(self._connection, devices, start, self._status)
         for at, letter in zip(readers, letters):
             maddr = accesses[at][4].maddr
-            arrived[at] = memory.read(maddr, SIZE) == data[at]
+            arrived[at] = memory.read(maddr, self._size) == data[at]
             memory.write(maddr, letter)
         return self._faulted(status)

@@ -9,12 +9,16 @@ While the buffer is filled the IOMMU must let DMA through.  Its lower part then 
 nowhere else in memory: a write of one shows where it went.  The upper part takes what reads bring in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from machine.memory import PhysicalMemory
 from oracle import qtest
+from oracle.process import ModelDied
 from oracle.qtest import Qtest
 
+SCRATCH: Final = 0x10_0000
+"""Where in RAM tokens lie while a buffer is filled."""
 BUFFER: Final = 0x40000
 """Where the device's own buffer begins, as DMA addresses of the device."""
 BUFFER_SIZE: Final = 4096
@@ -35,9 +39,13 @@ EDU_ID: Final = 0x11E8_1234
 """Device and vendor id in configuration space."""
 
 
-def token(device: int, number: int) -> int:
-    """The 64-bit value in slot ``number`` of device ``device``: odd at both ends, so that no table entry equals it."""
-    return 0xD0A7_0000_0000_0001 | device << 40 | number << 16 | 0x5A << 8
+def token(device: int, number: int) -> bytes:
+    """The 8 bytes in slot ``number`` of device ``device``; the first four suffice to tell it from all others.
+
+    They are odd at both ends, so that no table entry equals them.
+    """
+    low = (device & 0x7F) << 25 | (number & 0x1FF) << 16 | 0x5A01
+    return (0xD0A7_C3E1 << 32 | low).to_bytes(8, "little")
 
 
 class Edu:
@@ -53,7 +61,7 @@ class Edu:
 
     def tokens(self) -> bytes:
         """This device's tokens as :meth:`load` expects them in memory."""
-        return b"".join(token(self.index, number).to_bytes(8, "little") for number in range(TOKENS))
+        return b"".join(token(self.index, number) for number in range(TOKENS))
 
     def load(self, scratch: int) -> None:
         """Fill the token part of the buffer from machine address ``scratch``; DMA must not be translated now."""
@@ -89,6 +97,29 @@ class Edu:
             answers = self._ask(requests)
             if not answers[0] & _RUN:
                 return answers[1:]
+
+
+ConfigSpace = Callable[[int, int, int | None], int]
+"""Read (value ``None``) or write 32 bits of configuration space: requester id, offset, value."""
+
+
+def plug_in(connection: Qtest, config: ConfigSpace, memory: PhysicalMemory, sid: int, index: int, bar: int) -> Edu:
+    """Give the device at ``sid`` its registers at ``bar`` and the right to issue DMA, and fill its buffer.
+
+    The page at the start of what the model calls RAM is used for a moment; :class:`ModelDied` if no edu is there.
+    """
+    found = config(sid, 0x00, None)
+    if found != EDU_ID:
+        raise ModelDied(f"expected an edu device, configuration space says {found:#x}")
+    config(sid, 0x10, bar)
+    config(sid, 0x04, 6)  # memory space, bus master
+    edu = Edu(connection, index, bar)
+    scratch = connection.ram_start + SCRATCH
+    content = edu.tokens()
+    memory.write(scratch, content)
+    edu.load(scratch)
+    memory.write(scratch, bytes(len(content)))
+    return edu
 
 
 def run_together(connection: Qtest, devices: Sequence[Edu], start: Sequence[str], then: Sequence[str]) -> list[int]:

@@ -6,6 +6,7 @@ system.  QEMU writes its answers without looking whether anybody reads them and 
 a batch is therefore sent in pieces of :data:`WINDOW` requests.
 """
 
+import os
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -32,6 +33,13 @@ def write(address: int, size: int, value: int) -> str:
     return f"{_WRITE[size]} {address:#x} {value:#x}\n"
 
 
+def image(content: bytes) -> int:
+    """Descriptor of an unnamed file that holds ``content``, a firmware image; close it once QEMU runs."""
+    fd = os.memfd_create("pviommu-firmware")
+    os.write(fd, content)
+    return fd
+
+
 class Qtest:
     """QEMU with ``arguments``, its RAM shared as the memory backend ``ram``, and the connection to it."""
 
@@ -42,6 +50,7 @@ class Qtest:
         ram: SharedRam,
         environment: dict[str, str] | None = None,
     ) -> None:
+        self.ram_start: Final = ram.start
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(PATIENCE)
         backend = f"memory-backend-file,id=ram,size={ram.size},mem-path=/proc/self/fd/{ram.fd},share=on"

@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Our VT-d software half on a machine whose IOMMU is QEMU's and ours in lockstep, and the steps a program may take.
 
-Steps that make no sense where they stand (a context that is not there, an entry that the walk does not reach) do
-nothing, so that any part of a program is a program.  Contexts are named by numbers, devices by their place in the row
-(0 is 00:03.0).
-
-While nothing is tampered with, every access is also held against what software was asked to map: a stale translation
-that both halves show then is software's fault.
+Contexts are named by numbers, devices by their place in the row (0 is 00:03.0).
 
 Memory: the heap for tables below 1 GiB, frames that are mapped from :data:`DATA_FIRST` on.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 from base.units import PAGE_SHIFT, DomId, Sbdf
@@ -23,7 +17,6 @@ from hypervisor.vtd.driver import VtdBackend
 from hypervisor.xen import Xen
 from machine.firmware import Drhd, Firmware
 from machine.interrupts import X86_DOORBELL_BASE, X86_DOORBELL_SIZE, MessageInterrupts
-from machine.iommu.unit import Fault, Walk
 from machine.iommu.vtd.config import Cap, Ecap, VtdConfig
 from machine.iommu.vtd.reasons import (
     BEYOND_WIDTH,
@@ -36,9 +29,10 @@ from machine.iommu.vtd.reasons import (
 from machine.iommu.vtd.unit import VtdUnit
 from machine.mmio import SystemBus
 from machine.pci import PciFunction, PciTopology
+from oracle.device_rig import DeviceRig, Wanted
 from oracle.dma_probe import Mailbox
 from oracle.intent import Range
-from oracle.lockstep import Difference, Lockstep, Verdict, show
+from oracle.lockstep import Lockstep
 from oracle.qemu_pc import IOMMU_BASE, NOT_RAM, RAM_SIZE, Pc
 from oracle.qemu_vtd import CAP, QemuVtdUnit
 from oracle.software import Software
@@ -90,7 +84,7 @@ def matching_config(cap: int, ecap: int, aw_bits: int) -> VtdConfig:
     )
 
 
-class VtdRig:
+class VtdRig(DeviceRig):
     """The machine, booted to the point where Xen has switched the unit on."""
 
     def __init__(
@@ -114,58 +108,38 @@ class VtdRig:
             raise
 
     def _assemble(self, aw_bits: int) -> None:
-        memory = self.memory = self.pc.ram.memory
+        memory = self.pc.ram.memory
         bus = SystemBus(memory)
         interrupts = MessageInterrupts()
         bus.map(X86_DOORBELL_BASE, X86_DOORBELL_SIZE, interrupts)
         self.model = QemuVtdUnit("QEMU intel-iommu", bus, self.pc)
         cap, ecap = self.model.read(CAP, 8), self.model.read(_ECAP, 8)
         # Our half sends its interrupts nowhere: software is interrupted once for each fault, after both halves saw it.
-        self.ours = VtdUnit("our VT-d", SystemBus(memory), matching_config(cap, ecap, aw_bits), None)
-        record = self.ours.config.fault_record_offset
-        self.unit = Lockstep(
-            self.ours,
+        ours = VtdUnit("our VT-d", SystemBus(memory), matching_config(cap, ecap, aw_bits), None)
+        record = ours.config.fault_record_offset
+        unit = Lockstep(
+            ours,
             self.model,
             DEVIATIONS,
             FAULT_NAMES,
-            lambda: self.ours.write(record + 12, 4, _RECORD_VALID),
+            lambda: ours.write(record + 12, 4, _RECORD_VALID),
             {_IQT: ((_IQH, 8), (_FSTS, 4))},
             meaningless_bits(record),
             comparable_record,
         )
-        bus.map(IOMMU_BASE, self.unit.register_size, self.unit)
+        bus.map(IOMMU_BASE, unit.register_size, unit)
         topology = PciTopology()
-        self.devices: list[PciDevice] = []
-        for requester in self.pc.devices:
-            function = topology.add(PciFunction(Sbdf(requester)))
-            self.devices.append(PciDevice(function, (Sbdf(requester),)))
+        devices = [
+            PciDevice(topology.add(PciFunction(Sbdf(requester))), (Sbdf(requester),)) for requester in self.pc.devices
+        ]
         firmware = Firmware(drhds=(Drhd(IOMMU_BASE),))
         platform = Platform(memory, bus, topology, firmware, interrupts, X86_DOORBELL_BASE)
         xen = Xen(platform, profile.get("v7-fixed"), _with_data_frames)
         assert isinstance(xen.backend, VtdBackend)
         self.backend = xen.backend
-        self.software = Software(xen, self.devices, Range(MAILBOX_DFN, DATA_LAST, 1, 3), self._moved)
-        self.skipped = 0
-        """Accesses that were not made because they would reach a register, or an entry of their own walk."""
-        self._flips: dict[int, int] = {}
-        """Bits that are flipped at the moment, by word index."""
-        self._trusted = True
-        """Nothing is flipped, and no cache can hold what a flip let in."""
-        self.tally = self.unit.tally
-        self.differences = self.unit.differences
-        self.steps: dict[str, Callable[..., None]] = {
-            "context": self._software(self.software.context),
-            "free": self._software(self.software.free),
-            "attach": self._software(self.software.attach),
-            "detach": self._software(self.software.detach),
-            "map": self._software(self.software.map),
-            "unmap": self._software(self.software.unmap),
-            "read": self.read,
-            "write": self.write,
-            "burst": self.burst,
-            "flip": self.flip,
-            "restore": self.restore,
-            "forget": self.forget,
+        software = Software(xen, devices, Range(MAILBOX_DFN, DATA_LAST, 1, 3), self._moved)
+        super().__init__(memory, ours, unit, software, (MMIO, NOT_RAM))
+        self.steps |= {
             "flush-pages": self.flush_pages,
             "flush-domain": self.flush_domain,
             "flush-device": self.flush_device,
@@ -188,119 +162,25 @@ class VtdRig:
         offset = 8 * self.devices.index(device)
         self.model.mailboxes[sid] = Mailbox((MAILBOX_DFN << PAGE_SHIFT) + offset, (DATA_LAST << PAGE_SHIFT) + offset)
 
-    def _software(self, action: Callable[..., None]) -> Callable[..., None]:
-        """A step of software: whatever was tampered with is put right before it."""
+    def access(self, which: int, iova: int, write: bool) -> None:
+        if iova not in DOORBELL:  # an interrupt message to QEMU's sleeping processor, not DMA
+            super().access(which, iova, write)
 
-        def step(*arguments: int) -> None:
-            if not self._trusted:
-                self.restore()
-                self.forget()
-            action(*arguments)
-
-        return step
-
-    # ----------------------------------------------------------------------------------------- steps: DMA
-
-    def read(self, which: int, iova: int) -> None:
-        """Device ``which`` reads 8 bytes."""
-        self._access(which, iova, False)
-
-    def write(self, which: int, iova: int) -> None:
-        """Device ``which`` writes 8 bytes."""
-        self._access(which, iova, True)
-
-    def burst(self, *accesses: int) -> None:
-        """Accesses of several devices at the same moment: device, address and 1 for a write, for each.
-
-        Those that will be blocked come one by one before the others, for there is one fault record only.
-        """
-        together = []
-        places: set[int] = set()
-        asked: set[int] = set()
-        for which, iova, write in zip(accesses[::3], accesses[1::3], accesses[2::3]):
-            if which >= len(self.devices) or iova in DOORBELL:
-                continue
-            device = self.devices[which]
-            walk = self.ours.walk(device.sbdf & 0xFFFF, iova, bool(write))
-            goal = walk.maddr
-            if goal is not None and self._may_join(walk, goal, device, asked, places):
-                asked.add(device.sbdf & 0xFFFF)
-                places |= {goal + offset for offset in range(-7, 8)}
-                together.append((device.sbdf & 0xFFFF, iova, bool(write), walk))
-            else:
-                self._access(which, iova, bool(write))
-        if together:
-            self.unit.together(together)
-
-    def _may_join(self, walk: Walk, goal: int, device: PciDevice, asked: set[int], places: set[int]) -> bool:
-        """Whether an access surely passes, to RAM that no other access of the burst touches."""
-        return (
-            self._trusted
-            and device.sbdf & 0xFFFF not in asked
-            and goal not in places
-            and goal < RAM_SIZE
-            and goal not in NOT_RAM
-            and not _meets_itself(walk, goal)
-            and goal in self._wanted(device, walk.iova, walk.write)
-        )
-
-    def _access(self, which: int, iova: int, write: bool) -> None:
-        if which >= len(self.devices) or iova in DOORBELL:
-            return
-        device = self.devices[which]
-        sid = device.sbdf & 0xFFFF
-        walk = self.ours.walk(sid, iova, write)
-        goal = walk.maddr
-        if goal is not None and (goal in MMIO or goal in NOT_RAM or _meets_itself(walk, goal)):
-            self.skipped += 1
-            return
-        access = self.unit.access(sid, iova, write, walk)
-        if self._trusted:
-            wanted = self._wanted(device, iova, write)
-            got = access.ours if self.unit.verdict is Verdict.EXCUSED else access.model
-            if not (got.code in wanted if isinstance(got, Fault) else got in wanted):
-                should = " or ".join(f"{answer:#x}" for answer in wanted)
-                self.differences.append(Difference(f"{access}, as software was asked", should, show(got), access))
-
-    def _wanted(self, device: PciDevice, iova: int, write: bool) -> tuple[int, ...]:
-        """The address, or the fault reasons, that follow from what software was asked to do."""
+    def wanted(self, device: PciDevice, iova: int, write: bool) -> Wanted:
         if device.context is None:
-            return (ROOT_NOT_PRESENT, CONTEXT_NOT_PRESENT)
+            return Wanted(None, (ROOT_NOT_PRESENT, CONTEXT_NOT_PRESENT))
         if iova > self.backend.max_iova:
-            return (BEYOND_WIDTH,)
+            return Wanted(None, (BEYOND_WIDTH,))
         found = self.software.intents[device.context.number].find(iova >> PAGE_SHIFT)
         if found is None or not found[1] & (2 if write else 1):
-            return (NO_WRITE if write else NO_READ,)
-        return (found[0] << PAGE_SHIFT | iova & 0xFFF,)
+            return Wanted(None, (NO_WRITE if write else NO_READ,))
+        return Wanted(found[0] << PAGE_SHIFT | iova & 0xFFF)
 
-    # -------------------------------------------------------------------------- steps: tampering, commands
-
-    def flip(self, which: int, iova: int, place: int, bit: int) -> None:
-        """Flip bit ``bit`` of the ``place``-th entry (0 root, 1 context, then tables) of a walk; nothing is flushed."""
-        if which >= len(self.devices):
-            return
-        steps = self.ours.walk(self.devices[which].sbdf & 0xFFFF, iova, False).steps
-        if place >= len(steps) or bit >= 64 * len(steps[place].words):
-            return
-        word = (steps[place].maddr >> 3) + (bit >> 6)
-        flipped = self.memory.words[word] ^ 1 << (bit & 63)
-        if flipped & 0xFFF_FFFF_F000 in NOT_RAM:
-            return
-        self.memory.words[word] = flipped
-        self._flips[word] = self._flips.get(word, 0) ^ 1 << (bit & 63)
-        self._trusted = False
-
-    def restore(self) -> None:
-        """Flip back whatever is flipped, without a flush."""
-        for word, bits in self._flips.items():
-            self.memory.words[word] ^= bits
-        self._flips.clear()
-
-    def forget(self) -> None:
-        """Empty every cache."""
+    def empty_caches(self) -> None:
         self.descriptor(_CONTEXT_GLOBAL, 0)
         self.backend.units[0].flush_everything()
-        self._trusted = not self._flips
+
+    # Steps: commands.
 
     def _did(self, which: int, wrong: int) -> int:
         """Domain id of a device's context, spoilt by ``wrong``."""
@@ -325,11 +205,6 @@ class VtdRig:
     def descriptor(self, low: int, high: int) -> None:
         """Any invalidation descriptor, through software's queue."""
         self.backend.units[0].queue.submit(low, high)
-
-
-def _meets_itself(walk: Walk, goal: int) -> bool:
-    """Whether the 8 bytes at ``goal`` are part of an entry that translates them: a probe there changes the answer."""
-    return any(step.maddr - 8 < goal < step.maddr + 8 * len(step.words) for step in walk.steps)
 
 
 def _with_data_frames(platform: Platform, frames: FrameTable) -> VtdBackend:

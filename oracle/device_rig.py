@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What rigs of device models have in common: DMA held against three opinions, and tampering that is put right again.
+
+While nothing is tampered with, every access is also held against what software was asked to map: a stale translation
+that both halves show then is software's fault.
+
+Steps that make no sense where they stand (a context that is not there, an entry that the walk does not reach) do
+nothing, so that any part of a program is a program.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from hypervisor.iommu.context import PciDevice
+from machine.iommu.unit import Fault, IommuUnit, Walk
+from machine.memory import PhysicalMemory
+from oracle.lockstep import Difference, Lockstep, Verdict, show
+from oracle.software import Software
+
+
+class Wanted(NamedTuple):
+    """What has to become of an access: the address it reaches, or the reasons for which it may be blocked."""
+
+    maddr: int | None
+    codes: tuple[int, ...] = ()
+
+    def fits(self, answer: int | Fault) -> bool:
+        return answer.code in self.codes if isinstance(answer, Fault) else answer == self.maddr
+
+    def __str__(self) -> str:
+        return f"reaches {self.maddr:#x}" if self.maddr is not None else f"blocked, reason {self.codes}"
+
+
+class DeviceRig:
+    """Base of the rigs.  ``hazards``: machine addresses that no probe may touch, for they are not plain RAM there."""
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        ours: IommuUnit,
+        unit: Lockstep,
+        software: Software,
+        hazards: Sequence[range],
+    ) -> None:
+        self.memory: Final = memory
+        self.ours: Final = ours
+        self.unit: Final = unit
+        self.software: Final = software
+        self.devices: Final = software.devices
+        self.tally: Final = unit.tally
+        self.differences: Final = unit.differences
+        self.skipped = 0
+        """Accesses that were not made because they would reach a hazard, or an entry of their own walk."""
+        self.steps: dict[str, Callable[..., None]] = {
+            "context": self._put_right_before(software.context),
+            "free": self._put_right_before(software.free),
+            "attach": self._put_right_before(software.attach),
+            "detach": self._put_right_before(software.detach),
+            "map": self._put_right_before(software.map),
+            "unmap": self._put_right_before(software.unmap),
+            "read": self.read,
+            "write": self.write,
+            "burst": self.burst,
+            "flip": self.flip,
+            "restore": self.restore,
+            "forget": self.forget,
+        }
+        self._hazards: Final = tuple(hazards)
+        self._flips: dict[int, int] = {}
+        """Bits that are flipped at the moment, by word index."""
+        self._trusted = True
+        """Nothing is flipped, and no cache can hold what a flip let in."""
+
+    # What a subclass says.
+
+    def wanted(self, device: PciDevice, iova: int, write: bool) -> Wanted:
+        """What has to become of an access, following from what software was asked to do."""
+        raise NotImplementedError
+
+    def empty_caches(self) -> None:
+        """Make both units forget everything that they may have cached."""
+        raise NotImplementedError
+
+    # Parts for subclasses.
+
+    def sid(self, which: int) -> int:
+        """Requester id of a device."""
+        return self.devices[which].sbdf & 0xFFFF
+
+    def _put_right_before(self, action: Callable[..., None]) -> Callable[..., None]:
+        """A step of software: whatever was tampered with is put right before it."""
+
+        def step(*arguments: int) -> None:
+            if not self._trusted:
+                self.restore()
+                self.forget()
+            action(*arguments)
+
+        return step
+
+    def _is_hazard(self, walk: Walk, goal: int) -> bool:
+        return any(goal in hazard for hazard in self._hazards) or _meets_itself(walk, goal)
+
+    # Steps: DMA.
+
+    def read(self, which: int, iova: int) -> None:
+        """A device reads."""
+        self.access(which, iova, False)
+
+    def write(self, which: int, iova: int) -> None:
+        """A device writes."""
+        self.access(which, iova, True)
+
+    def burst(self, *accesses: int) -> None:
+        """Accesses of several devices at the same moment: device, address and 1 for a write, for each.
+
+        Those that will be blocked come one by one before the others: their reports would mix.
+        """
+        together = []
+        places: set[int] = set()
+        asked: set[int] = set()
+        for which, iova, write in zip(accesses[::3], accesses[1::3], accesses[2::3]):
+            if which >= len(self.devices):
+                continue
+            sid = self.sid(which)
+            walk = self.ours.walk(sid, iova, bool(write))
+            if sid not in asked and walk.maddr not in places and self._surely_passes(which, walk):
+                asked.add(sid)
+                places |= {walk.maddr + offset for offset in range(-7, 8)} if walk.maddr is not None else set()
+                together.append((sid, iova, bool(write), walk))
+            else:
+                self.access(which, iova, bool(write))
+        if together:
+            self.unit.together(together)
+
+    def _surely_passes(self, which: int, walk: Walk) -> bool:
+        """Whether an access passes, to RAM, without looking at anything but the walk."""
+        goal = walk.maddr
+        return (
+            self._trusted
+            and goal is not None
+            and goal + 8 <= self.memory.size
+            and not self._is_hazard(walk, goal)
+            and self.wanted(self.devices[which], walk.iova, walk.write).maddr == goal
+        )
+
+    def access(self, which: int, iova: int, write: bool) -> None:
+        """One access through both halves, compared with each other and with what software was asked to map."""
+        if which >= len(self.devices):
+            return
+        sid = self.sid(which)
+        walk = self.ours.walk(sid, iova, write)
+        if walk.maddr is not None and self._is_hazard(walk, walk.maddr):
+            self.skipped += 1
+            return
+        access = self.unit.access(sid, iova, write, walk)
+        if self._trusted:
+            wanted = self.wanted(self.devices[which], iova, write)
+            got = access.ours if self.unit.verdict is Verdict.EXCUSED else access.model
+            if not wanted.fits(got):
+                self.differences.append(Difference(f"{access}, as software was asked", str(wanted), show(got), access))
+
+    # Steps: tampering.
+
+    def flip(self, which: int, iova: int, place: int, bit: int) -> None:
+        """Flip bit ``bit`` of the ``place``-th entry of a walk, tables of devices included; nothing is flushed."""
+        if which >= len(self.devices):
+            return
+        steps = self.ours.walk(self.sid(which), iova, False).steps
+        if place >= len(steps) or bit >= 64 * len(steps[place].words):
+            return
+        word = (steps[place].maddr >> 3) + (bit >> 6)
+        flipped = self.memory.words[word] ^ 1 << (bit & 63)
+        if any(flipped & 0xFFF_FFFF_F000 in hazard for hazard in self._hazards):
+            return
+        self.memory.words[word] = flipped
+        self._flips[word] = self._flips.get(word, 0) ^ 1 << (bit & 63)
+        self._trusted = False
+
+    def restore(self) -> None:
+        """Flip back whatever is flipped, without a flush."""
+        for word, bits in self._flips.items():
+            self.memory.words[word] ^= bits
+        self._flips.clear()
+
+    def forget(self) -> None:
+        """Empty every cache."""
+        self.empty_caches()
+        self._trusted = not self._flips
+
+
+def _meets_itself(walk: Walk, goal: int) -> bool:
+    """Whether the 8 bytes at ``goal`` are part of an entry that translates them: a probe there changes the answer."""
+    return any(step.maddr - 8 < goal < step.maddr + 8 * len(step.words) for step in walk.steps)
