@@ -194,6 +194,20 @@ def test_a_unit_that_cannot_be_mapped_as_a_whole_is_not_mapped_at_all_whether_pr
         assert [caller.refs(pfn) for pfn in (0, 511, 512, 811, 812)] == [1, 1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("backend", ["vtd", "smmuv3"])
+def test_units_over_scattered_frames_are_never_left_half_done(backend: str) -> None:
+    """Every few pages the frames go on elsewhere, so there is a chance to yield in the middle of a unit."""
+    for preempt in (None, always, pattern(0b0110)):
+        caller = bed(backend, "v7-fixed", "pvh")
+        caller.xen.preempt = preempt
+        ctx = caller.alloc()
+        answer = caller.map(ctx, 2048, 0x1000, 3, pgsize=MIB2)
+        assert (answer.rc, answer.fields["mapped"]) == (0, 3)
+        assert [caller.lookup(ctx, 0x1000 + k) for k in range(1536)] == [caller.mfn(2048 + k) for k in range(1536)]
+        answer = caller.unmap(ctx, 0x1000, 3, pgsize=MIB2)
+        assert (answer.rc, answer.fields["unmapped"]) == (0, 3)
+
+
 # --------------------------------------------------------------------------------------- a forged progress register
 
 

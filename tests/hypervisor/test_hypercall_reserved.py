@@ -229,6 +229,13 @@ def test_a_region_in_the_translated_guests_own_memory_is_a_faulty_set_up() -> No
     """Its ordinary memory is at that device frame already, and not one to one."""
     with pytest.raises(ValueError, match="taken"):
         bed("vtd", guest="pv", rmrrs=(Rmrr(0x40_0000, 0x40_0FFF, (COPIER,)),))
+    beyond_ram = 0xE800_0000
+    overlapping = (
+        Rmrr(beyond_ram, beyond_ram + 0x1FFF, (COPIER,)),
+        Rmrr(beyond_ram + 0x1000, beyond_ram + 0x2FFF, (ROGUE,)),
+    )
+    with pytest.raises(ValueError, match="could not be given"):
+        bed("vtd", rmrrs=overlapping)
     with pytest.raises(ValueError, match="could not be given"):
         bed("vtd", guest="pvh", rmrrs=(Rmrr(0x1F_0000, 0x1F_0FFF, (COPIER,)),))
     with pytest.raises(ValueError, match="whole pages"):
