@@ -62,11 +62,10 @@ class ScalableMachine(VtdMachine):
             self.memory.write64(at + 8 * number, word)
         return at
 
-    def fs_entry_at(self, table, iova, level, top=4, flags=FULL, behind=None):
-        """Address of a first-stage entry; ``behind`` maps an address in a table to where it lies."""
+    def fs_entry_at(self, table, iova, level, top=4, flags=FULL):
+        """Address of a first-stage entry, with the tables above it made as needed."""
         while True:
-            at = table + 8 * (iova >> 9 * level_index(top) + 12 & 511)
-            at = behind(at) if behind else at
+            at = table + 8 * (iova >> 9 * top + 3 & 511)
             if top == level:
                 return at
             entry = self.memory.read64(at)
@@ -76,8 +75,8 @@ class ScalableMachine(VtdMachine):
             table = entry & 0xF_FFFF_FFFF_F000
             top -= 1
 
-    def fs_map(self, table, iova, target, flags=FULL, level=1, top=4, behind=None):
-        at = self.fs_entry_at(table, iova, level, top, behind=behind)
+    def fs_map(self, table, iova, target, flags=FULL, level=1, top=4):
+        at = self.fs_entry_at(table, iova, level, top)
         self.memory.write64(at, target | flags | (PS if level > 1 else 0))
         return at
 
@@ -85,5 +84,63 @@ class ScalableMachine(VtdMachine):
         return self.unit.translate(sid, iova, write, pasid)
 
 
-def level_index(level):
-    return level - 1
+IOVA = 0x12_3456_7000
+TARGET = 0x20_0000
+SHIFT = 0x40_0000
+"""Nested: the second stage maps guest address A to A - SHIFT, so that no address means the same in both."""
+
+
+class Stages(ScalableMachine):
+    """One requester whose address space is of ``kind``; ``first`` and ``second`` are the tables."""
+
+    def __init__(self, kind, five=False, supervisor=False, bits=0, policy=None, **config):
+        super().__init__(
+            replacement=policy,
+            five_levels=five,
+            supervisor_requests=supervisor,
+            second_stage_accessed_dirty=True,
+            extended_accessed=True,
+            **config,
+        )
+        self.kind, self.top = kind, 5 if five else 4
+        self.scalable_context(high=1 << 20 if supervisor else 0)
+        self.second = self.page()
+        self.first = self.page()
+        if kind == NESTED:
+            for at in range(0, self.memory.size, 0x20_0000):
+                self.map(self.second, at + SHIFT, at, level=2)
+        fs = self.guest(self.first) if kind in (FS, NESTED) else 0
+        ss = self.second if kind in (SS, NESTED) else 0
+        self.space(kind, ss=ss, fs=fs, low=bits & 1 << 9, high=bits & 0x91 | (1 if supervisor else 0) | five << 2)
+        self.start()
+
+    def guest(self, maddr):
+        return maddr + SHIFT if self.kind == NESTED else maddr
+
+    def host(self, address):
+        return address - SHIFT if self.kind == NESTED else address
+
+    def fs_at(self, iova=IOVA, level=1):
+        """Where the first-stage entry lies in RAM, with the tables above made as needed."""
+        table, top = self.first, self.top
+        while True:
+            at = table + 8 * (iova >> 9 * top + 3 & 511)
+            if top == level:
+                return at
+            entry = self.memory.read64(at)
+            if not entry & P:
+                entry = self.guest(self.page()) | FULL
+                self.memory.write64(at, entry)
+            table = self.host(entry & 0xF_FFFF_FFFF_F000)
+            top -= 1
+
+    def put(self, target=TARGET, flags=FULL, level=1, iova=IOVA):
+        """Map in whichever stage counts; ``flags`` as in the first stage."""
+        if self.kind == SS:
+            return self.map(self.second, iova, target, (flags & P) | (flags & WRITE), level)
+        at = self.fs_at(iova, level)
+        self.memory.write64(at, (self.guest(target) if flags & P else 0) | flags | (PS if level > 1 else 0))
+        return at
+
+    def bits(self, at):
+        return self.memory.read64(at) & (ACCESSED | DIRTY | 1 << 10)
