@@ -17,8 +17,9 @@ CODECS = {
     for sub in versions.get(name).subops.values()
     if (codec := sub.codec_on(arch)) is not None
 }
-every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-distinct = list({(c.subop, c.layout): c for c in CODECS.values()}.values())
+DISTINCT = {(codec.subop, codec.layout): name for name, codec in CODECS.items()}
+distinct = [CODECS[name] for name in DISTINCT.values()]
+every_codec = pytest.mark.parametrize("codec", distinct, ids=DISTINCT.values())
 
 
 def values_for(codec: Codec):

@@ -56,7 +56,7 @@ def test_every_offset_and_size_is_asserted():
             assert not row.c_name or f"PV_IOMMU_ASSERT({row.c_name} == {row.number});" in text
 
 
-@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("arch", ["x86-64", "i386"])
 @pytest.mark.parametrize("name", DISTINCT)
 def test_check_agrees_with_the_generated_header(name, arch, tmp_path):
     path = tmp_path / "generated.h"
