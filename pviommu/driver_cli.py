@@ -23,6 +23,7 @@ from pviommu.driver_view import (
 )
 from pviommu.options import Json, UsageError
 from testbed import backends
+from testbed.validate.ownership import ownership, rows_as_lines
 from testbed.validate.partial import CAUSES, partial_unmap
 from testbed.validate.validate import Report, validate
 
@@ -136,12 +137,9 @@ def partial(
 ) -> None:
     """An unmap fails at page k: what the guest believes, what the hypervisor has, what the device reaches."""
     _check(driver, backend, guest)
-    if profile not in profiles.names():
-        raise UsageError(f"unknown profile {profile!r}; there are: {', '.join(profiles.names())}")
+    _speaks(driver, profile)
     if cause is not None and cause not in CAUSES:
         raise UsageError(f"unknown cause {cause!r}; there are: {', '.join(CAUSES)}")
-    if not drivers.get(driver).speaks(profiles.get(profile).abi):
-        raise UsageError(f"driver {driver} does not speak the ABI of profile {profile}")
     kind = guest or "pvh"
     causes = tuple(CAUSES) if cause is None else (cause,)
     outcomes = list(partial_unmap(driver, profile, backend, kind, pages, causes))
@@ -151,6 +149,26 @@ def partial(
         print("\n".join(outcome_lines(driver, profile, kind, outcomes)))
     if not all(outcome.honest for outcome in outcomes):
         raise typer.Exit(FOUND)
+
+
+@app.command("ownership")
+def thread_002(
+    driver: DriverName = "reference", profile: ProfileName = "v7-fixed", backend: BackendName = "vtd"
+) -> None:
+    """DMA ownership of a group with two devices: what the mailing list asked, and what merged code answers."""
+    _check(driver, backend, None)
+    _speaks(driver, profile)
+    rows = list(ownership(driver, profile, backend))
+    print("\n".join(rows_as_lines(rows)))
+    if not all(row.ok for row in rows):
+        raise typer.Exit(FOUND)
+
+
+def _speaks(driver: str, profile: str) -> None:
+    if profile not in profiles.names():
+        raise UsageError(f"unknown profile {profile!r}; there are: {', '.join(profiles.names())}")
+    if not drivers.get(driver).speaks(profiles.get(profile).abi):
+        raise UsageError(f"driver {driver} does not speak the ABI of profile {profile}")
 
 
 def _check(driver: str, backend: str, guest: str | None) -> None:
