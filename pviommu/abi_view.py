@@ -73,6 +73,9 @@ def print_version(abi: Abi, arch: str, only: SubOp | None) -> None:
         if layout.size:
             out.print(Padding(Text("\n".join(diagram.text(layout))), (0, 0, 0, 1)))
             out.print(Padding(_members(layout), (0, 0, 0, 3)))
+            other = _on_i386(abi, layout)
+            if other:
+                out.print(f"   on i386 it is laid out differently, {other} bytes: --arch i386")
         else:
             out.print("   no members")
     if only is not None:
@@ -101,6 +104,7 @@ def _print_head(out: Console, abi: Abi) -> None:
     out.print(rows)
     if any(not row.implemented for row in abi.subops.values()):
         out.print("* a number only: answers -EOPNOTSUPP without touching its argument")
+    out.print(f"in the header: {_c_names(abi)}")
     out.print()
     constants = table("constant", ">value", "meaning")
     for constant in abi.constants:
@@ -108,6 +112,27 @@ def _print_head(out: Console, abi: Abi) -> None:
         where = " [private to the hypervisor]" if constant.name in abi.private else ""
         constants.add_row(constant.name, f"{constant.value:#x}", escape(constant.doc + note + where))
     out.print(constants)
+
+
+def _on_i386(abi: Abi, layout: Layout) -> int:
+    """The struct's size on i386 if anything in it lies elsewhere there, else 0."""
+    if layout.arch == "i386":
+        return 0
+    small = place(next(s for s in abi.structs if s.tag == layout.tag), ARCHES["i386"])
+    there = {m.path: m.offset for m in small.members}
+    same = small.size == layout.size and all(there[m.path] == m.offset for m in layout.members)
+    return 0 if same else small.size
+
+
+def _c_names(abi: Abi) -> str:
+    """How the header calls its sub-ops: the rule and the exceptions."""
+    prefix = "IOMMUOP_" if any(row.c_name.startswith("IOMMUOP_") for row in abi.subops.values()) else "IOMMU_"
+    odd = [
+        f"{row.name} is {row.c_name or 'without a name'}"
+        for row in abi.subops.values()
+        if row.c_name != prefix + row.name
+    ]
+    return "; ".join([f"{prefix}<sub-op>", *odd])
 
 
 def _members(layout: Layout) -> Table:
