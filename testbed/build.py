@@ -157,11 +157,17 @@ class TestBed:
                 self.xen.frames.allocate_at(DomId(0), first, last - first + 1)
 
     def _dom0_mmio(self) -> list[tuple[int, int]]:
-        """Every frame of the MMIO window except the unit's own registers."""
-        first, last = MMIO_START >> PAGE_SHIFT, (MMIO_END >> PAGE_SHIFT) - 1
-        unit = self.backend.unit_base >> PAGE_SHIFT
-        after = unit + (self.unit.register_size >> PAGE_SHIFT)
-        return [(first, unit - 1), (after, last)]
+        """Every frame of the MMIO window except the unit's own registers and, where devices' writes to it go around
+        translation, the interrupt doorbell."""
+        kept = [(self.backend.unit_base, self.unit.register_size)]
+        if not self.backend.doorbell_is_translated:
+            kept.append(self.backend.doorbell_window)
+        ranges, start = [], MMIO_START
+        for base, length in sorted(kept):
+            ranges.append((start >> PAGE_SHIFT, (base >> PAGE_SHIFT) - 1))
+            start = base + length
+        ranges.append((start >> PAGE_SHIFT, (MMIO_END >> PAGE_SHIFT) - 1))
+        return ranges
 
     def _give_memory(self) -> None:
         """Fill dom0's p2m and its default context (one to one in its own frame numbers)."""

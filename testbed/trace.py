@@ -5,17 +5,21 @@ One line a hypercall: the sub-op, its input fields by name, and after ``=`` what
 fields that the hypervisor wrote)::
 
     # pviommu trace 1
-    # backend=vtd profile=v7-fixed guest=pv ram=134217728 guest_ram=33554432 seed=0
+    # {"backend":"vtd","profile":"v7-fixed","guest":"pv","seed":0}
     map_pages ctx_no=3 gfn=0x1a07 dfn=0xfffff flags=0x1 pgsize=0x1000 nr_pages=1 mapped=0 = 0 mapped=1
 
-Replaying issues the same calls on a test bed built from the header and holds every answer against the recorded one.
+The second line is the test bed's configuration as JSON: the fields of :class:`testbed.config.Config`, those that have
+their default value left out.  Replaying issues the same calls on a test bed built from it and holds every answer
+against the recorded one.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, TextIO
+
+import msgspec
 
 from abi.errno import errno_name
 from testbed.build import TestBed, build
@@ -49,8 +53,7 @@ class TraceWriter:
         self._stream: Final = stream
         self._abi: Final = testbed.xen.abi
         self.calls = 0
-        header = " ".join(f"{key}={value}" for key, value in _header(testbed).items())
-        stream.write(f"{MAGIC}\n# {header}\n")
+        stream.write(f"{MAGIC}\n# {msgspec.json.encode(_header(testbed)).decode()}\n")
 
     def __call__(self, call: HypercallCall) -> None:
         subop = self._abi.by_name.get(call.name)
@@ -115,23 +118,21 @@ def _issue(path: Path, testbed: TestBed, line: Line) -> None:
 
 
 def _header(testbed: TestBed) -> dict[str, object]:
-    config = testbed.config
-    header = {field.name: getattr(config, field.name) for field in fields(config)}
-    header["guest"] = config.guest or testbed.backend.default_guest
-    return {key: value for key, value in header.items() if isinstance(value, (int, str))}
+    """What the configuration says beyond the defaults; names are spelt out all the same."""
+    values = msgspec.to_builtins(replace(testbed.config, guest=testbed.config.guest or testbed.backend.default_guest))
+    defaults = msgspec.to_builtins(Config())
+    always = ("backend", "profile", "guest", "seed")
+    return {name: value for name, value in values.items() if name in always or value != defaults[name]}
 
 
 def _config(path: Path, line: str) -> Config:
-    kinds = {field.name: field.type for field in fields(Config)}
-    values: dict[str, int | str] = {}
-    for word in line.removeprefix("# ").split():
-        key, _, value = word.partition("=")
-        if key not in kinds:
-            raise TraceError(f"{path}:2: unknown setting {key!r} in the header")
-        values[key] = int(value) if value.isdigit() else value
     try:
-        return Config(**values)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+        values = msgspec.json.decode(line.removeprefix("# "), type=dict[str, object])
+        unknown = [name for name in values if name not in {field.name for field in fields(Config)}]
+        if unknown:
+            raise ValueError(f"unknown setting {unknown[0]!r}")
+        return msgspec.convert(values, Config)
+    except (msgspec.MsgspecError, ValueError) as error:
         raise TraceError(f"{path}:2: {error}") from None
 
 

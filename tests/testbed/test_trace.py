@@ -5,9 +5,10 @@ import io
 
 import pytest
 
+from machine.firmware import Rmrr
 from machine.network.peer import PeerWire
-from testbed.build import build
-from testbed.config import Config
+from testbed.build import NIC, build
+from testbed.config import MIB, Config
 from testbed.guest import Guest
 from testbed.packets import bring_up, run
 from testbed.tables import flat, tree
@@ -58,14 +59,17 @@ def test_a_prefix_of_a_trace_is_the_state_at_that_point(tmp_path):
     ("text", "complaint"),
     [
         ("nonsense\n", ":1: not a trace"),
-        ("# pviommu trace 1\n# backend=none profile=v7-fixed\n", ":2: unknown backend"),
-        ("# pviommu trace 1\n# colour=red\n", ":2: unknown setting"),
-        ("# pviommu trace 1\n# backend=vtd\nnoop\n", ":3: expected"),
-        ("# pviommu trace 1\n# backend=vtd\nfrobnicate = 0\n", ":3: v7 has no sub-op"),
-        ("# pviommu trace 1\n# backend=vtd\ninit max=1 = 0\n", ":3: init has no field"),
-        ("# pviommu trace 1\n# backend=vtd\ninit max_ctx_no=x = 0\n", ":3: 'max_ctx_no=x' is not"),
-        ("# pviommu trace 1\n# backend=vtd\ninit max_ctx_no=0x1ffffffff arena_order=1 = 0\n", ":3: init.max_ctx_no is"),
-        ("# pviommu trace 1\n# backend=vtd\nalloc_context ctx_no=0 flags=0 = 0 ctx_no=1\n", ":3: alloc_context now"),
+        ('# pviommu trace 1\n# {"backend":"none"}\n', ":2: unknown backend"),
+        ('# pviommu trace 1\n# {"colour":"red"}\n', ":2: unknown setting 'colour'"),
+        ("# pviommu trace 1\n# backend=vtd\n", ":2: JSON"),
+        ('# pviommu trace 1\n# {"ram":"much"}\n', ":2: Expected `int`"),
+        ('# pviommu trace 1\n# {"ram":4096}\n', ":2: RAM of 0x1000 bytes"),
+        ("# pviommu trace 1\n# {}\nnoop\n", ":3: expected"),
+        ("# pviommu trace 1\n# {}\nfrobnicate = 0\n", ":3: v7 has no sub-op"),
+        ("# pviommu trace 1\n# {}\ninit max=1 = 0\n", ":3: init has no field"),
+        ("# pviommu trace 1\n# {}\ninit max_ctx_no=x = 0\n", ":3: 'max_ctx_no=x' is not"),
+        ("# pviommu trace 1\n# {}\ninit max_ctx_no=0x1ffffffff arena_order=1 = 0\n", ":3: init.max_ctx_no is"),
+        ("# pviommu trace 1\n# {}\nalloc_context ctx_no=0 flags=0 = 0 ctx_no=1\n", ":3: alloc_context now"),
     ],
 )
 def test_a_bad_trace_is_one_line_with_file_and_line(tmp_path, text, complaint):
@@ -88,3 +92,11 @@ def test_a_whole_run_can_be_traced():
     calls = sum(sum(results.values()) for results in report.hypercalls.values())
     assert report.ok
     assert calls > 100
+
+
+def test_reserved_regions_are_part_of_a_trace(tmp_path):
+    path = tmp_path / "run.trace"
+    region = Rmrr(96 * MIB, 96 * MIB + 0x1FFF, (NIC,))
+    original = _record(Config(rmrrs=(region,)), path)
+    assert read(path)[0].rmrrs == (region,)
+    assert replay(path).xen.frames.refs == original.xen.frames.refs
