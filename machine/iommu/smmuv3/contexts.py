@@ -62,22 +62,19 @@ class ContextTable:
         self._memory: Final = memory
         self._config: Final = config
         self._replacement: Final = replacement
-        self._cached: Final[dict[tuple[int, int], Context]] = {}
+        self.cached: Final[dict[tuple[int, int], Context]] = {}
         self._l1: Final[dict[tuple[int, int, int], int]] = {}
         """By StreamID, first index of the span, log2 of the span."""
         self._decode: Final = lru_cache(maxsize=4096)(partial(decode_cd, config=config))
 
     def __len__(self) -> int:
-        return len(self._cached)
+        return len(self.cached)
 
-    def lookup(self, sid: int, stage1: Stage1, index: int, locate: Locate) -> Context | Stop:
-        """The CD at ``index`` of the stream, fetched and cached if need be."""
-        known = self._cached.get((sid, index))
-        if known is not None:
-            return known
+    def fetch(self, sid: int, stage1: Stage1, index: int, locate: Locate) -> Context | Stop:
+        """The CD at ``index`` of the stream, which is not in ``cached``: fetched, and kept if it may be."""
         context = self._find(sid, stage1, index, locate, self._l1, None)
-        if context.__class__ is Context and (self._replacement is None or make_room(self._replacement, self._cached)):
-            self._cached[sid, index] = context
+        if context.__class__ is Context and (self._replacement is None or make_room(self._replacement, self.cached)):
+            self.cached[sid, index] = context
         return context
 
     def explain(self, sid: int, stage1: Stage1, index: int, locate: Locate, visits: list[Visit]) -> Context | Stop:
@@ -86,7 +83,7 @@ class ContextTable:
 
     def invalidate(self, sid: int, index: int, leaf: bool) -> None:
         """CMD_CFGI_CD: forget one CD and, unless ``leaf``, what led to it."""
-        self._cached.pop((sid, index), None)
+        self.cached.pop((sid, index), None)
         if not leaf:
             for shift in (_SPAN_4K, _SPAN_64K):
                 self._l1.pop((sid, index >> shift << shift, shift), None)
@@ -94,18 +91,18 @@ class ContextTable:
     def invalidate_streams(self, sid: int, log2count: int = 0) -> None:
         """CMD_CFGI_CD_ALL and CMD_CFGI_STE: forget all CDs of 2^``log2count`` streams, aligned."""
         group = sid >> log2count
-        for key in [key for key in self._cached if key[0] >> log2count == group]:
-            del self._cached[key]
+        for key in [key for key in self.cached if key[0] >> log2count == group]:
+            del self.cached[key]
         for span in [span for span in self._l1 if span[0] >> log2count == group]:
             del self._l1[span]
 
     def save(self) -> object:
-        return (dict(self._cached), dict(self._l1))
+        return (dict(self.cached), dict(self._l1))
 
     def restore(self, state: object) -> None:
         cached, l1 = cast(tuple[dict[tuple[int, int], Context], dict[tuple[int, int, int], int]], state)
-        self._cached.clear()
-        self._cached.update(cached)
+        self.cached.clear()
+        self.cached.update(cached)
         self._l1.clear()
         self._l1.update(l1)
 

@@ -69,8 +69,10 @@ class FaultRecorder:
             record = None
         return self.fault(sid, iova, write, pasid, number, record)
 
-    def stopped(self, sid: int, iova: int, write: bool, pasid: int | None, stream: Stream, stop: Stop) -> Fault:
-        """Whatever ``stop`` is: an error of configuration or a fault of translation."""
+    def stopped(
+        self, sid: int, iova: int, write: bool, pasid: int | None, stream: Stream, stop: Stop, ipa: int | None = None
+    ) -> Fault:
+        """Whatever ``stop`` is: an error of configuration or a fault of translation; ``ipa`` if it does not know."""
         number = stop.number
         if number <= C_BAD_CD:
             return self.configuration(sid, iova, write, pasid, number, stop.fetch, stop.ssid)
@@ -82,7 +84,7 @@ class FaultRecorder:
         if number == F_WALK_EABT:
             record = (word0, details, address, stop.fetch & FETCH_ADDRESS_BITS)
             return self.fault(sid, iova, write, pasid, number, record)
-        record = (word0, details, address, stop.ipa & IPA_BITS if stop.stage2 else 0)
+        record = (word0, details, address, (stop.ipa if ipa is None else ipa) & IPA_BITS if stop.stage2 else 0)
         if number == F_TLB_CONFLICT:
             return self.fault(sid, iova, write, pasid, number, record)
         if stop.stage2:

@@ -53,6 +53,7 @@ from machine.memory import PhysicalMemory
 _S2AP_WRITE: Final = 1 << 7
 _NT: Final = 1 << 16
 """nT of a block: with BBML 1 or 2 it is not cached in a way that could conflict; here not at all."""
+_BAD_CD: Final = Stop(C_BAD_CD, stage2=False)
 _BEYOND_IAS: Final = Stop(F_ADDR_SIZE, stage2=False)
 
 
@@ -147,16 +148,17 @@ class Translator:
 
     def context(self, sid: int, stream: Stream, index: int, visits: list[Visit] | None = None) -> Context | Stop:
         """The context at ``index`` of a stream with stage 1."""
+        known = self._contexts.cached.get((sid, index)) if visits is None else None
+        if known is not None:
+            return _BAD_CD if known.illegal else known
         stage1 = stream.stage1
         assert stage1 is not None
         locate = self._locator(stream.stage2, CLASS_CD, visits)
         if visits is None:
-            context = self._contexts.lookup(sid, stage1, index, locate)
+            context = self._contexts.fetch(sid, stage1, index, locate)
         else:
             context = self._contexts.explain(sid, stage1, index, locate, visits)
-        if isinstance(context, Context) and context.illegal:
-            return Stop(C_BAD_CD, stage2=False)
-        return context
+        return _BAD_CD if isinstance(context, Context) and context.illegal else context
 
     def judge(self, stream: Stream, context: Context, entry: Stage1Entry, va: int, write: bool) -> int | Stop:
         """Permission at stage 1, then at stage 2."""

@@ -52,6 +52,7 @@ from machine.iommu.smmuv3.walk import ALLOW_WRITE, WRITABLE_CLEAN, Stop
 from machine.iommu.unit import Counters, Fault, Walk
 from machine.mmio import SystemBus
 
+_DENIED: Final = Stop(F_PERMISSION)
 _BEYOND_IAS: Final = Stop(F_ADDR_SIZE, stage2=False)
 _NOTHING: Final[dict[int, tuple[int, int]]] = {}
 
@@ -251,7 +252,7 @@ class Smmuv3Unit:
             counters.iotlb_misses += 1
             found = self._translator.fill2(stage2, iova, write)
             if isinstance(found, Stop):
-                return self._faults.stopped(sid, iova, write, None, stream, found._replace(ipa=iova))
+                return self._faults.stopped(sid, iova, write, None, stream, found, iova)
             delta, allowed, _ = found
         else:
             counters.iotlb_hits += 1
@@ -263,7 +264,7 @@ class Smmuv3Unit:
                 return second[0]
         if allowed & (ALLOW_WRITE if write else stream.need_read):
             return iova + delta
-        return self._faults.stopped(sid, iova, write, None, stream, Stop(F_PERMISSION, ipa=iova))
+        return self._faults.stopped(sid, iova, write, None, stream, _DENIED, iova)
 
     def walk(self, sid: int, iova: int, write: bool = False, pasid: int | None = None) -> Walk:
         return self._observer.walk(sid, iova, write, pasid)
