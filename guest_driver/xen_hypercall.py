@@ -5,6 +5,7 @@ The struct lives in one page of guest memory that is allocated once; the hypervi
 the on-stack structs of the C driver.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from abi.versions import Abi
@@ -40,6 +41,18 @@ class IommuOp:
         self._write(paddr, encode(*fields))
         ret = self._hypercall(self._nr, *registers)
         return ret, decode(self._read(paddr, size))
+
+    def bind(self, name: str) -> Callable[..., tuple[int, tuple[int, ...]]]:
+        """:meth:`call` for one sub-op, with everything looked up beforehand."""
+        encode, decode, size, registers = self._bound[name]
+        paddr, nr, read, write, hypercall = self._paddr, self._nr, self._read, self._write, self._hypercall
+
+        def bound(*fields: int) -> tuple[int, tuple[int, ...]]:
+            write(paddr, encode(*fields))
+            ret = hypercall(nr, *registers)
+            return ret, decode(read(paddr, size))
+
+        return bound
 
     def release(self) -> None:
         """Give the argument page back."""

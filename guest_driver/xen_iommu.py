@@ -111,6 +111,8 @@ class XenIommu:
         self._op: Final = op
         self.call: Final = op.call
         """(sub-op, fields...) -> (0 or -errno, fields as the hypervisor left them)."""
+        self._map_pages: Final = op.bind("map_pages")
+        self._unmap_pages: Final = op.bind("unmap_pages")
         self.extensions: Final[dict[str, Any]] = {}
         """For whoever exchanges functions in ``ops`` and ``domain_ops`` and needs state for that."""
         self._ask_hypervisor: Final = abi.has("lookup_page")
@@ -239,6 +241,7 @@ class XenIommu:
         limit = self.max_nr_pages
         frames = pgsize >> PAGE_SHIFT
         gfn, dfn = paddr >> PAGE_SHIFT, iova >> PAGE_SHIFT
+        call = self._map_pages
         done = ret = 0
         while done < pgcount:
             count = pgcount - done
@@ -247,7 +250,7 @@ class XenIommu:
             first = gfn + done * frames
             if self._pv:
                 first, count = self.gfn_run(first, count)
-            ret, fields = self.call("map_pages", domain.ctx_no, first, dfn + done * frames, flags, pgsize, count, 0)
+            ret, fields = call(domain.ctx_no, first, dfn + done * frames, flags, pgsize, count, 0)
             mapped = fields[6]
             done += mapped if mapped < count else count
             if ret:
@@ -267,6 +270,8 @@ class XenIommu:
             return pfn, count  # registers of devices: a PV guest numbers them as the machine does
         pfn_to_gfn = ram.pfn_to_gfn
         gfn = pfn_to_gfn(pfn)
+        if count == 1:
+            return gfn, 1
         run = 1
         last = min(count, ram.pages - pfn)
         while run < last and pfn_to_gfn(pfn + run) == gfn + run:
@@ -285,7 +290,7 @@ class XenIommu:
             count = pgcount - done
             if count > limit:
                 count = limit
-            ret, fields = self.call("unmap_pages", domain.ctx_no, dfn + done * frames, pgsize, count, 0)
+            ret, fields = self._unmap_pages(domain.ctx_no, dfn + done * frames, pgsize, count, 0)
             unmapped = fields[4]
             done += unmapped if unmapped < count else count
             if ret or not unmapped:

@@ -21,7 +21,11 @@ class IovaShadow:
     def insert(self, iova: int, size: int, paddr: int) -> None:
         """``size`` bytes from ``iova``, none of them mapped so far, now lead to ``paddr`` and on."""
         self._extents[iova] = (size, paddr)
-        insort(self._starts, iova)
+        starts = self._starts
+        if not starts or iova > starts[-1]:
+            starts.append(iova)
+        else:
+            insort(starts, iova)
 
     def remove(self, iova: int, size: int) -> None:
         """Nothing is mapped any more in ``size`` bytes from ``iova``."""

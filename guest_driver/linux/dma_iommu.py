@@ -37,6 +37,8 @@ DMA_MAPPING_ERROR: Final = (1 << 64) - 1
 DMA_ATTR_PRIVILEGED: Final = 1 << 9
 
 _DIRECTION_PROT: Final = (IOMMU_READ | IOMMU_WRITE, IOMMU_READ, IOMMU_WRITE, 0)
+_PLAIN_PROT: Final = (_DIRECTION_PROT, tuple(prot | IOMMU_CACHE for prot in _DIRECTION_PROT))
+"""By coherency and direction, for mappings without attributes."""
 
 
 def dma_info_to_prot(direction: int, coherent: bool, attrs: int) -> int:
@@ -115,7 +117,8 @@ def iommu_dma_map_phys(dev: Device, phys: int, size: int, direction: int, attrs:
     """Map ``size`` bytes of memory at ``phys``; the DMA address, or DMA_MAPPING_ERROR."""
     if size <= 0:
         return DMA_MAPPING_ERROR
-    return __iommu_dma_map(dev, phys, size, dma_info_to_prot(direction, dev.dma_coherent, attrs), dev.dma_mask)
+    prot = dma_info_to_prot(direction, dev.dma_coherent, attrs) if attrs else _PLAIN_PROT[dev.dma_coherent][direction]
+    return __iommu_dma_map(dev, phys, size, prot, dev.dma_mask)
 
 
 def iommu_dma_unmap_phys(dev: Device, dma_addr: int, size: int, direction: int, attrs: int = 0) -> None:

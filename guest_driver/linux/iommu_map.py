@@ -58,12 +58,14 @@ def iommu_map_nosync(domain: IommuDomain, iova: int, paddr: int, size: int, prot
     if gfp & _GFP_REFUSED:
         domain.iommu.printk.warn_on(True, f"iommu_map: page allocation flags {gfp:#x} make no sense here")
         return -EINVAL
-    if (iova | paddr | size) & ((bitmap & -bitmap) - 1):
+    smallest = bitmap & -bitmap
+    if (iova | paddr | size) & (smallest - 1):
         domain.iommu.printk.err(f"unaligned: iova {iova:#x} pa {paddr:#x} size {size:#x}")
         return -EINVAL
     done = 0
     while done < size:
-        pgsize, count = iommu_pgsize(domain, iova + done, paddr + done, size - done)
+        left = size - done
+        pgsize, count = (left, 1) if left == smallest else iommu_pgsize(domain, iova + done, paddr + done, left)
         ret, mapped = map_pages(domain, iova + done, paddr + done, pgsize, count, prot, gfp)
         done += mapped
         if ret:
@@ -141,18 +143,20 @@ def iommu_unmap_fast(domain: IommuDomain, iova: int, size: int, gather: IommuIot
     if unmap_pages is None or not bitmap:
         domain.iommu.printk.warn_on(True, "iommu_unmap: a paging domain without unmap_pages or page sizes")
         return 0
-    if (iova | size) & ((bitmap & -bitmap) - 1):
+    smallest = bitmap & -bitmap
+    if (iova | size) & (smallest - 1):
         domain.iommu.printk.err(f"unaligned: iova {iova:#x} size {size:#x}")
         return 0
     done = 0
     while done < size:
-        pgsize, count = iommu_pgsize(domain, iova + done, iova + done, size - done)
+        left = size - done
+        pgsize, count = (left, 1) if left == smallest else iommu_pgsize(domain, iova + done, iova + done, left)
         unmapped = unmap_pages(domain, iova + done, pgsize, count, gather)
         if unmapped <= 0:
             break
         done += unmapped
     if done and gather.pgsize == 0 and domain.ops.iotlb_sync is not None:
-        gather.add_range(iova, done, bitmap & -bitmap)
+        gather.add_range(iova, done, smallest)
     return done
 
 
