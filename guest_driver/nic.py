@@ -85,7 +85,9 @@ class Nic:
     ``rx_handler`` gets every received frame as bytes, in softirq context.
     """
 
-    def __init__(self, kernel: Kernel, dev: Device, base: int, ring_log2: int, rx_buffer: int, use_sg: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, dev: Device, base: int, ring_log2: int, rx_buffer: int, use_sg: bool, recycle: bool
+    ) -> None:
         self.kernel: Final = kernel
         self.dev: Final = dev
         self.mac = b"\0" * 6
@@ -93,6 +95,9 @@ class Nic:
         self.counters = NicCounters()
         self.use_sg: Final = use_sg
         """Map transmit buffers with dma_map_sg rather than piece by piece."""
+        self.recycle: Final = recycle
+        """Post a received page again, mapped as it is (page_pool with PP_FLAG_DMA_MAP): no hypercall per frame, and the
+        device can still write to the page while the frame is being copied out."""
         self.up = False
         self.irq: tuple[int, int] | None = None
         """(doorbell address as the device must write it, data); ``None`` while polling."""
@@ -296,11 +301,16 @@ class Nic:
             if dma_mapping_error(self.dev, address):
                 self.kernel.pages.free_pages(pfn)
                 break
-            tail = self._rx_tail
-            ring.write(tail * DESCRIPTOR.size, DESCRIPTOR.pack(address, self._rx_buffer, 0, 0, 0))
-            self._rx_slots[tail] = (pfn, address)
-            self._rx_tail = tail + 1 & self._mask
+            self._rx_post(pfn, address)
         return len(self._rx_slots)
+
+    def _rx_post(self, pfn: int, address: int) -> None:
+        """Give the device a mapped page; the doorbell is rung later."""
+        ring, tail = self._rx_ring, self._rx_tail
+        assert ring is not None
+        ring.write(tail * DESCRIPTOR.size, DESCRIPTOR.pack(address, self._rx_buffer, 0, 0, 0))
+        self._rx_slots[tail] = (pfn, address)
+        self._rx_tail = tail + 1 & self._mask
 
     def _rx_receive(self) -> int:
         """Hand completed frames up; the number of frames."""
@@ -314,9 +324,13 @@ class Nic:
                 break
             pfn, address = self._rx_slots.pop(index)
             self._rx_clean = index + 1 & self._mask
-            dma_unmap_page(self.dev, address, self._rx_buffer, DMA_FROM_DEVICE)
+            if not self.recycle:
+                dma_unmap_page(self.dev, address, self._rx_buffer, DMA_FROM_DEVICE)
             self._rx_parts.append(self.kernel.ram.read((pfn << 12) + _RX_OFFSET, min(written, self._rx_buffer)))
-            self.kernel.pages.free_pages(pfn)
+            if self.recycle:
+                self._rx_post(pfn, address)
+            else:
+                self.kernel.pages.free_pages(pfn)
             if flags & ERROR:
                 self.counters.rx_errors += 1
                 self._rx_parts = []
@@ -389,12 +403,19 @@ class Nic:
 
 
 def nic_probe(
-    kernel: Kernel, dev: Device, *, ring_log2: int = 6, rx_buffer: int = 2048, use_sg: bool = False
+    kernel: Kernel,
+    dev: Device,
+    *,
+    ring_log2: int = 6,
+    rx_buffer: int = 2048,
+    use_sg: bool = False,
+    recycle: bool = False,
 ) -> Nic | int:
     """Bind the driver to ``dev``; -errno with nothing left behind.
 
     ``ring_log2``: log2 of the descriptors in each ring; ``rx_buffer``: bytes of a receive buffer (a frame may use
-    several), up to a page less 64.  -ENODEV: no such NIC at its first BAR; -EINVAL: impossible sizes; -EBUSY or
+    several), up to a page less 64; ``recycle``: see :class:`Nic`.
+    -ENODEV: no such NIC at its first BAR; -EINVAL: impossible sizes; -EBUSY or
     -EPROBE_DEFER: the device belongs to somebody else.
     """
     if not 1 <= ring_log2 <= 12 or not 64 <= rx_buffer <= 4096 - _RX_OFFSET:
@@ -404,7 +425,7 @@ def nic_probe(
     ret = device_driver_attach(dev, "nic1")
     if ret:
         return ret
-    nic = Nic(kernel, dev, dev.pci.bars[0][0], ring_log2, rx_buffer, use_sg)
+    nic = Nic(kernel, dev, dev.pci.bars[0][0], ring_log2, rx_buffer, use_sg, recycle)
     ret = 0 if nic._read(ID) == NIC_ID else -ENODEV
     if not ret:
         ret = dma_set_mask_and_coherent(dev, dma_bit_mask(64))

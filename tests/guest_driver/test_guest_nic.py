@@ -319,3 +319,14 @@ def test_echo_in_ipv4_survives_the_trip_and_any_flipped_bit_is_noticed(payload, 
 
 def test_checksum_of_the_rfc_1071_example():
     assert wire.checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0x220D
+
+
+@pytest.mark.parametrize("recycle", [False, True])
+def test_recycled_receive_pages_stay_mapped_until_the_interface_goes_down(recycle):
+    guest, _, _, nic, stack = interface(recycle=recycle)
+    stack.ping("10.0.0.1", 100)
+    posted = {pfn for pfn, _ in nic._rx_slots.values()}
+    for sequence in range(1, 70):
+        assert stack.ping("10.0.0.1", 1000, 7, sequence).ok
+    assert ({pfn for pfn, _ in nic._rx_slots.values()} == posted) == recycle
+    assert_clean(guest, nic, stack)
