@@ -77,11 +77,14 @@ class P2m:
         self._mmio: Final = mmio
         self._delta: Final = array("q", [0]) * size
         self._kind: Final = bytearray(size)
+        self._reverse: dict[int, int] | None = None
+        """Machine frame to guest frame, made when first asked for and forgotten by every change."""
 
     def set(self, gfn: int, mfn: int, count: int = 1, kind: int = RAM_RW) -> None:
         """Point ``count`` frames from ``gfn`` at machine frames from ``mfn``."""
         if gfn < 0 or gfn + count > self.size:
             raise ValueError(f"gfn {gfn:#x}+{count:#x} is beyond the p2m")
+        self._reverse = None
         self._delta[gfn : gfn + count] = array("q", [mfn - gfn]) * count
         self._kind[gfn : gfn + count] = bytes([kind]) * count
 
@@ -112,10 +115,21 @@ class P2m:
             return -1
         return gfn + self._delta[gfn]
 
+    def gfn_of(self, mfn: int) -> int | None:
+        """The lowest guest frame behind which machine frame ``mfn`` lies."""
+        if self._reverse is None:
+            pairs = zip(self._delta, self._kind)
+            self._reverse = {}
+            for gfn, (delta, kind) in enumerate(pairs):
+                if kind != NONE and kind != RAM_PAGED:
+                    self._reverse.setdefault(gfn + delta, gfn)
+        return self._reverse.get(mfn)
+
     def save(self) -> object:
         return (self._delta[:], bytes(self._kind))
 
     def restore(self, state: object) -> None:
+        self._reverse = None
         self._delta[:], self._kind[:] = state  # type: ignore[misc]
 
 

@@ -24,7 +24,7 @@ from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.moves import move_device
 from hypervisor.iommu.pool import HeapPool
 from hypervisor.memory_op import memory_op
-from hypervisor.p2m import NONE, RAM_RW, P2m, PvFrames, Translation
+from hypervisor.p2m import RAM_RW, P2m, PvFrames, Translation
 from hypervisor.pagetable.format import Format
 from hypervisor.pagetable.radix import Changes
 from hypervisor.platform import Platform
@@ -244,13 +244,7 @@ class Xen:
 
     def machine_to_guest(self, domain: Domain, mfn: int) -> int | None:
         """The guest frame number of machine frame ``mfn`` in ``domain``, ``None`` if it has none."""
-        if domain.pv:
-            return mfn
-        for gfn in range(domain.p2m.size):
-            found, kind, _ = domain.p2m.run(gfn, 1)
-            if found == mfn and kind != NONE:
-                return gfn
-        return None
+        return mfn if domain.pv else domain.p2m.gfn_of(mfn)
 
     def reserve_for_firmware(self, first: int, last: int) -> None:
         """Frames ``first`` to ``last`` belong to firmware (E820 reserved)."""
