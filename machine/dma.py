@@ -13,25 +13,42 @@ from base.units import PAGE_SIZE
 from machine.iommu.unit import Fault, IommuUnit
 from machine.mmio import SystemBus
 
+Route = tuple[IommuUnit | None, int]
+"""The unit that a request reaches, and the stream id that it carries there."""
+
 
 class DmaFabric:
-    """Routes requests: a unit per segment or per requester id, none means untranslated DMA."""
+    """Routes requests: a unit for all or per requester id, none means untranslated DMA."""
 
     def __init__(self, bus: SystemBus) -> None:
         self.bus: Final = bus
-        self._units: Final[dict[int, IommuUnit]] = {}
-        self._default: IommuUnit | None = None
+        self._named: Final[dict[int, tuple[IommuUnit, int]]] = {}
+        self._default: tuple[IommuUnit | None, int] = (None, 0)
+        self._routes: Final[dict[int, Route]] = {}
+        """What :meth:`route` answered before, since the last :meth:`cover`."""
 
-    def cover(self, unit: IommuUnit, sbdf: int | None = None) -> None:
-        """Put requester ``sbdf`` (``None``: every id that no other call named) behind ``unit``."""
+    def cover(self, unit: IommuUnit, sbdf: int | None = None, stream_offset: int = 0) -> None:
+        """Put requester ``sbdf`` (``None``: every id that no other call named) behind ``unit``.
+
+        Requests carry the stream id (requester id without its segment) + ``stream_offset`` there.
+        """
         if sbdf is None:
-            self._default = unit
+            self._default = (unit, stream_offset)
         else:
-            self._units[sbdf] = unit
+            self._named[sbdf] = (unit, stream_offset)
+        self._routes.clear()
+
+    def route(self, sbdf: int) -> Route:
+        """Where requests of requester ``sbdf`` go."""
+        route = self._routes.get(sbdf)
+        if route is None:
+            unit, offset = self._named.get(sbdf, self._default)
+            route = self._routes[sbdf] = (unit, (sbdf & 0xFFFF) + offset)
+        return route
 
     def unit_for(self, sbdf: int) -> IommuUnit | None:
         """The unit that translates for requester ``sbdf``."""
-        return self._units.get(sbdf, self._default)
+        return self.route(sbdf)[0]
 
     def port(self, sbdf: int) -> "DmaPort":
         """The way into memory for requester ``sbdf``."""
@@ -48,20 +65,20 @@ class DmaPort:
 
     def read(self, iova: int, length: int) -> bytes | Fault:
         """``length`` bytes from ``iova``, or the fault that stopped the request."""
-        unit = self.fabric.unit_for(self.sbdf)
+        unit, sid = self.fabric.route(self.sbdf)
         bus = self.fabric.bus
         if unit is None:
             return bus.dma_read(iova, length)
         first = PAGE_SIZE - (iova & PAGE_SIZE - 1)
         if length <= first:
-            maddr = unit.translate(self.sbdf & 0xFFFF, iova, False)
+            maddr = unit.translate(sid, iova, False)
             if maddr.__class__ is not int:
                 return self._blocked(maddr)
             return bus.dma_read(maddr, length)
         parts = []
         while length > 0:
             size = min(length, PAGE_SIZE - (iova & PAGE_SIZE - 1))
-            maddr = unit.translate(self.sbdf & 0xFFFF, iova, False)
+            maddr = unit.translate(sid, iova, False)
             if maddr.__class__ is not int:
                 return self._blocked(maddr)
             parts.append(bus.dma_read(maddr, size))
@@ -71,7 +88,7 @@ class DmaPort:
 
     def write(self, iova: int, data: bytes) -> Fault | None:
         """Store ``data`` at ``iova``; the fault that stopped the request, or ``None``."""
-        unit = self.fabric.unit_for(self.sbdf)
+        unit, sid = self.fabric.route(self.sbdf)
         bus = self.fabric.bus
         if unit is None:
             bus.dma_write(iova, data)
@@ -79,7 +96,7 @@ class DmaPort:
         done = 0
         while done < len(data):
             size = min(len(data) - done, PAGE_SIZE - (iova & PAGE_SIZE - 1))
-            maddr = unit.translate(self.sbdf & 0xFFFF, iova, True)
+            maddr = unit.translate(sid, iova, True)
             if maddr.__class__ is not int:
                 return self._blocked(maddr)
             bus.dma_write(maddr, data if size == len(data) else data[done : done + size])
@@ -133,7 +150,7 @@ class PasidPort(PiecewisePort):
         self.pasid: Final = pasid
 
     def translate(self, unit: IommuUnit, iova: int, write: bool) -> int | Fault:
-        return unit.translate(self.sbdf & 0xFFFF, iova, write, self.pasid)
+        return unit.translate(self.fabric.route(self.sbdf)[1], iova, write, self.pasid)
 
 
 def _pieces(iova: int, length: int) -> Iterator[tuple[int, int]]:

@@ -55,6 +55,8 @@ class PciFunction:
     multifunction: bool = False
     phantom_functions: int = 0
     """log2 of the number of functions whose ids it may issue (PCIe 7.5.3.3, Phantom Functions Supported)."""
+    ats: bool = False
+    """Has the Address Translation Services capability: it may keep translations in a cache of its own."""
 
     def __str__(self) -> str:
         return f"{format_sbdf(self.sbdf)} ({self.port_type.value})"
@@ -65,6 +67,8 @@ class PciTopology:
     """Every function of the machine, by address."""
 
     functions: dict[Sbdf, PciFunction] = field(default_factory=dict)
+    _above: dict[int, PciFunction] = field(default_factory=dict)
+    """Bridges by what their secondary bus is: segment << 8 | bus."""
 
     def add(self, function: PciFunction) -> PciFunction:
         if function.sbdf in self.functions:
@@ -72,15 +76,13 @@ class PciTopology:
         if (function.port_type in BRIDGES) != (function.secondary_bus is not None):
             raise ValueError(f"{function}: bridges and only bridges have a secondary bus")
         self.functions[function.sbdf] = function
+        if function.secondary_bus is not None:
+            self._above.setdefault(function.sbdf >> 16 << 8 | function.secondary_bus, function)
         return function
 
     def bridge_above(self, sbdf: Sbdf) -> PciFunction | None:
         """The bridge whose secondary bus ``sbdf`` sits on, ``None`` on a root bus."""
-        segment, bus = sbdf >> 16, sbdf >> 8 & 0xFF
-        for function in self.functions.values():
-            if function.sbdf >> 16 == segment and function.secondary_bus == bus:
-                return function
-        return None
+        return self._above.get(sbdf >> 8)
 
     def bridges_above(self, sbdf: Sbdf) -> Iterator[PciFunction]:
         """The bridges from ``sbdf`` up to the root bus."""

@@ -59,7 +59,7 @@ def walk(
         if first is None:
             raise UsageError(f"nothing is mapped for {format_sbdf(sbdf)}; name an IOVA")
         address, write = first.iova, write or "R" not in first.rights
-    found = testbed.unit.walk(sbdf & 0xFFFF, address, write)
+    found = testbed.walk(sbdf, address, write)
     if form == "json":
         from pviommu.report_json import walk_as_dict
 

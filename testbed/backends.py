@@ -5,10 +5,10 @@ Other packages add theirs with an entry point in the group ``pviommu.backends`` 
 :class:`TranslationBackend`; the name of the entry point is the name of the backend.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Final
+from typing import Any, Final
 
 from hypervisor.frames import FrameTable
 from hypervisor.iommu.backend import Backend
@@ -28,6 +28,7 @@ from machine.iommu.unit import IommuUnit
 from machine.iommu.vtd.config import VtdConfig
 from machine.iommu.vtd.unit import VtdUnit
 from machine.mmio import SystemBus
+from testbed.units import DEFAULT, UnitOptions, overrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,10 @@ class TranslationBackend:
 
     name: str
     title: str
-    make_unit: Callable[[SystemBus, int | None], IommuUnit]
-    """Hardware half: (bus, IOTLB capacity) to a unit out of reset."""
+    make_unit: Callable[[SystemBus, UnitOptions], IommuUnit]
+    """Hardware half: a unit out of reset on that bus; ``ValueError`` for a kind that it cannot be."""
     unit_base: int
-    """Machine address of the unit's registers."""
+    """Machine address of the first unit's registers; those of further units follow."""
     firmware: Callable[[int], Firmware]
     """The tables that describe a unit at that address."""
     make_driver: Callable[[Platform, FrameTable], Backend]
@@ -51,14 +52,48 @@ class TranslationBackend:
     """Address that devices write to raise one."""
     doorbell_is_translated: bool
     """Whether a device's write to the doorbell goes through translation (Arm) or around it (x86)."""
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {DEFAULT: {}})
+    """Capabilities that a unit may be asked to have, by name."""
 
 
-def _vtd_unit(bus: SystemBus, capacity: int | None) -> IommuUnit:
-    return VtdUnit("dmar0", bus, VtdConfig(), capacity)
+VTD_KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    DEFAULT: {},
+    "39-bit": {"address_widths": (39,), "max_guest_address_width": 39},
+    "no-superpages": {"superpage_2m": False, "superpage_1g": False},
+    "2m": {"superpage_1g": False},
+    "caching": {"caching_mode": True},
+    "write-buffer": {"write_buffer_flush": True},
+    "non-coherent": {"coherent_walk": False},
+    "domain-selective": {"page_selective": False},
+    "few-domains": {"domain_id_bits": 8},
+    "device-tlb": {"device_tlb": True},
+    "no-draining": {"drain_reads": False, "drain_writes": False},
+    "moved": {"fault_record_offset": 0x400, "iotlb_offset": 0x200, "fault_records": 1},
+}
+"""What :class:`VtdConfig` is told beyond its defaults."""
+
+SMMUV3_KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    DEFAULT: {},
+    "40-bit": {"oas": 40},
+    "44-bit": {"oas": 44},
+    "vmid8": {"vmid16": False},
+    "linear": {"two_level": False, "sid_bits": 12},
+    "no-ranges": {"ril": False},
+    "break-before-make": {"bbml": 0},
+    "sid-17": {"sid_bits": 17},
+    "short-queues": {"cmdq_log2": 2, "eventq_log2": 2},
+}
+"""The same for :class:`Smmuv3Config`."""
 
 
-def _smmuv3_unit(bus: SystemBus, capacity: int | None) -> IommuUnit:
-    return Smmuv3Unit("smmu0", bus, Smmuv3Config(), capacity)
+def _vtd_unit(bus: SystemBus, options: UnitOptions) -> IommuUnit:
+    config = VtdConfig(**overrides(options.kind, VTD_KINDS))
+    return VtdUnit(f"dmar{options.index}", bus, config, options.iotlb_capacity, options.replacement)
+
+
+def _smmuv3_unit(bus: SystemBus, options: UnitOptions) -> IommuUnit:
+    config = Smmuv3Config(**overrides(options.kind, SMMUV3_KINDS))
+    return Smmuv3Unit(f"smmu{options.index}", bus, config, options.iotlb_capacity, replacement=options.replacement)
 
 
 VTD: Final = TranslationBackend(
@@ -72,6 +107,7 @@ VTD: Final = TranslationBackend(
     doorbell_window=(X86_DOORBELL_BASE, X86_DOORBELL_SIZE),
     doorbell=X86_DOORBELL_BASE,
     doorbell_is_translated=False,
+    kinds=VTD_KINDS,
 )
 
 SMMUV3: Final = TranslationBackend(
@@ -85,6 +121,7 @@ SMMUV3: Final = TranslationBackend(
     doorbell_window=(ITS_DOORBELL_PAGE, 0x1000),
     doorbell=ITS_DOORBELL_PAGE + ITS_DOORBELL_OFFSET,
     doorbell_is_translated=True,
+    kinds=SMMUV3_KINDS,
 )
 
 _BUILT_IN: Final = {VTD.name: VTD, SMMUV3.name: SMMUV3}

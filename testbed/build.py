@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The composition root: a machine, Xen on it, a hardware domain, and devices behind the IOMMU.
 
-Memory map: RAM from 0; device registers from 0xE100_0000; the unit and the interrupt doorbell where the backend says.
+Memory map: RAM from 0; device registers from 0xE100_0000; the units and the interrupt doorbell where the backend says.
 PCI: a host bridge 00:00.0; a root port 00:1c.0 with the NIC behind it at 01:00.0; a copier at 00:04.0 and a rogue
 device at 00:05.0.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -20,9 +21,11 @@ from hypervisor.xen import XEN_FRAMES, Xen
 from machine.devices.copier import Copier
 from machine.devices.nic import Nic
 from machine.devices.rogue import Rogue
+from machine.devices.translation_cache import CachingPort, TranslationCache
 from machine.dma import DmaFabric
 from machine.interrupts import MessageInterrupts
-from machine.iommu.unit import IommuUnit
+from machine.iommu import replacement
+from machine.iommu.unit import Fault, IommuUnit, Walk
 from machine.memory import PhysicalMemory
 from machine.mmio import SystemBus
 from machine.network.wire import STATION_MAC
@@ -30,6 +33,7 @@ from machine.pci import PciFunction, PciTopology, PortType
 from testbed import backends
 from testbed.config import Config
 from testbed.ports import BusMmio, DomainRam, MachinePci, XenHypercalls
+from testbed.units import UnitOptions, firmware_for, wire
 
 NIC: Final = make_sbdf(0, 1, 0, 0)
 COPIER: Final = make_sbdf(0, 0, 4, 0)
@@ -67,17 +71,20 @@ class TestBed:
         self.bus: Final = SystemBus(self.memory)
         self.interrupts: Final = MessageInterrupts()
         self.bus.map(*self.backend.doorbell_window, self.interrupts)
-        self.unit: Final[IommuUnit] = self.backend.make_unit(self.bus, config.iotlb_capacity)
-        self.bus.map(self.backend.unit_base, self.unit.register_size, self.unit)
+        self.units: Final[tuple[IommuUnit, ...]] = tuple(self._make_units())
+        self.unit: Final[IommuUnit] = self.units[0]
+        """The first unit; the only one in most machines."""
         self.fabric: Final = DmaFabric(self.bus)
-        self.fabric.cover(self.unit)
         self.pci: Final = PciTopology()
         self.nic: Final = Nic(self.fabric.port(NIC), None, STATION_MAC)
         self.copier: Final = Copier(self.fabric.port(COPIER))
         self.rogue: Final = Rogue(self.fabric.port(ROGUE))
         self._plug_in()
+        wire(self.fabric, self.units, config.units, self.pci)
+        self.copier_cache: Final = self._cache_of_copier() if config.device_tlb else None
 
-        firmware = replace(self.backend.firmware(self.backend.unit_base), rmrrs=config.rmrrs)
+        parts = [self.backend.firmware(base) for base, _ in self._register_blocks()]
+        firmware = replace(firmware_for(parts, config.units, self.pci), rmrrs=config.rmrrs)
         self.platform: Final = Platform(
             self.memory, self.bus, self.pci, firmware, self.interrupts, self.backend.doorbell
         )
@@ -104,7 +111,8 @@ class TestBed:
         self.guest_pci: Final = MachinePci(self.pci, self.interrupts, self.backend.doorbell)
         self._saved: list[Any] | None = None
         self.attached: Final[list[Stateful]] = [
-            self.unit,
+            *self.units,
+            *([self.copier_cache] if self.copier_cache is not None else []),
             self.xen,
             self.interrupts,
             self.guest_pci,
@@ -129,7 +137,44 @@ class TestBed:
         for part, state in zip(self.attached, self._saved):
             part.restore(state)
 
+    # -------------------------------------------------------------------------------------------- requests
+
+    def translate(self, sbdf: int, iova: int, write: bool) -> int | Fault:
+        """What an access by requester ``sbdf`` meets at its unit: a machine address, or a recorded fault."""
+        unit, sid = self.fabric.route(sbdf)
+        assert unit is not None
+        return unit.translate(sid, iova, write)
+
+    def walk(self, sbdf: int, iova: int, write: bool = False) -> Walk:
+        """The same explained by the unit, from memory as it is now."""
+        unit, sid = self.fabric.route(sbdf)
+        assert unit is not None
+        return unit.walk(sid, iova, write)
+
     # ----------------------------------------------------------------------------------------------- wiring
+
+    def _make_units(self) -> Iterator[IommuUnit]:
+        """The hardware halves, their registers side by side on the bus."""
+        base = self.backend.unit_base
+        for index, spec in enumerate(self.config.units):
+            policy = replacement.parse(self.config.iotlb)
+            options = UnitOptions(index, spec.kind, self.config.iotlb_capacity, policy)
+            unit = self.backend.make_unit(self.bus, options)
+            self.bus.map(base, unit.register_size, unit)
+            base += unit.register_size
+            yield unit
+
+    def _register_blocks(self) -> Iterator[tuple[int, int]]:
+        """(base, length) of every unit's registers."""
+        base = self.backend.unit_base
+        for unit in self.units:
+            yield base, unit.register_size
+            base += unit.register_size
+
+    def _cache_of_copier(self) -> TranslationCache:
+        port = CachingPort(self.fabric, COPIER)
+        self.copier.port = port
+        return port.cache
 
     def _plug_in(self) -> None:
         self.pci.add(PciFunction(make_sbdf(0, 0, 0, 0), PortType.HOST_BRIDGE, class_code=0x060000))
@@ -141,7 +186,8 @@ class TestBed:
             (self.copier, COPIER, COPIER_BAR),
             (self.rogue, ROGUE, ROGUE_BAR),
         ):
-            self.pci.add(device.pci_function(sbdf, bar))
+            function = device.pci_function(sbdf, bar)
+            self.pci.add(replace(function, ats=True) if self.config.device_tlb and sbdf == COPIER else function)
             device.attach(self.bus, bar)
 
     def _give_frames(self) -> None:
@@ -157,9 +203,9 @@ class TestBed:
                 self.xen.frames.allocate_at(DomId(0), first, last - first + 1)
 
     def _dom0_mmio(self) -> list[tuple[int, int]]:
-        """Every frame of the MMIO window except the unit's own registers and, where devices' writes to it go around
+        """Every frame of the MMIO window except the units' own registers and, where devices' writes to it go around
         translation, the interrupt doorbell."""
-        kept = [(self.backend.unit_base, self.unit.register_size)]
+        kept = list(self._register_blocks())
         if not self.backend.doorbell_is_translated:
             kept.append(self.backend.doorbell_window)
         ranges, start = [], MMIO_START

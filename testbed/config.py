@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from machine.firmware import Rmrr
+from machine.iommu import replacement
+from testbed.units import ONE_UNIT, UnitSpec, check_units
 
 MIB: Final = 1 << 20
 
@@ -29,7 +31,14 @@ class Config:
     seed: int = 0
     """Decides where the guest's pages lie in machine memory."""
     iotlb_capacity: int | None = None
-    """Entries of the unit's IOTLB; ``None`` keeps every entry until it is invalidated."""
+    """Entries of every unit's IOTLB, whatever ``iotlb`` says; ``None``: as ``iotlb`` says."""
+    iotlb: str = "stale"
+    """How long the units' caches remember: ``stale``, ``eager``, ``oldest:N`` or ``random:SEED``
+    (:mod:`machine.iommu.replacement`)."""
+    units: tuple[UnitSpec, ...] = ONE_UNIT
+    """The machine's remapping units."""
+    device_tlb: bool = False
+    """The copier keeps translations in a cache of its own (ATS), which its unit has to support."""
     rmrrs: tuple[Rmrr, ...] = ()
     """Reserved memory regions that firmware declares, outside the hardware domain's RAM."""
 
@@ -40,6 +49,8 @@ class Config:
             raise ValueError(f"guest RAM of {self.guest_ram:#x} bytes: a multiple of 2 MiB, less than the RAM")
         if self.guest is not None and self.guest not in GUESTS:
             raise ValueError(f"unknown guest kind {self.guest!r}; there are: {', '.join(GUESTS)}")
+        replacement.parse(self.iotlb)
+        check_units(self.units)
         for rmrr in self.rmrrs:
             if rmrr.base % 4096 or (rmrr.last + 1) % 4096 or rmrr.last < rmrr.base:
                 raise ValueError(f"a reserved region covers whole pages, not {rmrr.base:#x} to {rmrr.last:#x}")

@@ -183,7 +183,7 @@ def _blocked(testbed: TestBed, title: str, story: str, device: Sbdf, fault: Faul
     reported = next((r for r in reports if r.sid == fault.sid and r.iova >> 12 == fault.iova >> 12), None)
     if fault.record and reported is None:
         raise DemonstrationError(f"the hypervisor did not find the record of: {fault}")
-    walk = testbed.unit.walk(device & 0xFFFF, fault.iova, fault.write)
+    walk = testbed.walk(device, fault.iova, fault.write)
     return Blocked(title, story, device, fault, reported, walk)
 
 

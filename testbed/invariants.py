@@ -10,7 +10,7 @@ The hypervisor keeps for good what hardware did not confirm to have forgotten (`
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -19,6 +19,7 @@ from hypervisor.domain import Domain
 from hypervisor.frames import DOMID_IO, DOMID_NONE, DOMID_XEN
 from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.pool import Arena
+from machine.iommu.unit import IommuUnit
 from testbed.build import TestBed
 from testbed.caches import cached_leaves, cached_tables, tags
 from testbed.reachable import Leaf, Reachable, reachable
@@ -296,7 +297,7 @@ def _special(testbed: TestBed, dfn: int, leaf: Leaf | None) -> bool:
 
 def _compare_walk(testbed: TestBed, where: str, requester: Sbdf, dfn: int, leaf: Leaf | None) -> Iterator[str]:
     for write in (False, True):
-        walk = testbed.unit.walk(requester & 0xFFFF, dfn << 12, write)
+        walk = testbed.walk(requester, dfn << 12, write)
         expected = None
         if leaf is not None and (leaf.writable if write else leaf.readable):
             expected = leaf.mfn + dfn - leaf.dfn << 12
@@ -309,13 +310,14 @@ def _compare_walk(testbed: TestBed, where: str, requester: Sbdf, dfn: int, leaf:
 @invariant
 def caches_say_what_tables_say(view: View) -> Iterator[str]:
     """Nothing is cached that a walk would not find now: whatever was taken away has been invalidated."""
-    by_tag = {
-        tag: (context, tree)
-        for _, context, tree in view.contexts
-        for unit, tag in enumerate(tags(context.hw))
-        if unit == 0
-    }
-    for cached in cached_leaves(view.testbed.unit):
+    for index, unit in enumerate(view.testbed.units):
+        by_tag = {tags(context.hw)[index]: (context, tree) for _, context, tree in view.contexts if tags(context.hw)}
+        yield from _stale(unit, by_tag)
+
+
+def _stale(unit: IommuUnit, by_tag: Mapping[int, tuple[IommuContext, Reachable]]) -> Iterator[str]:
+    """What ``unit`` remembers that the tree filed under its tag does not say."""
+    for cached in cached_leaves(unit):
         if cached.tag not in by_tag:
             yield f"{cached} is under a tag that no context has"
             continue
@@ -332,7 +334,7 @@ def caches_say_what_tables_say(view: View) -> Iterator[str]:
                 yield f"{context}: {cached} is stale, dfn {dfn:#x} has now {leaf}"
                 break
             dfn = leaf.dfn + leaf.pages
-    for pointer in cached_tables(view.testbed.unit):
+    for pointer in cached_tables(unit):
         found = by_tag.get(pointer.tag)
         if found is None:
             yield f"{pointer} is under a tag that no context has"

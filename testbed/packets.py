@@ -253,7 +253,11 @@ def _take_counts(testbed: TestBed, guest: Guest, report: Report) -> None:
     report.pages_mapped = guest.hypercalls.pages["map_pages"]
     report.pages_unmapped = guest.hypercalls.pages["unmap_pages"]
     report.folds, report.splits = testbed.xen.superpages()
-    counters = testbed.unit.counters
-    report.iotlb_hits, report.iotlb_misses = counters.iotlb_hits, counters.iotlb_misses
-    report.invalidations = {name: count for name, count in counters.commands.items() if count}
-    report.faults = counters.faults
+    for unit in testbed.units:
+        counters = unit.counters
+        report.iotlb_hits += counters.iotlb_hits
+        report.iotlb_misses += counters.iotlb_misses
+        for name, count in counters.commands.items():
+            if count:
+                report.invalidations[name] = report.invalidations.get(name, 0) + count
+        report.faults += counters.faults

@@ -103,7 +103,7 @@ class ToyBackend:
 TOY = TranslationBackend(
     name="toy",
     title="Toy IOMMU",
-    make_unit=lambda bus, capacity: ToyUnit(bus),
+    make_unit=lambda bus, options: ToyUnit(bus),
     unit_base=BASE,
     firmware=lambda base: Firmware(),
     make_driver=ToyBackend,

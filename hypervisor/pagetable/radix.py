@@ -96,6 +96,9 @@ class PageTable:
         """(level of a folded leaf, its first dfn) to the table it was folded from."""
         self.folds = 0
         self.splits = 0
+        self.written: Callable[[int, int], None] | None = None
+        """Told (first word, number of words) of what was stored, a new table's before the entry that leads to it: for
+        hardware that does not see stores at once."""
 
     @property
     def tables(self) -> int:
@@ -193,6 +196,8 @@ class PageTable:
             words[word] = leaf
         else:
             words[word : word + run] = array("Q", range(leaf, leaf + (run << 12), 4096))
+        if self.written is not None:
+            self.written(word, run)
         changes.added = True
         used = self._used[frame] + run
         self._used[frame] = used
@@ -244,10 +249,15 @@ class PageTable:
                 self._used[frame] = 0
         if level == 1:
             self._level1[dfn >> 9] = chain[-1] << 9
+        if self.written is not None:
+            for frame in chain:
+                self.written(frame << 9, 512)
         parent = word >> 9
         if not self._touched[parent]:
             self._memory.touch(parent)
         self._words[word] = top << 12 | table_bits
+        if self.written is not None:
+            self.written(word, 1)
         if parent in self._used:
             self._used[parent] += 1
         return last
@@ -257,6 +267,8 @@ class PageTable:
         if not self._touched[frame]:
             self._memory.touch(frame)
         self._words[word] = entry
+        if self.written is not None:
+            self.written(word, 1)
         changes.added = True
 
     def _count(self, dfn: int, word: int, added: int, level: int, changes: Changes) -> None:
@@ -312,6 +324,8 @@ class PageTable:
             self._replace(word, entry)
         else:
             self._words[word] = entry
+        if self.written is not None:
+            self.written(word, 1)
 
     # ----------------------------------------------------------------------------------------------- unmap
 
@@ -367,6 +381,8 @@ class PageTable:
                 self._memory.touch(frame)
             words[word : word + run] = _ZEROS_VIEW[:run]
             self._collect(entries, changes)
+        if self.written is not None:
+            self.written(word, run)
         changes.modified = True
         used = self._used[frame] - run
         self._used[frame] = used
@@ -427,6 +443,8 @@ class PageTable:
         if not self._touched[frame]:
             self._memory.touch(frame)
         self._words[word] = 0
+        if self.written is not None:
+            self.written(word, 1)
         changes.modified = True
         changes.removed.append(((entry & ADDRESS_MASK) >> 12, 1 << _LEVEL_SHIFT[level], entry))
         self._withdraw(dfn, level, changes)
@@ -460,6 +478,8 @@ class PageTable:
             if not self._touched[frame]:
                 self._memory.touch(frame)
             self._words[parent] = 0
+            if self.written is not None:
+                self.written(parent, 1)
             level += 1
             if frame not in self._used:
                 return
@@ -481,6 +501,8 @@ class PageTable:
         first = self.format.at_level(entry, level, level - 1)
         step = 4096 << _LEVEL_SHIFT[level - 1]
         self._words[table << 9 : (table << 9) + 512] = array("Q", range(first, first + 512 * step, step))
+        if self.written is not None:
+            self.written(table << 9, 512)
         self._used[table] = 512
         if level == 2:
             self._level1[base >> 9] = table << 9

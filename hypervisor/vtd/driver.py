@@ -16,7 +16,7 @@ from hypervisor.pagetable.radix import Changes, PageTable
 from hypervisor.platform import Platform
 from hypervisor.vtd import layouts as reg
 from hypervisor.vtd.format import SECOND_STAGE
-from hypervisor.vtd.unit import INVALID_DID, Unit
+from hypervisor.vtd.unit import DEVICE_TLB, INVALID_DID, Unit
 
 FIRST_VECTOR: Final = 0xE0
 """Interrupt data of unit 0's fault event; the units count upwards from it."""
@@ -41,6 +41,8 @@ class VtdBackend:
         if not platform.firmware.drhds:
             raise ValueError("firmware describes no VT-d unit (no DRHD)")
         self._memory: Final = platform.memory
+        self._pci: Final = platform.pci
+        self._write_back: Final = platform.bus.write_back
         self.units: Final = tuple(
             Unit(platform, frames, drhd, index, FIRST_VECTOR + index)
             for index, drhd in enumerate(platform.firmware.drhds)
@@ -50,7 +52,9 @@ class VtdBackend:
             raise ValueError("the VT-d units have no depth of tree in common")
         self.levels: Final = depths[0]
         self.orders: tuple[int, ...] = tuple(o for o in (0, 9, 18) if all(o in unit.orders for unit in self.units))
-        self.flushes_additions: bool = any(unit.caching_mode for unit in self.units)
+        self.flushes_additions: bool = any(unit.caching_mode or unit.write_buffer for unit in self.units)
+        self._coherent: Final = all(unit.coherent for unit in self.units)
+        self._scopes: Final = {sbdf: unit for unit in reversed(self.units) for sbdf in unit.drhd.scope}
         width = min(12 + 9 * self.levels, *(unit.address_width for unit in self.units))
         self.max_iova: int = (1 << width) - 1
         for unit in self.units:
@@ -78,22 +82,44 @@ class VtdBackend:
             dids.append(did)
         self._memory.zero_frame(root)
         context.table = PageTable(self._memory, self.format, self.levels, root, context.pool, self.orders)
+        if not self._coherent:
+            self._publish(root << 9, 512)
+            context.table.written = self._publish
         context.hw = VtdContext(tuple(dids))
         return 0
 
     def context_release(self, context: IommuContext) -> None:
-        for unit, did in zip(self.units, context.hw.dids):
-            unit.give_did(did)
+        hw: VtdContext = context.hw
+        kept = {unit.index for unit, did in hw.used if self._may_hold(unit, context) and unit.flush_did(did)}
+        for unit, did in zip(self.units, hw.dids):
+            if unit.index not in kept:
+                unit.give_did(did)
         assert context.table is not None
-        context.pool.free(context.table.root)
+        if not kept:
+            context.pool.free(context.table.root)
         context.table = None
         context.hw = None
 
+    @staticmethod
+    def _may_hold(unit: Unit, context: IommuContext) -> bool:
+        """Whether ``unit`` may remember something of an empty context: that pages are not there, or what it did not
+        confirm to have forgotten.  Its domain id and root must not be used again before that is gone."""
+        return unit.caching_mode or context.unconfirmed
+
+    def _publish(self, word: int, count: int) -> None:
+        self._write_back(word << 3, count << 3)
+
     def attach(self, device: PciDevice, context: IommuContext) -> int:
+        """A device that did not answer an invalidation once is blocked for good; it can be put back into the default
+        context all the same, so that others can be given up, and gets -EIO in any other."""
         unit = self._unit_of(device)
         hw: VtdContext = context.hw
         assert context.table is not None
+        if context.number == 0 and not unit.broken.isdisjoint(device.requester_ids):
+            return self.detach(device)
         low = reg.ContextEntryLow.pack(p=1, slptptr=context.table.root)
+        if unit.device_tlb and device.function.ats:
+            low |= DEVICE_TLB
         high = reg.ContextEntryHigh.pack(aw=self.levels - 2, did=hw.dids[unit.index])
         use = (unit, hw.dids[unit.index])
         if use not in hw.used:
@@ -108,8 +134,10 @@ class VtdBackend:
         for unit, did in hw.used:
             if changes.modified or unit.caching_mode:
                 error = unit.flush_pages(did, dfn, pages)
-                if error:
-                    return error
+            else:
+                error = unit.flush_write_buffer() if unit.write_buffer else 0
+            if error:
+                return error
         return 0
 
     def flush_all(self, context: IommuContext) -> int:
@@ -131,11 +159,14 @@ class VtdBackend:
             unit.restore(saved)
 
     def _unit_of(self, device: PciDevice) -> Unit:
-        """The unit whose scope names the device or its bridge, else the segment's catch-all unit."""
+        """The unit whose scope names the device or the nearest bridge above it, else the segment's catch-all unit."""
+        found = self._scopes.get(device.sbdf)
+        if found is not None:
+            return found
+        for bridge in self._pci.bridges_above(device.sbdf):
+            if bridge.sbdf in self._scopes:
+                return self._scopes[bridge.sbdf]
         segment = device.sbdf >> 16
-        for unit in self.units:
-            if device.sbdf in unit.drhd.scope:
-                return unit
         for unit in self.units:
             if unit.drhd.include_all and unit.drhd.segment == segment:
                 return unit

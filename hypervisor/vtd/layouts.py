@@ -96,7 +96,7 @@ class ContextEntryLow(Layout):
     """Legacy context entry, lower word (9.3)."""
 
     slptptr = bits(63, 12)
-    tt = bits(3, 2)
+    tt = bits(3, 2, "0 untranslated requests only, 1 device TLB as well, 2 pass-through")
     fpd = bit(1)
     p = bit(0)
 
@@ -134,6 +134,20 @@ class IotlbInvalidateHigh(Layout):
     addr = bits(63, 12)
     ih = bit(6, "only leaves changed")
     am = bits(5, 0, "2^am pages")
+
+
+class DeviceTlbInvalidate(Layout):
+    """Descriptor type 3, lower word (6.5.2.5)."""
+
+    sid = bits(47, 32)
+    type = bits(3, 0)
+
+
+class DeviceTlbInvalidateHigh(Layout):
+    """Descriptor type 3, upper word: with ``s``, the lowest 0 of the address from bit 12 up gives the size."""
+
+    addr = bits(63, 12)
+    s = bit(0)
 
 
 class WaitDescriptor(Layout):

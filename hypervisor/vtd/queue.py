@@ -7,7 +7,7 @@ command that hardware refuses is taken out of the ring again, so that the next o
 
 from typing import Final
 
-from abi.errno import EIO
+from abi.errno import EIO, ETIMEDOUT
 from base.units import PAGE_SHIFT
 from hypervisor.vtd import layouts as reg
 from machine.memory import PhysicalMemory
@@ -46,7 +46,8 @@ class InvalidationQueue:
         self._bus.write64(self._base + reg.IQT, 0)
 
     def submit(self, low: int, high: int = 0) -> int:
-        """Queue one command and its wait; 0 once hardware has confirmed, -EIO if it does not."""
+        """Queue one command and its wait; 0 once hardware has confirmed, -EIO if it does not, -ETIMEDOUT if that is
+        because a device did not answer."""
         words, touched, status_word = self._words, self._touched, self._status_word
         if not touched[self._ring]:
             self._memory.touch(self._ring)
@@ -76,7 +77,7 @@ class InvalidationQueue:
         errors = reg.FaultStatus.iqe.mask | reg.FaultStatus.ite.mask | reg.FaultStatus.ice.mask
         self._bus.write32(self._base + reg.FSTS, status & errors)
         self._bus.write64(self._tail_register, self.tail << 4)
-        return -EIO
+        return -ETIMEDOUT if status & errors == reg.FaultStatus.ite.mask else -EIO
 
     def save(self) -> tuple[int, int]:
         return (self.tail, self.submitted)

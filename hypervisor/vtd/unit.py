@@ -4,7 +4,7 @@
 from array import array
 from typing import Any, Final
 
-from abi.errno import ENOMEM
+from abi.errno import EIO, ENOMEM, ETIMEDOUT
 from base.units import PAGE_SHIFT
 from hypervisor.errors import XenBug
 from hypervisor.frames import DOMID_XEN, FrameTable
@@ -15,6 +15,11 @@ from hypervisor.vtd.queue import InvalidationQueue
 from machine.firmware import Drhd
 
 INVALID_DID: Final = -1
+FLUSH_POLLS: Final = 256
+"""Reads of GSTS before a write-buffer flush counts as not answered."""
+DEVICE_TLB: Final = reg.ContextEntryLow.tt.put(1)
+"""In a context entry: the device may ask for translations and keep them."""
+_WHOLE_ADDRESS_SPACE: Final = 0x7FFF_FFFF_FFFF_F000 | reg.DeviceTlbInvalidateHigh.s.mask
 
 
 class Unit:
@@ -37,6 +42,15 @@ class Unit:
         self.address_width: Final = reg.Capability.mgaw.get(cap) + 1
         self.orders: Final = (0,) + (9,) * reg.Capability.slps_2m.get(cap) + (18,) * reg.Capability.slps_1g.get(cap)
         self.caching_mode: Final = bool(reg.Capability.cm.get(cap))
+        self.coherent: Final = bool(reg.ExtendedCapability.coherent.get(ecap))
+        """Table walks see stores without a write-back of their cache lines."""
+        self.write_buffer: Final = bool(reg.Capability.rwbf.get(cap))
+        """Stores to tables reach the unit only when it is told, unless an invalidation goes there anyway."""
+        self.device_tlb: Final = bool(reg.ExtendedCapability.dt.get(ecap))
+        self._caching: dict[int, tuple[int, ...]] = {}
+        """Requester ids that may keep translations of their own, by the domain id that they are under."""
+        self.broken: frozenset[int] = frozenset()
+        """Requester ids that did not answer an invalidation; they stay blocked."""
         self.max_pages: Final = 1 << reg.Capability.mamv.get(cap) if reg.Capability.psi.get(cap) else 0
         """Most pages that a page-selective invalidation can name."""
         drains = reg.IotlbInvalidate.pack(type=2, dr=reg.Capability.drd.get(cap), dw=reg.Capability.dwd.get(cap))
@@ -100,22 +114,52 @@ class Unit:
         """Set the context entry of requester ``rid``; -ENOMEM without a context table for its bus, -EIO.
 
         Hardware may have cached the old entry, present or (caching mode) not, so what it says is invalidated:
-        the entry itself by device, and everything translated under its domain id.
+        the entry itself by device, and everything translated under its domain id, in the device's own cache too.
+        A broken requester is blocked whatever the entry is to be, and -EIO says so.
         """
         word = self._context_word(rid, bool(low))
         if word is None:
             return -ENOMEM if low else 0
+        refused = low and rid in self.broken
         words = self._memory.words
         old_low, old_high = words[word], words[word + 1]
+        self._store_entry(word, 0 if refused else low, 0 if refused else high)
+        present = reg.ContextEntryLow.p.get(old_low)
+        old = reg.ContextEntryHigh.did.get(old_high) if present else 0
+        if present or self.caching_mode:
+            error = self._forget_context(rid, old) or self.flush_did(old)
+        else:
+            error = self.flush_write_buffer() if self.write_buffer else 0
+        if self.device_tlb and not error:
+            self._note_caching(rid, old, words[word], words[word + 1])
+        return error or (-EIO if low and rid in self.broken else 0)
+
+    def _store_entry(self, word: int, low: int, high: int) -> None:
+        """Both halves of a root or context entry in one 128-bit store, as far as hardware can tell."""
         if not self._memory.touched[word >> 9]:
             self._memory.touch(word >> 9)
-        words[word : word + 2] = array("Q", [low, high])
-        present = reg.ContextEntryLow.p.get(old_low)
-        if not present and not self.caching_mode:
-            return 0
-        did = reg.ContextEntryHigh.did.get(old_high) if present else 0
-        error = self.queue.submit(reg.ContextCacheInvalidate.pack(type=1, g=3, sid=rid & 0xFFFF, did=did))
-        return error or self.flush_did(did)
+        self._memory.words[word : word + 2] = array("Q", [low, high])
+        self._publish(word, 2)
+
+    def _publish(self, word: int, count: int) -> None:
+        """Write back the cache lines of ``count`` words of a table, if the unit reads past the caches."""
+        if not self.coherent:
+            self._bus.write_back(word << 3, count << 3)
+
+    def _forget_context(self, rid: int, did: int) -> int:
+        return self.queue.submit(reg.ContextCacheInvalidate.pack(type=1, g=3, sid=rid & 0xFFFF, did=did))
+
+    def _note_caching(self, rid: int, old: int, low: int, high: int) -> None:
+        """The entry of ``rid``, under ``old`` before, is now what ``low`` and ``high`` say."""
+        caching = dict(self._caching)
+        if old in caching:
+            caching[old] = tuple(other for other in caching[old] if other != rid)
+            if not caching[old]:
+                del caching[old]
+        if low & DEVICE_TLB:
+            did = reg.ContextEntryHigh.did.get(high)
+            caching[did] = (*caching.get(did, ()), rid)
+        self._caching = caching
 
     def _context_word(self, rid: int, make: bool) -> int | None:
         """Index of the context entry's lower word, with the bus's context table made on demand."""
@@ -128,11 +172,9 @@ class Unit:
             if frame is None:
                 return None
             self._memory.zero_frame(frame)
+            self._publish(frame << 9, 512)
             table = self._context_tables[bus] = frame
-            entry = (self._root << 9) + (bus << 1)
-            if not self._memory.touched[self._root]:
-                self._memory.touch(self._root)
-            self._memory.words[entry] = frame << PAGE_SHIFT | reg.RootEntryLow.p.mask
+            self._store_entry((self._root << 9) + (bus << 1), frame << PAGE_SHIFT | reg.RootEntryLow.p.mask, 0)
         return (table << 9) + ((rid & 0xFF) << 1)
 
     # ----------------------------------------------------------------------------------------------- flushes
@@ -142,10 +184,53 @@ class Unit:
         power of two within the unit's limits, else everything of the domain."""
         if pages & pages - 1 or dfn & pages - 1 or pages > self.max_pages:
             return self.flush_did(did)
-        return self.queue.submit(self._flush_pages | did << 16, dfn << PAGE_SHIFT | pages.bit_length() - 1)
+        error = self.queue.submit(self._flush_pages | did << 16, dfn << PAGE_SHIFT | pages.bit_length() - 1)
+        if did in self._caching and not error:
+            size = reg.DeviceTlbInvalidateHigh.s.mask if pages > 1 else 0
+            return self._flush_devices(did, (dfn | (pages >> 1) - (pages > 1)) << PAGE_SHIFT | size)
+        return error
 
     def flush_did(self, did: int) -> int:
-        return self.queue.submit(self._flush_did | did << 16)
+        error = self.queue.submit(self._flush_did | did << 16)
+        if did in self._caching and not error:
+            return self._flush_devices(did, _WHOLE_ADDRESS_SPACE)
+        return error
+
+    def _flush_devices(self, did: int, what: int) -> int:
+        """Make the devices under ``did`` forget ``what`` (a descriptor's upper word), now that the IOTLB has: one that
+        asked again before the IOTLB forgot would have got the old answer.
+
+        One that does not answer can use what it kept, so it is cut off: then nothing of this domain is left to it.
+        """
+        error = 0
+        for rid in self._caching[did]:
+            command = reg.DeviceTlbInvalidate.pack(type=3, sid=rid & 0xFFFF)
+            answer = self.queue.submit(command, what)
+            if answer == -ETIMEDOUT:
+                answer = self._cut_off(rid, did)
+            error = error or answer
+        return error
+
+    def _cut_off(self, rid: int, did: int) -> int:
+        """Block a requester that does not answer, translated requests included; -EIO if the unit does not confirm."""
+        word = self._context_word(rid, False)
+        assert word is not None
+        self.broken |= {rid}
+        old = reg.ContextEntryHigh.did.get(self._memory.words[word + 1])
+        self._store_entry(word, 0, 0)
+        self._note_caching(rid, did, 0, 0)
+        error = self._forget_context(rid, did)
+        if old != did and not error:  # the entry was on its way to another domain
+            error = self._forget_context(rid, old)
+        return error
+
+    def flush_write_buffer(self) -> int:
+        """Let the unit see what was stored to tables; -EIO if it does not answer."""
+        bus, register = self._bus, self.drhd.base + reg.GSTS
+        wbf = reg.GlobalCommand.wbf.mask
+        enabled = bus.read32(register) & (reg.GlobalCommand.te.mask | reg.GlobalCommand.qie.mask)
+        bus.write32(self.drhd.base + reg.GCMD, enabled | wbf)
+        return 0 if any(not bus.read32(register) & wbf for _ in range(FLUSH_POLLS)) else -EIO
 
     def flush_everything(self) -> int:
         return self.queue.submit(self._flush_everything)
@@ -184,10 +269,17 @@ class Unit:
         return reports
 
     def save(self) -> Any:
-        return (bytes(self._did_used), dict(self._context_tables), self.queue.save(), self._reports[:])
+        return (
+            bytes(self._did_used),
+            dict(self._context_tables),
+            self.queue.save(),
+            self._reports[:],
+            self._caching,
+            self.broken,
+        )
 
     def restore(self, state: Any) -> None:
-        self._did_used[:], tables, queue, reports = state
+        self._did_used[:], tables, queue, reports, self._caching, self.broken = state
         self._context_tables = dict(tables)
         self.queue.restore(queue)
         self._reports = reports[:]
@@ -197,4 +289,5 @@ class Unit:
         if frame is None:
             raise ValueError(f"no memory for the {what} of the VT-d unit at {self.drhd.base:#x}")
         self._memory.zero_frame(frame)
+        self._publish(frame << 9, 512)
         return frame

@@ -26,7 +26,7 @@ class BusMaster:
     """A function with one BAR.  Subclasses give ``_load``, ``_store`` and, for late work, ``_work``."""
 
     def __init__(self, port: DmaPort) -> None:
-        self.port: Final = port
+        self.port = port
         self.dma_faults = 0
         """DMA requests of this device that were blocked."""
         self.interrupts = 0

@@ -6,7 +6,7 @@ device-TLB invalidation leaves the device writing to memory that it lost, past t
 """
 
 from collections.abc import Hashable
-from typing import Final
+from typing import Final, cast
 
 from machine.dma import DmaFabric, PiecewisePort
 from machine.iommu.ats import (
@@ -51,6 +51,13 @@ class TranslationCache:
             self._entries.invalidate_pages(tag, request.iova >> 12, 1 << request.order)
         return InvalidateCompletion(request.sid, request.itag)
 
+    def save(self) -> object:
+        return (self.answering, self._entries.save())
+
+    def restore(self, state: object) -> None:
+        self.answering, entries = cast(tuple[bool, object], state)
+        self._entries.restore(entries)
+
     def reset(self) -> None:
         """Function-level reset: nothing is cached, and the device answers again."""
         self._entries.invalidate_all()
@@ -64,16 +71,17 @@ class CachingPort(PiecewisePort):
         self, fabric: DmaFabric, sbdf: int, pasid: int | None = None, cache: TranslationCache | None = None
     ) -> None:
         super().__init__(fabric, sbdf)
-        unit = fabric.unit_for(sbdf)
+        unit, sid = fabric.route(sbdf)
         if not isinstance(unit, AtsUnit):
             raise ValueError(f"the unit of requester {sbdf:#x} offers no translation services")
         self._unit: Final = unit
+        self._sid: Final = sid
         self.pasid: Final = pasid
         self.cache: Final = TranslationCache() if cache is None else cache
-        unit.connect_device_tlb(sbdf & 0xFFFF, self.cache)
+        unit.connect_device_tlb(sid, self.cache)
 
     def translate(self, unit: IommuUnit, iova: int, write: bool) -> int | Fault:
-        sid, page = self.sbdf & 0xFFFF, iova >> 12
+        sid, page = self._sid, iova >> 12
         found = self.cache.lookup(self.pasid, page)
         if found is None or not (found.write if write else found.read):
             found = self._unit.translation_request(sid, iova, not write, self.pasid)

@@ -23,6 +23,7 @@ from machine.mmio import SystemBus
 from machine.pci import PciFunction, PciTopology
 from testbed.backends import TranslationBackend
 from testbed.conformance.clause import require
+from testbed.units import UnitOptions
 
 RAM: Final = 64 << 20
 DEVICE: Final = make_sbdf(0, 0, 3, 0)
@@ -57,7 +58,7 @@ class Rig:
     @cached_property
     def unit(self) -> IommuUnit:
         """The hardware half out of reset, on the bus; its IOTLB keeps whatever it may."""
-        unit = self.backend.make_unit(self.bus, None)
+        unit = self.backend.make_unit(self.bus, UnitOptions())
         self.bus.map(self.backend.unit_base, unit.register_size, unit)
         return unit
 

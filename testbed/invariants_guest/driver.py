@@ -228,7 +228,7 @@ def static_domains_do_what_they_say(world: World, step: Step) -> Iterator[str]:
             dev = world.kernel.devices[sbdf]  # type: ignore[index]
             if dev.pci.is_bridge or dev.pci.class_code >> 16 == 6:
                 continue
-            walk = world.testbed.unit.walk(sbdf & 0xFFFF, gfn << PAGE_SHIFT)
+            walk = world.testbed.walk(sbdf, gfn << PAGE_SHIFT)
             if state.domain.type == IOMMU_DOMAIN_IDENTITY and walk.maddr != world.mfn(pfn) << PAGE_SHIFT:
                 yield f"{dev.name} is on the identity domain and does not reach its own guest's memory"
             if state.domain.type == IOMMU_DOMAIN_BLOCKED and walk.blocked is None:

@@ -314,7 +314,7 @@ class World:
 
     def dma_reaches(self, sbdf: Sbdf, iova: int, write: bool = False) -> int | None:
         """Machine address that a DMA of the device reaches right now through the caches; ``None`` if it is blocked."""
-        answer = self.testbed.unit.translate(sbdf & 0xFFFF, iova, write)
+        answer = self.testbed.translate(sbdf, iova, write)
         return answer if isinstance(answer, int) else None
 
     def frames(self, kind: str, count: int) -> int:

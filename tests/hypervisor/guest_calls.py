@@ -132,7 +132,7 @@ class Caller:
 
     def reach(self, dfn: int, sbdf: int = NIC, write: bool = False) -> int | None:
         """The machine frame that a device's access to ``dfn`` arrives at, ``None`` if it is blocked."""
-        maddr = self.testbed.unit.translate(sbdf & 0xFFFF, dfn << 12, write)
+        maddr = self.testbed.translate(sbdf, dfn << 12, write)
         return None if isinstance(maddr, Fault) else maddr >> 12
 
     def everything(self) -> Any:

@@ -136,8 +136,8 @@ def test_a_leaked_root_is_caught(name):
 def test_a_unit_that_raises_on_a_register_is_caught(name):
     backend = backends.get(name)
 
-    def make(bus, capacity):
-        unit = backend.make_unit(bus, capacity)
+    def make(bus, options):
+        unit = backend.make_unit(bus, options)
         read = unit.read
 
         def broken(offset, size):
@@ -155,8 +155,8 @@ def test_a_unit_that_raises_on_a_register_is_caught(name):
 def test_a_walk_that_disagrees_is_caught(name):
     backend = backends.get(name)
 
-    def make(bus, capacity):
-        unit = backend.make_unit(bus, capacity)
+    def make(bus, options):
+        unit = backend.make_unit(bus, options)
         walk = unit.walk
         unit.walk = lambda sid, iova, write=False: replace(walk(sid, iova, write), maddr=0)
         return unit
