@@ -65,6 +65,7 @@ class LinearMemory:
         self._bytes: Final = memory.bytes
         self._touched: Final = memory.touched
         self._ram: Final = translation.ram
+        self._frames: Final = direct_frames
         self._direct_end: Final = DIRECT_MAP + (direct_frames << PAGE_SHIFT)
         self._pfn_to_gfn: Final = pfn_to_gfn
         self._reserved: Final = reserved
@@ -144,6 +145,8 @@ class LinearMemory:
             if entry is None:
                 return None
             pfn, writable = entry
+            if not 0 <= pfn < self._frames:
+                return None
         if write and not writable:
             return None
         mfn = self._ram(pfn if self._pfn_to_gfn is None else self._pfn_to_gfn[pfn], write)

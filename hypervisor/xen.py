@@ -278,7 +278,7 @@ class Xen:
         return tuple(self._console)
 
     def save(self) -> Any:
-        """All state beside the bytes of RAM and the units' registers; see :mod:`testbed.snapshot`."""
+        """All state beside the bytes of RAM and the units' registers; see the test bed's snapshots."""
         return (
             self.frames.save(),
             self.backend.save(),

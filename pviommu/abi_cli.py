@@ -153,7 +153,7 @@ def check(
 
     abi = abi_called(version)
     if not header.is_file():
-        raise AbiUsageError(f"cannot read {header}: no such file")
+        raise AbiUsageError(f"cannot read {header}: {'not a file' if header.exists() else 'no such file'}")
     for folder in include or []:
         if not folder.is_dir():
             raise AbiUsageError(f"-I {folder}: no such directory")

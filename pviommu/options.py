@@ -17,7 +17,6 @@ class UsageError(typer.BadParameter):
         return self.message
 
 
-Backend = Annotated[str, typer.Option(help="Translation backend: vtd, smmuv3, or one that a plug-in registers.")]
 Backends = Annotated[str, typer.Option("--backend", help="Translation backend: vtd, smmuv3, or both.")]
 Profile = Annotated[str, typer.Option(help="How the hypervisor answers: v7-fixed or v3-fixed.")]
 Guest = Annotated[str | None, typer.Option(help="Kind of dom0: pv or pvh; default is the backend's usual one.")]

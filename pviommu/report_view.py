@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -27,13 +28,15 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.update(task, completed=count)
 
 
-def print_reports(reports: list[Report], skipped: int) -> None:
-    """One section a backend, then a line for all."""
+def print_reports(reports: list[Report], skipped: int, written: list[Path]) -> None:
+    """One section a backend, the files that were written, then a line for all."""
     console = Console(highlight=False)
     if skipped:
         console.print(f"{skipped} frames of the capture were cut short or cannot be sent; left out")
     for report in reports:
         _print_report(console, report)
+    for path in written:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
     ok = all(report.ok for report in reports)
     packets = sum(report.packets_returned for report in reports)
     compared = sum(report.bytes_compared for report in reports)
@@ -50,7 +53,7 @@ def print_reports(reports: list[Report], skipped: int) -> None:
 def _print_report(console: Console, report: Report) -> None:
     title = backends.get(report.backend).title
     console.rule(f"[bold]{title}[/], {report.profile}, {report.guest} dom0", align="left")
-    console.print(f"wire: {report.wire}")
+    console.print(Text(f"wire: {report.wire}"), soft_wrap=True)
     if report.packets_sent:
         console.print(
             f"{report.packets_returned} of {report.packets_sent} packets came back, every byte compared "
@@ -86,28 +89,27 @@ def _print_blocked(console: Console, blocked: Blocked) -> None:
     if fault.record:
         words = " ".join(f"{word:016x}" for word in fault.record)
         found = "read back by the hypervisor" if blocked.reported is not None else "not found by the hypervisor"
-        console.print(f"  record {words} ({found})")
-    console.print(walk_table(blocked.walk))
+        console.print(f"  record {words} ({found})", soft_wrap=True)
+    print_walk(console, blocked.walk)
 
 
-def walk_table(walk: Walk) -> Table:
-    """A page walk as a table, one structure a row."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for heading in ("  structure", "at", "raw", "meaning"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "meaning")
+def print_walk(console: Console, walk: Walk) -> None:
+    """A page walk, one structure a line: what it is, where it lies, its raw words, what they say.
+
+    A line that the terminal cannot hold goes on in the next; no digit is ever left out.
+    """
     for step in walk.steps:
         words = list(step.words)
         while len(words) > 1 and not words[-1]:
             words.pop()
         level = "" if step.level is None else f"level {step.level} "
         slot = "" if step.slot is None else f" [{step.slot}]"
-        table.add_row(
-            Text(f"  {level}{step.name}{slot}"),
-            f"{step.maddr:#x}",
-            "\n".join(f"{word:016x}" for word in words),
-            Text(step.meaning),
-        )
-    return table
+        head = f"  {level}{step.name}{slot} at {step.maddr:#x}"
+        raw = " ".join(f"{word:016x}" for word in words)
+        short = len(words) == 1 and len(step.meaning) < 40
+        console.print(Text(f"{head:<46} {raw}" + (f"  {step.meaning}" if short else "")), soft_wrap=True)
+        if not short:
+            console.print(Text(f"      {step.meaning}"), soft_wrap=True)
 
 
 def walk_verdict(walk: Walk) -> str:

@@ -5,7 +5,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple, TextIO
 
 import typer
 
@@ -21,19 +21,36 @@ from testbed.packets import Report, RunError, ping_sizes
 from testbed.packets import run as run_packets
 from testbed.trace import TraceWriter
 
+DEFAULT_COUNT = 200
+
+
+class Outputs(NamedTuple):
+    """Where a run of one backend writes, opened before the first of them starts."""
+
+    trace: TextIO | None
+    capture: PcapWriter | None
+
 
 def run(
     backend: Backends = "both",
     profile: Profile = "v7-fixed",
     guest: Guest = None,
-    count: Annotated[int, typer.Option(min=1, help="Echo requests per backend.")] = 200,
+    count: Annotated[
+        int | None, typer.Option(min=1, help=f"Echo requests per backend.  [default: {DEFAULT_COUNT}]")
+    ] = None,
     seed: Seed = 0,
     wire: Annotated[
         str, typer.Option(help=f"What the network card is plugged into: {', '.join(PREFERENCES)}.")
     ] = "auto",
     pcap: Annotated[Path | None, typer.Option(help="Send the frames of this capture instead of pings.")] = None,
-    pcap_out: Annotated[Path | None, typer.Option(help="Write what crossed the wire to this file.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Write every hypercall to this file, as a program.")] = None,
+    pcap_out: Annotated[
+        Path | None,
+        typer.Option(help="Write what crossed the wire to this file; with several backends X.pcap is X.vtd.pcap etc."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write every hypercall to this file, as a program; with several backends as above."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Send packets of the real network stack through a NIC behind the PV-IOMMU, and compare every byte.
@@ -45,37 +62,42 @@ def run(
     configs = [make_config(name, profile, guest, seed) for name in names]
     if wire not in PREFERENCES:
         raise UsageError(f"unknown wire {wire!r}; there are: {', '.join(PREFERENCES)}")
+    if pcap is not None and count is not None:
+        raise UsageError("--count counts pings; with --pcap the frames of the capture are sent")
     frames, skipped = _read_frames(pcap) if pcap is not None else (None, 0)
-    reports = []
-    for config in configs:
-        report = _run_one(
-            config, wire, count, frames, _path_for(pcap_out, config, names), _path_for(trace, config, names), as_json
-        )
-        reports.append(report)
+    with ExitStack() as stack:
+        written: list[Path] = []
+        outputs = [
+            Outputs(
+                _open_trace(stack, _path_for(trace, config, names, pcap), written),
+                _open_capture(stack, _path_for(pcap_out, config, names, pcap), written),
+            )
+            for config in configs
+        ]
+        reports = [
+            _run_one(config, wire, count or DEFAULT_COUNT, frames, output, as_json)
+            for config, output in zip(configs, outputs)
+        ]
     ok = all(report.ok for report in reports)
     if as_json:
         from pviommu.report_json import report_as_dict
 
-        print(
-            json.dumps(
-                {"ok": ok, "skipped_frames": skipped, "backends": [report_as_dict(r) for r in reports]}, indent=2
-            )
-        )
+        result = {
+            "ok": ok,
+            "skipped_frames": skipped,
+            "written": [str(path) for path in written],
+            "backends": [report_as_dict(report) for report in reports],
+        }
+        print(json.dumps(result, indent=2))
     else:
         from pviommu.report_view import print_reports
 
-        print_reports(reports, skipped)
+        print_reports(reports, skipped, written)
     raise typer.Exit(0 if ok else 1)
 
 
 def _run_one(
-    config: Config,
-    prefer: str,
-    count: int,
-    frames: list[bytes] | None,
-    pcap_out: Path | None,
-    trace: Path | None,
-    quiet: bool,
+    config: Config, prefer: str, count: int, frames: list[bytes] | None, output: Outputs, quiet: bool
 ) -> Report:
     with ExitStack() as stack:
         try:
@@ -83,16 +105,13 @@ def _run_one(
         except WireError as error:
             raise UsageError(str(error)) from None
         stack.callback(wire.close)
-        try:
-            if pcap_out is not None:
-                wire = RecordedWire(wire, stack.enter_context(PcapWriter(pcap_out)))
-            stream = stack.enter_context(trace.open("w", encoding="utf-8")) if trace is not None else None
-        except (OSError, CaptureError) as error:
-            raise UsageError(f"cannot write: {error}") from None
+        if output.capture is not None:
+            wire = RecordedWire(wire, output.capture)
+        stream = output.trace
         sizes = ping_sizes(count, config.seed)
         total = len(sizes) if frames is None else len(frames)
         progress = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and sys.stderr is not None and sys.stderr.isatty():
             from pviommu.report_view import progress_bar
 
             progress = stack.enter_context(progress_bar(config.backend, total))
@@ -105,6 +124,8 @@ def _run_one(
                 watch=(lambda testbed: TraceWriter(stream, testbed)) if stream is not None else None,
                 progress=progress,
             )
+        except CaptureError as error:
+            raise UsageError(str(error)) from None
         except (DemonstrationError, RunError) as error:
             report = Report(config.backend, config.profile, config.guest or "", wire.description)
             report.failures.append(str(error))
@@ -115,7 +136,9 @@ def _read_frames(path: Path) -> tuple[list[bytes], int]:
     """The sendable frames of a capture, and how many were cut short or have an impossible length."""
     try:
         captured = list(read_capture(path))
-    except (OSError, CaptureError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except CaptureError as error:
         raise UsageError(str(error)) from None
     frames = [frame.data for frame in captured if frame.complete and MIN_FRAME <= len(frame.data) <= MAX_FRAME]
     if not frames:
@@ -125,8 +148,37 @@ def _read_frames(path: Path) -> tuple[list[bytes], int]:
     return frames, len(captured) - len(frames)
 
 
-def _path_for(path: Path | None, config: Config, names: list[str]) -> Path | None:
-    """One file per backend when there are several: run.txt becomes run.vtd.txt."""
-    if path is None or len(names) == 1:
-        return path
-    return path.with_name(f"{path.stem}.{config.backend}{path.suffix}")
+def _path_for(path: Path | None, config: Config, names: list[str], source: Path | None) -> Path | None:
+    """The file of one backend: ``path`` itself, or X.vtd.pcap for X.pcap when there are several backends."""
+    if path is None:
+        return None
+    if path.is_dir() or not path.name:
+        raise UsageError(f"cannot write {path}: it is a folder; name a file in it")
+    chosen = path if len(names) == 1 else path.with_name(f"{path.stem}.{config.backend}{path.suffix}")
+    if source is not None and chosen.exists() and chosen.samefile(source):
+        raise UsageError(f"cannot write {chosen}: it is the capture to be sent")
+    return chosen
+
+
+def _open_trace(stack: ExitStack, path: Path | None, written: list[Path]) -> TextIO | None:
+    if path is None:
+        return None
+    try:
+        stream = stack.enter_context(path.open("w", encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    written.append(path)
+    return stream
+
+
+def _open_capture(stack: ExitStack, path: Path | None, written: list[Path]) -> PcapWriter | None:
+    if path is None:
+        return None
+    try:
+        writer = stack.enter_context(PcapWriter(path))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    except CaptureError as error:
+        raise UsageError(f"cannot write: {error}") from None
+    written.append(path)
+    return writer

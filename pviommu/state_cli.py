@@ -13,15 +13,18 @@ import typer
 
 from base.units import U64_MAX, format_sbdf, parse_sbdf
 from machine.network.peer import PeerWire
-from pviommu.options import Backend, Guest, Profile, Seed, UsageError, make_config
+from pviommu.options import Guest, UsageError, make_config
 from testbed.build import TestBed, build
 from testbed.guest import Guest as BootedGuest
 from testbed.packets import bring_up
 from testbed.tables import PAGE_NAMES, Leaves, Table, flat, tree
-from testbed.trace import TraceError, replay
+from testbed.trace import TraceError, read, replay
 
 Trace = Annotated[Path | None, typer.Option(help="Look at the state after the hypercalls of this trace.")]
 Until = Annotated[int | None, typer.Option(min=0, help="Only the first so many hypercalls of the trace.")]
+Chosen = Annotated[str | None, typer.Option("--backend", help="Translation backend.  [default: vtd]")]
+Answers = Annotated[str | None, typer.Option("--profile", help="How the hypervisor answers.  [default: v7-fixed]")]
+Layout = Annotated[int | None, typer.Option("--seed", help="Decides the memory layout.  [default: 0]")]
 Format = Annotated[str, typer.Option("--format", help="table or json.")]
 
 
@@ -29,10 +32,10 @@ def walk(
     device: Annotated[str, typer.Argument(help="PCI address of the requester, as 01:00.0.")],
     iova: Annotated[str | None, typer.Argument(help="I/O virtual address; default: the first mapped one.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Ask for a write rather than a read.")] = False,
-    backend: Backend = "vtd",
-    profile: Profile = "v7-fixed",
+    backend: Chosen = None,
+    profile: Answers = None,
     guest: Guest = None,
-    seed: Seed = 0,
+    seed: Layout = None,
     trace: Trace = None,
     until: Until = None,
     form: Format = "table",
@@ -67,22 +70,22 @@ def walk(
     else:
         from rich.console import Console
 
-        from pviommu.report_view import walk_table, walk_verdict
+        from pviommu.report_view import print_walk, walk_verdict
 
         console = Console(highlight=False)
         context = xen_device.context.number if xen_device.context is not None else None
         console.print(f"{format_sbdf(sbdf)} {'write' if write else 'read'} of {address:#x}, in context {context}")
-        console.print(walk_table(found))
+        print_walk(console, found)
         console.print(walk_verdict(found))
     raise typer.Exit(0 if found.blocked is None else 1)
 
 
 def dump(
     context: Annotated[int | None, typer.Option(min=0, help="Number of one context; default: all of dom0's.")] = None,
-    backend: Backend = "vtd",
-    profile: Profile = "v7-fixed",
+    backend: Chosen = None,
+    profile: Answers = None,
     guest: Guest = None,
-    seed: Seed = 0,
+    seed: Layout = None,
     trace: Trace = None,
     until: Until = None,
     form: Format = "table",
@@ -120,15 +123,28 @@ def dump(
         console.print(_rich_tree(number, [format_sbdf(device.sbdf) for device in chosen[number].devices], root))
 
 
-def _state(backend: str, profile: str, guest: str | None, seed: int, trace: Path | None, until: int | None) -> TestBed:
+def _state(
+    backend: str | None,
+    profile: str | None,
+    guest: str | None,
+    seed: int | None,
+    trace: Path | None,
+    until: int | None,
+) -> TestBed:
     if trace is not None:
+        for name, value in (("backend", backend), ("profile", profile), ("guest", guest), ("seed", seed)):
+            if value is not None:
+                raise UsageError(f"--{name} is the trace's own; leave it out with --trace")
         try:
+            calls = len(read(trace)[1])
+            if until is not None and until > calls:
+                raise UsageError(f"--until {until}: {trace} has {calls} hypercalls")
             return replay(trace, until)
         except TraceError as error:
             raise UsageError(str(error)) from None
     if until is not None:
         raise UsageError("--until counts the hypercalls of a trace; give one with --trace FILE")
-    testbed = build(make_config(backend, profile, guest, seed))
+    testbed = build(make_config(backend or "vtd", profile or "v7-fixed", guest, seed or 0))
     bring_up(testbed, BootedGuest(testbed), PeerWire())
     return testbed
 

@@ -146,7 +146,10 @@ def why_not() -> str | None:
 
 def _spawn(link: str, echo: bool) -> list[int]:
     """Run the child that makes the namespace; the descriptors that it hands over."""
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise WireError(f"no network namespace: no socket pair: {error.strerror}") from None
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "machine.network.enter_namespace", str(theirs.fileno()), link]

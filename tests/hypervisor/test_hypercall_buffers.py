@@ -198,3 +198,11 @@ def test_a_read_only_page_of_a_translated_guest_can_be_read_but_not_answered_int
 def test_noop_needs_no_struct_where_the_sub_op_is_a_register(caller7: Caller) -> None:
     assert caller7.call_at("noop", 0) == 0
     assert caller7.xen.hypercall(caller7.vcpu, caller7.abi.hypercall, 0) == 0
+
+
+@pytest.mark.parametrize("pfn", [-1, 1 << 20, 10**7, 1 << 60])
+def test_a_mapping_of_a_page_that_the_guest_does_not_have_is_a_fault(caller: Caller, pfn: int) -> None:
+    prepare(caller)
+    caller.testbed.linear.pages[BUFFER >> 12] = (pfn, True)
+    for name in calls_of(caller):
+        assert caller.call_at(name, BUFFER) == -EFAULT, name

@@ -71,7 +71,7 @@ def test_a_killed_run_of_the_command_leaves_no_qemu():
         find_program(("qemu-system-x86_64",), "qemu-system-x86", "PVIOMMU_QEMU_X86_64")
     except ModelMissing as missing:
         pytest.skip(str(missing))
-    command = "from pviommu.cli import main; main()"
+    command = "from pviommu.__main__ import main; main()"
     run = subprocess.Popen(
         [sys.executable, "-c", command, "oracle", "run", "qemu-vtd", "--time", "60"],
         stdout=subprocess.DEVNULL,

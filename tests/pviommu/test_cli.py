@@ -2,15 +2,18 @@
 """The command as a user runs it: exit statuses, one-line errors, JSON that says what happened."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 
 def pviommu(*arguments, env=None):
     return subprocess.run(
-        [sys.executable, "-c", "from pviommu.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from pviommu.__main__ import main; main()", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -57,6 +60,9 @@ def test_run_prints_a_summary_for_people():
         (["walk", "01:00.0", "somewhere"], "is not an address"),
         (["walk", "01:00.0", "-1"], ""),
         (["walk", "01:00.0", "--until", "3"], "--trace"),
+        (["run", "--pcap", "/dev/null", "--count", "3"], "--count counts pings"),
+        (["run", "--trace", "/tmp"], "it is a folder"),
+        (["run", "--trace", ""], "it is a folder"),
         (["walk", "01:00.0", "--format", "xml"], "unknown format"),
         (["dump", "--context", "99"], "there is no context 99"),
         (["dump", "--trace", "/nonexistent"], "cannot be read"),
@@ -126,3 +132,80 @@ def test_help_names_the_commands():
     assert done.returncode == 0
     for command in ("run", "walk", "dump"):
         assert command in done.stdout
+
+
+def test_a_reader_that_goes_away_is_not_a_fault_found():
+    command = f"{sys.executable} -m pviommu dump | head -c 20; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_output_that_cannot_be_written_is_one_line_and_status_2():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pviommu", "dump"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr
+
+
+def test_an_interrupt_at_any_moment_is_one_line_and_status_130():
+    for delay in (0.05, 0.15, 0.5, 1.0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pviommu", "run", "--count", "100000", "--wire", "in-process"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+        if process.returncode == -signal.SIGINT:
+            continue  # the interpreter itself was still starting
+        assert process.returncode == 130, complaint
+        assert complaint in ("pviommu: interrupted\n", "")
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "200"])
+def test_no_digit_is_lost_in_a_narrow_terminal(columns):
+    done = pviommu("walk", "01:00.0", "--backend", "smmuv3", env={**os.environ, "COLUMNS": columns})
+    as_json = pviommu("walk", "01:00.0", "--backend", "smmuv3", "--format", "json")
+    assert done.returncode == 0
+    for step in json.loads(as_json.stdout)["steps"]:
+        assert step["maddr"] in done.stdout
+        assert f"{int(step['words'][0], 16):016x}" in done.stdout
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_another(tmp_path):
+    done = pviommu("dump", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_trace_brings_its_own_configuration(tmp_path):
+    trace = tmp_path / "run.trace"
+    assert pviommu("run", "--backend", "vtd", "--count", "1", "--trace", str(trace)).returncode == 0
+    for option in (["--backend", "smmuv3"], ["--profile", "v3-fixed"], ["--seed", "1"], ["--guest", "pvh"]):
+        done = pviommu("dump", "--trace", str(trace), *option)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "hypercalls" in pviommu("dump", "--trace", str(trace), "--until", "1000000").stderr
+
+
+def test_several_backends_write_a_file_each_and_say_so(tmp_path):
+    trace = tmp_path / "run.trace"
+    done = pviommu("run", "--count", "1", "--wire", "in-process", "--trace", str(trace), "--json")
+    assert json.loads(done.stdout)["written"] == [str(tmp_path / f"run.{name}.trace") for name in ("vtd", "smmuv3")]
+    assert not trace.exists()
+
+
+def test_the_capture_to_be_sent_is_never_overwritten(tmp_path):
+    from machine.network.pcap import PcapWriter
+
+    capture = tmp_path / "in.pcap"
+    with PcapWriter(capture) as writer:
+        writer.write(bytes(64))
+    before = capture.read_bytes()
+    done = pviommu("run", "--backend", "vtd", "--pcap", str(capture), "--pcap-out", str(capture))
+    assert done.returncode == 2
+    assert capture.read_bytes() == before
