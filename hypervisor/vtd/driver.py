@@ -90,7 +90,8 @@ class VtdBackend:
 
     def context_release(self, context: IommuContext) -> None:
         hw: VtdContext = context.hw
-        kept = {unit.index for unit, did in hw.used if self._may_hold(unit, context) and unit.flush_did(did)}
+        # What was not confirmed to be forgotten has to be before the domain id and the root are used again.
+        kept = {unit.index for unit, did in hw.used if context.unconfirmed and unit.flush_did(did)}
         for unit, did in zip(self.units, hw.dids):
             if unit.index not in kept:
                 unit.give_did(did)
@@ -99,12 +100,6 @@ class VtdBackend:
             context.pool.free(context.table.root)
         context.table = None
         context.hw = None
-
-    @staticmethod
-    def _may_hold(unit: Unit, context: IommuContext) -> bool:
-        """Whether ``unit`` may remember something of an empty context: that pages are not there, or what it did not
-        confirm to have forgotten.  Its domain id and root must not be used again before that is gone."""
-        return unit.caching_mode or context.unconfirmed
 
     def _publish(self, word: int, count: int) -> None:
         self._write_back(word << 3, count << 3)

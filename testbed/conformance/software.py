@@ -7,7 +7,7 @@ What devices can reach is the pair's business; these clauses look at frames, err
 from base.units import CtxNo
 from hypervisor.frames import DOMID_XEN
 from hypervisor.iommu.context import IommuContext
-from hypervisor.iommu.pool import Arena
+from hypervisor.iommu.pool import Arena, HeapPool
 from testbed.build import Stateful
 from testbed.conformance.clause import Clause, require
 from testbed.conformance.rig import DATA_FRAME, Rig
@@ -58,7 +58,7 @@ def contexts_can_be_made_until_tags_run_out_and_again_after_release(rig: Rig) ->
     contexts: list[IommuContext] = []
     error = 0
     while not error and len(contexts) < 600:
-        context = IommuContext(CtxNo(1), rig.context().pool)
+        context = IommuContext(CtxNo(1), HeapPool(rig.frames))
         error = rig.driver.context_init(context)
         if not error:
             contexts.append(context)
