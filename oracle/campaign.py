@@ -54,6 +54,8 @@ class ProgramOracle:
     """Programs that every run starts with."""
     generate: Callable[[random.Random], tuple[Step, Callable[[], list[Step]]]]
     """From a random generator: a program's first line, and what gives its next few steps."""
+    notes: Callable[[], list[str]] = list
+    """What the model that is installed cannot judge."""
 
 
 class Mistake(ValueError):
@@ -65,6 +67,7 @@ def run(
 ) -> Outcome:
     """Directed programs, then random ones for ``seconds`` (or until ``most`` accesses are checked)."""
     outcome = Outcome(oracle.name, seed)
+    outcome.notes += oracle.notes()
     deadline = time.monotonic() + seconds
     for program in oracle.directed:
         _try(oracle, program[0], iter(program[1:]), outcome, progress, float("inf"))

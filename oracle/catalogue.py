@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from oracle import cpu_oracle, vtd_oracle
+from oracle import cpu_oracle, smmu_oracle, vtd_oracle
 from oracle.campaign import ProgramOracle, replay, run
 from oracle.outcome import Outcome
 from oracle.process import ModelMissing, find_program
@@ -62,6 +62,11 @@ CATALOGUE: Final = {
             vtd_oracle.ORACLE,
             "VT-d: our driver and our unit against QEMU's intel-iommu",
             qemu_x86,
+        ),
+        _programs(
+            smmu_oracle.ORACLE,
+            "SMMUv3: our driver and our unit against QEMU's SMMUv3 (stage 2 where the version has it)",
+            qemu_arm,
         ),
         _programs(
             cpu_oracle.ORACLE,

@@ -9,7 +9,7 @@ model's answer, so that a run shows what a machine with that model inside would 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from machine.iommu.unit import Counters, Fault, IommuUnit, Walk
 
@@ -46,6 +46,13 @@ class Model(Protocol):
         ...
 
 
+class Blind(NamedTuple):
+    """A walk as a model reads it that does not see certain bits, and the name of that deviation."""
+
+    walk: Walk
+    name: str
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """One DMA as both halves answered it."""
@@ -59,6 +66,8 @@ class Access:
     """What our half reads from memory now, without any cache."""
     cached: bool
     """Our half answered from its translation cache."""
+    blind: Blind | None
+    """The walk as a model with known blind spots reads it, if that makes a difference."""
 
     def __str__(self) -> str:
         who = f"{self.sid >> 8:02x}:{self.sid >> 3 & 31:02x}.{self.sid & 7:x}"
@@ -138,8 +147,9 @@ class Lockstep:
 
     ``names`` are our half's names of fault codes; ``discard`` makes our half forget the fault it recorded last, for
     accesses on which the halves rightly differ.  ``watched`` lists, for a register offset, what is compared after each
-    write there: (offset, size).  ``ignore(offset, size, value)`` are the bits of a register that mean
-    nothing when the model's register holds ``value``; ``comparable`` does the same for a fault record.
+    write there: (offset, size).  ``ignore(offset, size, value)`` are the bits of a register that mean nothing when the
+    model's register holds ``value``; ``comparable`` does the same for a fault record.
+    ``seen_by_model`` walks once more the way a model with known blind spots reads memory; ``None`` if there is none.
     """
 
     def __init__(
@@ -152,6 +162,7 @@ class Lockstep:
         watched: Mapping[int, Sequence[tuple[int, int]]],
         ignore: Callable[[int, int, int], int] = lambda offset, size, value: 0,
         comparable: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda record: record,
+        seen_by_model: Callable[[Walk], Blind | None] = lambda walk: None,
     ) -> None:
         self.ours: Final = ours
         self.model: Final = model
@@ -167,6 +178,7 @@ class Lockstep:
         self._watched: Final = dict(watched)
         self._ignore: Final = ignore
         self._comparable: Final = comparable
+        self._seen_by_model: Final = seen_by_model
 
     @property
     def counters(self) -> Counters:
@@ -210,12 +222,14 @@ class Lockstep:
         hits = self.ours.counters.iotlb_hits
         mine = self.ours.translate(sid, iova, write)
         expected = [mine] if not isinstance(mine, Fault) else []
-        if walk.maddr is not None and walk.maddr != mine:
-            expected.append(walk.maddr)
+        blind = self._seen_by_model(walk)
+        for other in (walk, blind.walk if blind is not None else walk):
+            if other.maddr is not None and other.maddr not in expected:
+                expected.append(other.maddr)
         theirs = self.model.probe(sid, iova, write, expected)
         if not self.model.seen:
             self.tally.unseen += 1
-        access = Access(sid, iova, write, mine, theirs, walk, self.ours.counters.iotlb_hits != hits)
+        access = Access(sid, iova, write, mine, theirs, walk, self.ours.counters.iotlb_hits != hits, blind)
         self.verdict = self._judge(access)
         if self.verdict is Verdict.SAME:
             if isinstance(theirs, Fault) and theirs.record:
@@ -257,7 +271,7 @@ class Lockstep:
         mine, theirs = access.ours, access.model
         if isinstance(mine, Fault) and isinstance(theirs, Fault):
             tally.faulted += 1
-            same = mine.record == self._comparable(theirs.record)
+            same = self._comparable(mine.record) == self._comparable(theirs.record)
         else:
             tally.passed += 1
             same = mine == theirs
@@ -268,6 +282,9 @@ class Lockstep:
         if self._is_fresh(access):
             tally.refreshed += 1
             return Verdict.FRESH
+        if access.blind is not None and self._fits(theirs, access.blind.walk):
+            tally.excused[access.blind.name] = tally.excused.get(access.blind.name, 0) + 1
+            return Verdict.EXCUSED
         for deviation in self._deviations:
             if deviation.excuses(access):
                 tally.excused[deviation.name] = tally.excused.get(deviation.name, 0) + 1
@@ -277,10 +294,18 @@ class Lockstep:
 
     def _is_fresh(self, access: Access) -> bool:
         """Whether the model answered what memory says now; every cache may forget, so that is always right."""
-        theirs, walk = access.model, access.walk
-        if isinstance(theirs, Fault):
-            return bool(theirs.record) and walk.blocked is not None and walk.blocked == self._names.get(theirs.code)
-        return theirs == walk.maddr
+        mine, theirs = access.ours, access.model
+        if isinstance(theirs, Fault) and isinstance(mine, Fault) and mine.code == theirs.code:
+            return False  # it is the records that differ
+        return self._fits(theirs, access.walk)
+
+    def _fits(self, answer: int | Fault, walk: Walk) -> bool:
+        """Whether an answer is what a walk says: address, recorded reason, or silence where that has no number."""
+        if not isinstance(answer, Fault):
+            return answer == walk.maddr
+        if not answer.record:
+            return walk.blocked is not None and walk.blocked not in self._names.values()
+        return walk.blocked is not None and walk.blocked == self._names.get(answer.code)
 
     def walk(self, sid: int, iova: int, write: bool = False) -> Walk:
         return self.ours.walk(sid, iova, write)

@@ -18,7 +18,7 @@ class Step(NamedTuple):
     arguments: tuple[int, ...]
 
     def __str__(self) -> str:
-        return " ".join((self.word, *(str(n) if abs(n) < 10 else f"{n:#x}" for n in self.arguments)))
+        return " ".join((self.word, *(str(n) if abs(n) < 100 else f"{n:#x}" for n in self.arguments)))
 
 
 class ProgramError(ValueError):

@@ -24,10 +24,18 @@ class Scenes:
     """Scenes without end for a machine with ``bits`` bits of input address and ``devices`` devices.
 
     ``frames``: those that programs map, the first of them at a multiple of 1 GiB; ``fixed``: a device frame that is
-    mapped already.  A subclass says how DMA is written (:meth:`look`) and adds scenes of its own.
+    mapped already; ``permissions``: those to choose from.  A subclass says how DMA is written and adds scenes.
     """
 
-    def __init__(self, rng: random.Random, bits: int, devices: int, frames: range, fixed: int | None) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        bits: int,
+        devices: int,
+        frames: range,
+        fixed: int | None,
+        permissions: Sequence[int] = (1, 2, 3, 3, 3, 3),
+    ) -> None:
         self.rng: Final = rng
         self._bits: Final = bits
         self.attached: Final[dict[int, int]] = {}
@@ -36,6 +44,7 @@ class Scenes:
         self._device_count: Final = devices
         self._frames: Final = frames
         self._fixed: Final = fixed
+        self._permissions: Final = permissions
         self._last_dfn: Final = (1 << bits - 12) - 1
         bases = [0, 0x200, 0x1F0, 0x3_FE00, 0x4_0000, self._last_dfn - 0x7FF, (self._last_dfn >> 1) - 0x3FF & ~511]
         self._bases: Final = [*bases, *(rng.randrange(self._last_dfn - 0x800) & ~511 for _ in range(3))]
@@ -96,7 +105,7 @@ class Scenes:
         elif alike < 0.7:
             offset = dfn & _GIGABYTE - 1
             mfn = first + offset if offset < len(self._frames) - 2048 else mfn
-        return Range(dfn, mfn, pages, rng.choice((1, 2, 3, 3, 3, 3)))
+        return Range(dfn, mfn, pages, rng.choice(self._permissions))
 
     def _map(self, number: int, new: Range) -> list[Step]:
         """Map, and keep in mind what is certainly mapped now (up to the first page that was mapped before)."""
@@ -229,3 +238,47 @@ class Scenes:
         near = rng.choice(ranges)
         dfn = near.dfn + rng.choice((-1, 0, 0, 1, near.pages - 1, near.pages, rng.randrange(near.pages)))
         return (dfn << 12 | rng.choice((0, 8, 0xFF8))) & (1 << 64) - 8
+
+
+class DmaScenes(Scenes):
+    """Scenes for rigs whose steps are single reads and writes of devices."""
+
+    def burst(self) -> list[Step]:
+        """All devices at once, most of them where something is mapped."""
+        rng = self.rng
+        arguments: list[int] = []
+        for which, number in self.attached.items():
+            ranges = self.contexts[number].ranges()
+            if ranges and rng.random() < 0.9:
+                old = rng.choice(ranges)
+                iova = (old.dfn + rng.randrange(old.pages) << 12) + 8 * rng.randrange(512)
+                write = old.permission - 1 if old.permission < 3 else rng.randrange(2)
+            else:
+                iova, write = self.address(number), rng.randrange(2)
+            arguments += (which, iova, write)
+        return [step("burst", *arguments)]
+
+    def look(self, number: int, around: Range) -> list[Step]:
+        """DMA at the edges of a range and in it."""
+        which = self.device_in(number)
+        if which is None:
+            return []
+        rng = self.rng
+        places = [0, around.pages - 1, rng.randrange(around.pages), around.pages, -1]
+        chosen = rng.sample(places, rng.randint(1, 4))
+        return [
+            step(rng.choice(("read", "write")), which, (max(around.dfn + place, 0) << 12) + 8 * rng.randrange(512))
+            for place in chosen
+        ]
+
+    def access(self, which: int, iova: int) -> list[Step]:
+        return [step(word, which, iova) for word in self.rng.choice((("read",), ("write",), ("read", "write")))]
+
+    def victim(self) -> tuple[int, int] | None:
+        """(device, address) with something mapped."""
+        which = self.rng.choice(list(self.attached))
+        ranges = self.contexts[self.attached[which]].ranges()
+        if not ranges:
+            return None
+        old = self.rng.choice(ranges)
+        return which, old.dfn + self.rng.randrange(old.pages) << 12

@@ -5,9 +5,8 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from oracle.intent import Range
 from oracle.program import MACHINE, Step, step
-from oracle.scenes import Scenes, Weighted
+from oracle.scenes import DmaScenes, Weighted
 from oracle.vtd_rig import DATA_FIRST, DATA_LAST, MAILBOX_DFN
 
 DEVICES: Final = 8
@@ -18,7 +17,7 @@ def machine(rng: random.Random) -> Step:
     return step(MACHINE, rng.choice((48, 48, 39)), int(rng.random() < 0.25), int(rng.random() < 0.25))
 
 
-class Generator(Scenes):
+class Generator(DmaScenes):
     """Scenes for a unit with ``bits`` address bits."""
 
     def __init__(self, rng: random.Random, bits: int) -> None:
@@ -26,56 +25,14 @@ class Generator(Scenes):
         self._levels: Final = 4 if bits == 48 else 3
 
     def more(self) -> Sequence[Weighted]:
-        return ((16, self._burst), (8, self._flip), (6, self._stale), (3, self._descriptors))
-
-    # -------------------------------------------------------------------------------------------------- DMA
-
-    def _burst(self) -> list[Step]:
-        """All devices at once, most of them where something is mapped."""
-        rng = self.rng
-        arguments: list[int] = []
-        for which, number in self.attached.items():
-            ranges = self.contexts[number].ranges()
-            if ranges and rng.random() < 0.9:
-                old = rng.choice(ranges)
-                iova = (old.dfn + rng.randrange(old.pages) << 12) + 8 * rng.randrange(512)
-                write = old.permission - 1 if old.permission < 3 else rng.randrange(2)
-            else:
-                iova, write = self.address(number), rng.randrange(2)
-            arguments += (which, iova, write)
-        return [step("burst", *arguments)]
-
-    def look(self, number: int, around: Range) -> list[Step]:
-        """DMA at the edges of a range and in it."""
-        which = self.device_in(number)
-        if which is None:
-            return []
-        rng = self.rng
-        places = [0, around.pages - 1, rng.randrange(around.pages), around.pages, -1]
-        chosen = rng.sample(places, rng.randint(1, 4))
-        return [
-            step(rng.choice(("read", "write")), which, (max(around.dfn + place, 0) << 12) + 8 * rng.randrange(512))
-            for place in chosen
-        ]
-
-    def access(self, which: int, iova: int) -> list[Step]:
-        return [step(word, which, iova) for word in self.rng.choice((("read",), ("write",), ("read", "write")))]
+        return ((16, self.burst), (8, self._flip), (6, self._stale), (3, self._descriptors))
 
     # -------------------------------------------------------------------------------------------- tampering
-
-    def _victim(self) -> tuple[int, int] | None:
-        """(device, address) with something mapped."""
-        which = self.rng.choice(list(self.attached))
-        ranges = self.contexts[self.attached[which]].ranges()
-        if not ranges:
-            return None
-        old = self.rng.choice(ranges)
-        return which, old.dfn + self.rng.randrange(old.pages) << 12
 
     def _flip(self) -> list[Step]:
         """A few wrong bits in the entries of one walk, all caches empty: both halves read the same tables."""
         rng = self.rng
-        victim = self._victim()
+        victim = self.victim()
         if victim is None:
             return self.scene()
         which, iova = victim
@@ -93,7 +50,7 @@ class Generator(Scenes):
     def _stale(self) -> list[Step]:
         """An entry changes behind a cached translation; commands that miss it, then one that does not."""
         rng = self.rng
-        victim = self._victim()
+        victim = self.victim()
         if victim is None:
             return self.scene()
         which, iova = victim
