@@ -9,5 +9,17 @@
 """
 
 
-class XenBug(Exception):
+class HostStopped(Exception):
+    """From here on the host does not answer any more."""
+
+
+class XenBug(HostStopped):
     """The hypervisor would have stopped the host here (BUG, ASSERT, fatal page fault)."""
+
+
+class XenHang(HostStopped):
+    """The hypervisor would run in circles here for ever."""
+
+
+class XenDeadlock(HostStopped):
+    """The hypervisor would wait for ever for a lock that nobody is going to release."""

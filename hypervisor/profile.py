@@ -6,7 +6,9 @@ same for v3.  Whatever a handler needs to know about "which version" is a field 
 handler asks for a version number.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
 
 from abi import versions
 from abi.errno import EIO, ENOENT, EPERM
@@ -34,6 +36,24 @@ class Profile:
     errno_paged_out: int
     superpage_units: bool
     """Whether ``pgsize`` may name superpages."""
+    defects: tuple[str, ...] = ()
+    """Ids of :mod:`hypervisor.defects.catalogue`: what went wrong in the posted version of that name."""
+
+
+_POSTED_V3: Final = (
+    *("S1", "S2", "S3", "A1", "A6", "A8", "A10", "B1", "B2", "C1", "C2", "C3", "C7", "D3", "T1", "T3", "T5"),
+    *("F1", "F6", "F7", "G5", "H1", "H2", "H7", "R1", "R3", "R4", "R5", "R6", "R7"),
+)
+_POSTED_V4: Final = (
+    *("S1", "S3", "A3", "A4", "A5", "A6", "A8", "A9", "C1", "C2", "C3", "D1", "D2", "T1", "T3", "T4", "T5"),
+    *("F6", "F7", "H1", "H2", "H7"),
+)
+_POSTED_V7: Final = tuple(name for name in _POSTED_V4 if name not in ("A8", "D2"))
+_POSTED: Final = {
+    **dict.fromkeys(("v1", "v2", "v3"), _POSTED_V3),
+    **dict.fromkeys(("v4", "v5", "v6"), _POSTED_V4),
+    "v7": _POSTED_V7,
+}
 
 
 def _v3_fixed() -> Profile:
@@ -68,7 +88,31 @@ def _v7_fixed() -> Profile:
     )
 
 
-_PROFILES = {"v3-fixed": _v3_fixed, "v7-fixed": _v7_fixed}
+
+def _fixed(version: str) -> Profile:
+    """``version``'s interface with none of its faults."""
+    like = _v3_fixed() if version in ("v1", "v2") else _v7_fixed()
+    summary = like.summary.replace(like.abi.name, version)
+    return replace(like, name=f"{version}-fixed", abi=versions.get(version), summary=summary)
+
+
+def _posted(version: str) -> Profile:
+    """``version`` as it was posted, as far as the catalogue of defects goes."""
+    fixed = get(f"{version}-fixed")
+    summary = f"RFC {version} as posted, defects included"
+    return replace(fixed, name=version, summary=summary, superpage_units=False, defects=_POSTED[version])
+
+
+_PROFILES: Final[dict[str, Callable[[], Profile]]] = {
+    "v1-fixed": lambda: _fixed("v1"),
+    "v2-fixed": lambda: _fixed("v2"),
+    "v3-fixed": _v3_fixed,
+    "v4-fixed": lambda: _fixed("v4"),
+    "v5-fixed": lambda: _fixed("v5"),
+    "v6-fixed": lambda: _fixed("v6"),
+    "v7-fixed": _v7_fixed,
+    **{version: lambda version=version: _posted(version) for version in _POSTED},  # type: ignore[misc]
+}
 
 
 def names() -> tuple[str, ...]:
@@ -82,3 +126,8 @@ def get(name: str) -> Profile:
         return _PROFILES[name]()
     except KeyError:
         raise ValueError(f"unknown profile {name!r}; there are: {', '.join(_PROFILES)}") from None
+
+
+def with_arena(profile: Profile, order: int) -> Profile:
+    """``profile`` on a host whose command line asks for an arena of 2^``order`` pages (``dom0-iommu=arena-order=``)."""
+    return replace(profile, arena_order_at_creation=order) if profile.contexts_at_creation else profile

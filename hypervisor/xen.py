@@ -50,7 +50,7 @@ class Xen:
         self.frames.allocate_at(DOMID_XEN, 0, XEN_FRAMES)
         self.heap: Final = HeapPool(self.frames)
         self.backend: Final = make_backend(platform, self.frames)
-        self.entry: Final[Entry] = entry_for(profile.abi)
+        self.entry: Entry = entry_for(profile.abi)
         self._iommu_op: Final = profile.abi.hypercall
         self.pgsize_mask: Final = sum(
             4096 << order for order in (self.backend.orders if profile.superpage_units else (0,))

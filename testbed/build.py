@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from base.units import PAGE_SHIFT, DomId, Sbdf, make_sbdf
 from hypervisor import profile as profiles
+from hypervisor.defects import catalogue as defects
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.guest_access import LinearMemory
 from hypervisor.iommu.context import PciDevice
@@ -89,6 +90,7 @@ class TestBed:
             self.memory, self.bus, self.pci, firmware, self.interrupts, self.backend.doorbell
         )
         self.xen: Final = Xen(self.platform, profile, self.backend.make_driver)
+        faults = defects.apply(self.xen, (*profile.defects, *config.defects))
         self.mfns: Final = _scatter(config, XEN_FRAMES)
         self._give_frames()
         self.dom0: Final[Domain] = self.xen.create_domain(
@@ -120,6 +122,8 @@ class TestBed:
             self.copier,
             self.rogue,
         ]
+        if faults is not None:
+            self.attached.extend(faults.stateful)
         """Everything whose state a snapshot keeps beside RAM; a booted guest kernel joins it."""
 
     # -------------------------------------------------------------------------------------------- snapshots

@@ -39,6 +39,8 @@ class Config:
     """The machine's remapping units."""
     device_tlb: bool = False
     """The copier keeps translations in a cache of its own (ATS), which its unit has to support."""
+    defects: tuple[str, ...] = ()
+    """Ids of :mod:`hypervisor.defects.catalogue`, switched on over those that the profile has."""
     rmrrs: tuple[Rmrr, ...] = ()
     """Reserved memory regions that firmware declares, outside the hardware domain's RAM."""
 

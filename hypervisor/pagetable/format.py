@@ -37,6 +37,11 @@ class Format:
     software: int
     """All bits that hardware ignores and the algorithm must carry along."""
 
+    @property
+    def present(self) -> int:
+        """Bits of which at least one is set in every entry that hardware follows."""
+        return self.leaf_bits[1] & self.leaf_bits[2] & self.table_bits or self.read | self.write
+
     def is_leaf(self, entry: int, level: int) -> bool:
         """Whether a non-empty ``entry`` found at ``level`` translates."""
         return level == 1 or entry & self.kind_mask == self.leaf_kind

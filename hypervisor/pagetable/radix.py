@@ -79,7 +79,7 @@ class PageTable:
     ) -> None:
         self.format: Final = entry_format
         self.levels: Final = levels
-        self.root: Final = root
+        self.root = root
         self.root_frames: Final = root_frames
         self._memory: Final = memory
         self._words: Final = memory.words

@@ -9,7 +9,7 @@ Xen's memory_op does it: the guest's struct is not a place for the hypervisor's 
 these bits itself says "the first pages are done" and fools nobody but itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from abi.errno import EFAULT, EINVAL, EOPNOTSUPP
@@ -17,7 +17,7 @@ from abi.versions import Abi, Convention
 from base.units import U32_MAX
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.pviommu.result import RESTART, Result
-from hypervisor.pviommu.table import ROWS, Handler
+from hypervisor.pviommu.table import ROWS, Handler, Row
 
 if TYPE_CHECKING:
     from hypervisor.xen import Xen
@@ -54,7 +54,8 @@ _Prepared = tuple[Handler, Decode | None, PutOut | None, int, bool, bool]
 function: there is none); size of the struct; whether it is copied in; whether a preempted call says how far it got."""
 
 
-def _prepare(abi: Abi) -> dict[int, _Prepared]:
+def prepare(abi: Abi, rows: Mapping[str, Row]) -> dict[int, _Prepared]:
+    """Every sub-op of ``abi`` by number, its handler taken from ``rows``."""
     tagged = abi.convention is Convention.UNION
     prepared: dict[int, _Prepared] = {}
     for number, subop in abi.subops.items():
@@ -62,7 +63,7 @@ def _prepare(abi: Abi) -> dict[int, _Prepared]:
         if not subop.implemented:
             prepared[number] = (_reserved, None, None, 0, False, False)
             continue
-        row = ROWS[subop.name]
+        row = rows[subop.name]
         if codec is None:
             prepared[number] = (row.handler, None, None, 0, False, row.resumes)
             continue
@@ -94,9 +95,9 @@ class SubopEntry:
 
     carries_progress: Final = True
 
-    def __init__(self, abi: Abi) -> None:
+    def __init__(self, abi: Abi, rows: Mapping[str, Row] = ROWS) -> None:
         self._abi: Final = abi
-        self._subops: Final = _prepare(abi)
+        self._subops = prepare(abi, rows)
 
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         domain = vcpu.domain if target is None else target
@@ -144,9 +145,9 @@ class UnionEntry:
     carries_progress: Final = False
     """A struct is no place for it; the limit of 256 pages bounds what goes on without a pause."""
 
-    def __init__(self, abi: Abi) -> None:
+    def __init__(self, abi: Abi, rows: Mapping[str, Row] = ROWS) -> None:
         self._abi: Final = abi
-        self._subops: Final = _prepare(abi)
+        self._subops = prepare(abi, rows)
 
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         arg = args[0]
@@ -180,15 +181,15 @@ class UnionEntry:
         return args
 
 
-_ENTRIES: Final[dict[Convention, Callable[[Abi], Entry]]] = {
+_ENTRIES: Final[dict[Convention, Callable[[Abi, Mapping[str, Row]], Entry]]] = {
     Convention.SUBOP: SubopEntry,
     Convention.UNION: UnionEntry,
 }
 
 
-def entry_for(abi: Abi) -> Entry:
-    """The way in for ``abi``'s calling convention; ``ValueError`` for one that this hypervisor does not offer."""
+def entry_for(abi: Abi, rows: Mapping[str, Row] = ROWS) -> Entry:
+    """The way in for ``abi``'s calling convention, with ``rows`` as the sub-op table; ``ValueError`` for one that this hypervisor does not offer."""
     try:
-        return _ENTRIES[abi.convention](abi)
+        return _ENTRIES[abi.convention](abi, rows)
     except KeyError:
         raise ValueError(f"no dispatcher for {abi.name}: its calling convention is {abi.convention.name}") from None

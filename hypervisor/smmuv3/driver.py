@@ -59,6 +59,8 @@ class Smmuv3Backend:
     format: Format = STAGE2
     orders: tuple[int, ...] = (0, 9, 18)
     flushes_additions: bool = False
+    page_table: type[PageTable] = PageTable
+    """What a context's tree is made with."""
 
     def __init__(self, platform: Platform, frames: FrameTable, *, input_bits: int | None = None) -> None:
         nodes = platform.firmware.smmus
@@ -100,7 +102,7 @@ class Smmuv3Backend:
         for k in range(self.geometry.root_frames):
             self._memory.zero_frame(root + k)
         context.hw = ContextHw(tuple(vmids), (0,) * len(self.units))
-        context.table = PageTable(
+        context.table = self.page_table(
             self._memory,
             STAGE2,
             self.geometry.levels,

@@ -51,6 +51,8 @@ class VtdBackend:
         if not depths:
             raise ValueError("the VT-d units have no depth of tree in common")
         self.levels: Final = depths[0]
+        self.page_table: type[PageTable] = PageTable
+        """What a context's tree is made with."""
         self.orders: tuple[int, ...] = tuple(o for o in (0, 9, 18) if all(o in unit.orders for unit in self.units))
         self.flushes_additions: bool = any(unit.caching_mode or unit.write_buffer for unit in self.units)
         self._coherent: Final = all(unit.coherent for unit in self.units)
@@ -81,7 +83,7 @@ class VtdBackend:
                 return -ENOSPC
             dids.append(did)
         self._memory.zero_frame(root)
-        context.table = PageTable(self._memory, self.format, self.levels, root, context.pool, self.orders)
+        context.table = self.page_table(self._memory, self.format, self.levels, root, context.pool, self.orders)
         if not self._coherent:
             self._publish(root << 9, 512)
             context.table.written = self._publish

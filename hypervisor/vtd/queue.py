@@ -40,6 +40,10 @@ class InvalidationQueue:
         self.tail = 0
         self.submitted = 0
 
+    def word(self, slot: int) -> int:
+        """Index of the lower word of the descriptor in ``slot``."""
+        return self._ring_word + (slot << 1)
+
     def start(self) -> None:
         """Tell hardware where the ring is (QS = 0: one page, 16-byte descriptors)."""
         self._bus.write64(self._base + reg.IQA, self._ring << PAGE_SHIFT)

@@ -161,6 +161,11 @@ class Unit:
             caching[did] = (*caching.get(did, ()), rid)
         self._caching = caching
 
+    def read_context(self, rid: int) -> tuple[int, int] | None:
+        """The context entry of ``rid`` as it is in memory; ``None`` without a context table for its bus."""
+        word = self._context_word(rid, False)
+        return None if word is None else (self._memory.words[word], self._memory.words[word + 1])
+
     def _context_word(self, rid: int, make: bool) -> int | None:
         """Index of the context entry's lower word, with the bus's context table made on demand."""
         bus = rid >> 8 & 0xFF

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All defects by id, and how they are put onto a hypervisor."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from hypervisor.defects import (
+    context_lifecycle,
+    dispatch_abi,
+    locking,
+    loops,
+    observed,
+    references,
+    rmrr,
+    standing,
+    tables_arena,
+    vtd,
+)
+from hypervisor.defects.model import Defect
+from hypervisor.defects.seams import Seams
+
+if TYPE_CHECKING:
+    from hypervisor.xen import Xen
+
+_FAMILIES: Final = (
+    standing,
+    dispatch_abi,
+    locking,
+    context_lifecycle,
+    rmrr,
+    tables_arena,
+    references,
+    vtd,
+    loops,
+    observed,
+)
+DEFECTS: Final[dict[str, Defect]] = {defect.id: defect for family in _FAMILIES for defect in family.DEFECTS}
+"""By id, in the order in which they are applied."""
+
+
+def get(name: str) -> Defect:
+    """The entry called ``name``; ``ValueError`` lists what there is."""
+    try:
+        return DEFECTS[name]
+    except KeyError:
+        raise ValueError(f"unknown defect {name!r}; there are: {', '.join(DEFECTS)}") from None
+
+
+def of_version(version: str) -> tuple[str, ...]:
+    """Ids of what the posted ``version`` has."""
+    return tuple(defect.id for defect in DEFECTS.values() if version in defect.versions)
+
+
+def complete(ids: Iterable[str]) -> list[Defect]:
+    """``ids`` with everything that they need, each once, in the order of application."""
+    wanted: set[str] = set()
+    left = list(ids)
+    while left:
+        name = left.pop()
+        if name not in wanted:
+            wanted.add(name)
+            left.extend(get(name).needs)
+    return [defect for defect in DEFECTS.values() if defect.id in wanted]
+
+
+def apply(xen: "Xen", ids: Iterable[str], *, debug_build: bool = False) -> Seams | None:
+    """Put the defects ``ids`` onto ``xen``, which has no domains yet; those of another backend's driver are left out.
+
+    Returns the replaced parts, whose state a snapshot has to keep; ``None`` when there is nothing to replace.
+    ``ValueError`` for an unknown id, or one that the profile's interface cannot show.
+    """
+    defects = [defect for defect in complete(ids) if xen.backend.name in defect.backends]
+    if not defects:
+        return None
+    seams = Seams(xen)
+    seams.locks.debug_build = debug_build
+    for defect in defects:
+        defect.apply(seams)
+    return seams

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A: what is accepted and what is answered."""
+
+from typing import Final
+
+from abi.errno import ENOENT
+from base.units import U32_MAX
+from hypervisor.defects.model import V1_TO_3, V4_TO_7, Defect
+from hypervisor.defects.seams import Seams, replace
+from hypervisor.domain import Domain, Vcpu
+from hypervisor.errors import XenBug
+from hypervisor.iommu.context import IommuContext
+from hypervisor.pviommu.result import Result
+from hypervisor.xen import Xen
+
+_READ_WRITE: Final = 3
+
+
+def default_context_accepted(seams: Seams) -> None:
+    """A1."""
+    loop, frames = seams.loop, seams.xen.frames
+
+    def find(domain: Domain, number: int) -> IommuContext | None:
+        assert domain.iommu is not None
+        return domain.iommu.get(number)
+
+    def unreferenced(mfn: int, count: int) -> None:
+        if mfn + count <= frames.frames:
+            frames.put(mfn, count, loop.reference_kind(False))
+
+    replace(loop, "find", find)
+    replace(loop, "unreferenced", unreferenced)
+
+
+def count_is_truncated(seams: Seams) -> None:
+    """A3."""
+    init = seams.rows["init"].handler
+
+    def truncating(xen: Xen, vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+        wanted, order = args
+        if wanted == U32_MAX:
+            return init(xen, vcpu, domain, args, start)
+        with_default = wanted + 1 & 0xFFFF
+        if not with_default:
+            raise XenBug("BUG_ON in IOMMU_init: the number of contexts is 0 in 16 bits")
+        return init(xen, vcpu, domain, (with_default - 1, order), start)
+
+    seams.replace_handler("init", truncating)
+
+
+def stack_in_the_answer(seams: Seams) -> None:
+    """A4."""
+    entry = seams.entry
+    entry.stack = b"\xc5\x2d\x04\x82"
+
+
+def page_size_ignored(seams: Seams) -> None:
+    """A5."""
+    replace(seams.loop, "unit", lambda pgsize: 1)
+
+
+def unknown_bits_ignored(seams: Seams) -> None:
+    """A6."""
+    seams.entry.ignores_holes = True
+    loop, contexts = seams.loop, seams.contexts
+    abi = seams.xen.abi
+    rights = abi.map_readable | abi.map_writeable
+    permission = loop.permission
+    replace(loop, "permission", lambda flags: permission(flags & rights))
+    replace(contexts, "alloc_flags", lambda flags: 0)
+    replace(contexts, "free_flags", lambda flags: True)
+    replace(contexts, "ignores_pasid", lambda: True)
+
+
+def no_device_is_enoent(seams: Seams) -> None:
+    """A8."""
+    seams.contexts.errno_no_device = ENOENT
+
+
+def count_is_added(seams: Seams) -> None:
+    """A9."""
+    replace(seams.loop, "count", lambda done, given: given + done & U32_MAX)
+    replace(seams.loop, "untouched", lambda given: given)
+
+
+def early_errors_leave_the_count(seams: Seams) -> None:
+    """A10."""
+    replace(seams.loop, "untouched", lambda given: given)
+
+
+DEFECTS: Final = (
+    Defect(
+        "A1",
+        V1_TO_3,
+        "the default context is accepted by map, unmap and lookup",
+        "unmap in context 0 answers 0, and drops a reference that was never taken",
+        "catalogue A1; golden record destr-unmap_ctx0",
+        default_context_accepted,
+    ),
+    Defect(
+        "A3",
+        V4_TO_7,
+        "IOMMU_init keeps the number of contexts, plus one, in 16 bits",
+        "max_ctx_no 0xffff stops the host; 0x10000 is 0 contexts for ever",
+        "catalogue A3",
+        count_is_truncated,
+    ),
+    Defect(
+        "A4",
+        V4_TO_7,
+        "query_capabilities copies bytes of the hypervisor's stack to the guest",
+        "the padding of the struct is not zero",
+        "catalogue A4",
+        stack_in_the_answer,
+    ),
+    Defect(
+        "A5",
+        V4_TO_7,
+        "pgsize is ignored: pages are 4 KiB, whatever the guest asked for",
+        "mapping one 2 MiB page answers 0 and mapped 1; its second 4 KiB page is not mapped",
+        "catalogue A5",
+        page_size_ignored,
+        needs=("S1",),
+    ),
+    Defect(
+        "A6",
+        V1_TO_3 + V4_TO_7,
+        "reserved bits and holes are not looked at, and flags without their capability are ignored",
+        "any of them set: the call answers 0 and does something else than was asked for",
+        "catalogue A6; golden record sys",
+        unknown_bits_ignored,
+    ),
+    Defect(
+        "A8",
+        ("v1", "v2", "v3", "v4", "v5", "v6"),
+        "reattach_device of a device that the domain does not have answers -ENOENT, the header says -ENODEV",
+        "reattach of an unknown device",
+        "catalogue A8 and 2.5; golden record sys",
+        no_device_is_enoent,
+    ),
+    Defect(
+        "A9",
+        V4_TO_7,
+        "mapped and unmapped are added to what the guest left in them",
+        "a call with mapped = 7 answers 7 more than it mapped",
+        "catalogue A9",
+        count_is_added,
+    ),
+    Defect(
+        "A10",
+        V1_TO_3,
+        "a call that is refused early copies the guest's own mapped or unmapped back",
+        "-E2BIG with mapped = 9 leaves 9",
+        "catalogue A10; golden record sys",
+        early_errors_leave_the_count,
+    ),
+)
