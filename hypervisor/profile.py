@@ -88,7 +88,6 @@ def _v7_fixed() -> Profile:
     )
 
 
-
 def _fixed(version: str) -> Profile:
     """``version``'s interface with none of its faults."""
     like = _v3_fixed() if version in ("v1", "v2") else _v7_fixed()

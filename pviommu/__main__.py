@@ -15,6 +15,7 @@ from typing import Final
 
 CLEAN: Final = 0
 USAGE: Final = 2
+FOUND: Final = 1
 INTERNAL: Final = 3
 INTERRUPTED: Final = 130
 NO_READER: Final = 141
@@ -48,6 +49,8 @@ def _run() -> int:
     import typer
     from typer.exceptions import TyperException
 
+    from hypervisor.errors import HostStopped
+
     try:
         from pviommu.cli import app
 
@@ -61,6 +64,9 @@ def _run() -> int:
         return USAGE
     except (KeyboardInterrupt, OSError):
         raise
+    except HostStopped as stop:
+        _complain(f"the host stopped: {type(stop).__name__}: {stop}")
+        return FOUND
     except Exception as error:
         if os.environ.get("PVIOMMU_TRACEBACK"):
             raise

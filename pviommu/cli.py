@@ -5,6 +5,7 @@ import typer
 
 from pviommu.abi_cli import app as abi_app
 from pviommu.driver_cli import app as driver_app
+from pviommu.golden_cli import golden
 from pviommu.oracle_cli import app as oracle_app
 from pviommu.run_cli import run
 from pviommu.state_cli import dump, walk
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(walk)
 app.command()(dump)
+app.command()(golden)
 app.add_typer(abi_app, name="abi")
 app.add_typer(driver_app, name="driver")
 app.add_typer(oracle_app, name="oracle")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hypervisor import profile as profiles
+from hypervisor.defects import catalogue as defects
 from testbed import backends
 from testbed.config import GUESTS, Config
 
@@ -18,13 +19,18 @@ class UsageError(typer.BadParameter):
 
 
 Backends = Annotated[str, typer.Option("--backend", help="Translation backend: vtd, smmuv3, or both.")]
-Profile = Annotated[str, typer.Option(help="How the hypervisor answers: v7-fixed or v3-fixed.")]
+Profile = Annotated[
+    str, typer.Option(help="How the hypervisor answers: v7-fixed, v3, ...; an unknown name lists them.")
+]
+Defects = Annotated[
+    str, typer.Option("--defect", help="Switch single defects on, as T1,F6; see 'pviommu defects list'.")
+]
 Guest = Annotated[str | None, typer.Option(help="Kind of dom0: pv or pvh; default is the backend's usual one.")]
 Seed = Annotated[int, typer.Option(help="Decides memory layout and packet sizes; equal seeds give equal runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
-def make_config(backend: str, profile: str, guest: str | None, seed: int) -> Config:
+def make_config(backend: str, profile: str, guest: str | None, seed: int, defect: str = "") -> Config:
     """A configuration out of checked names."""
     if profile not in profiles.names():
         raise UsageError(f"unknown profile {profile!r}; there are: {', '.join(profiles.names())}")
@@ -32,7 +38,8 @@ def make_config(backend: str, profile: str, guest: str | None, seed: int) -> Con
         raise UsageError(f"unknown guest kind {guest!r}; there are: {', '.join(GUESTS)}")
     try:
         backends.get(backend)
-        return Config(backend=backend, profile=profile, guest=guest, seed=seed)
+        chosen = tuple(defects.get(name.strip()).id for name in defect.split(",") if name.strip())
+        return Config(backend=backend, profile=profile, guest=guest, seed=seed, defects=chosen)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

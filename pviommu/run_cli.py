@@ -14,7 +14,7 @@ from machine.network.choice import PREFERENCES, open_wire
 from machine.network.pcap import PcapWriter, read_capture
 from machine.network.recorded import RecordedWire
 from machine.network.wire import MAX_FRAME, MIN_FRAME, Wire, WireError
-from pviommu.options import Backends, Guest, Json, Profile, Seed, UsageError, backend_list, make_config
+from pviommu.options import Backends, Defects, Guest, Json, Profile, Seed, UsageError, backend_list, make_config
 from testbed.config import Config
 from testbed.demonstrations import DemonstrationError
 from testbed.packets import Report, RunError, ping_sizes
@@ -39,6 +39,7 @@ def run(
         int | None, typer.Option(min=1, help=f"Echo requests per backend.  [default: {DEFAULT_COUNT}]")
     ] = None,
     seed: Seed = 0,
+    defect: Defects = "",
     wire: Annotated[
         str, typer.Option(help=f"What the network card is plugged into: {', '.join(PREFERENCES)}.")
     ] = "auto",
@@ -59,7 +60,7 @@ def run(
     Exit status 1 if a packet, a byte, a fault or a reference is not as it must be.
     """
     names = backend_list(backend)
-    configs = [make_config(name, profile, guest, seed) for name in names]
+    configs = [make_config(name, profile, guest, seed, defect) for name in names]
     if wire not in PREFERENCES:
         raise UsageError(f"unknown wire {wire!r}; there are: {', '.join(PREFERENCES)}")
     if pcap is not None and count is not None:

@@ -83,7 +83,7 @@ def _read(words: memoryview, table: PageTable, found: Reachable, word: int, entr
     order = 9 * (level - 1)
     used = 0
     for index, entry in enumerate(words[word : word + entries].tolist()):
-        if not entry:
+        if not entry & fmt.present:
             continue
         used += 1
         here = dfn + (index << order)

@@ -62,7 +62,7 @@ def _fill(memory: PhysicalMemory, tables: PageTable, node: Table, entries: int) 
     words = memory.words[node.maddr >> 3 : (node.maddr >> 3) + entries].tolist()
     run: Leaves | None = None
     for index, entry in enumerate(words):
-        if not entry:
+        if not entry & fmt.present:
             run = None
             continue
         node.used += 1

@@ -25,6 +25,7 @@ class PostedUnionEntry(UnionEntry):
         """Bytes of the struct that belong to no field are not looked at (A6)."""
         self.acts_first = False
         """What cannot be written back is done all the same (S3)."""
+        self.stack: bytes = b""
         self._codecs: Final = {number: subop.codec for number, subop in abi.subops.items()}
 
     def use(self, rows: Mapping[str, Row]) -> None:

@@ -31,7 +31,7 @@ class LeakedLocks:
         """``who`` takes the lock and releases it again; :class:`XenDeadlock` if it was leaked."""
         holder = self._held.get(lock)
         if holder is not None:
-            raise XenDeadlock(f"{who} waits for {lock}, which {holder} has taken and never released")
+            raise XenDeadlock(f"{who} waits for {lock}, which {holder} took and never released")
 
     def save(self) -> object:
         return dict(self._held)

@@ -30,9 +30,7 @@ def range_is_not_checked(seams: Seams) -> None:
     loop, mask = seams.loop, seams.xen.max_dfn
     finish = loop.finish
 
-    def cut_off(
-        domain: Domain, context: IommuContext, dfn: int, requested: int, done: int, changes: Changes
-    ) -> int:
+    def cut_off(domain: Domain, context: IommuContext, dfn: int, requested: int, done: int, changes: Changes) -> int:
         result: int = finish(domain, context, dfn & _DESCRIPTOR_FRAMES, requested, done, changes)
         return result
 
@@ -43,6 +41,7 @@ def range_is_not_checked(seams: Seams) -> None:
 
 def flush_errors_are_logged(seams: Seams) -> None:
     """H7."""
+
     def silent(flush_error: int) -> int:
         if flush_error:
             seams.xen.log(f"Flush operation failed ({flush_error})")

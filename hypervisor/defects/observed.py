@@ -35,9 +35,7 @@ def queue_of_tables(seams: Seams) -> None:
     loop = seams.loop
     finish = loop.finish
 
-    def drain(
-        domain: Domain, context: IommuContext, dfn: int, requested: int, done: int, changes: Changes
-    ) -> int:
+    def drain(domain: Domain, context: IommuContext, dfn: int, requested: int, done: int, changes: Changes) -> int:
         if not changes.added and not changes.modified:
             return 0
         if dfn == U64_MAX:

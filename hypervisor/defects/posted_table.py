@@ -180,7 +180,7 @@ class PostedPageTable(PageTable):
         return run
 
     def _can_join(self, entry: int, index: int, level: int) -> bool:
-        """Whether an entry can be part of a run: an empty one, or a leaf as aligned as its place, at a level that folds."""
+        """Whether an entry can be part of a run: empty, or a leaf in step with its index at a level that folds."""
         if not entry:
             return True
         if level >= self._max_level or not self.format.is_leaf(entry, level):

@@ -61,9 +61,7 @@ class Seams:
         """The steps around every handler, as posted code does them."""
         abi = self.xen.abi
         entry = (
-            PostedUnionEntry(abi, self.rows)
-            if abi.convention is Convention.UNION
-            else PostedSubopEntry(abi, self.rows)
+            PostedUnionEntry(abi, self.rows) if abi.convention is Convention.UNION else PostedSubopEntry(abi, self.rows)
         )
         self._posted_copying = True
         self.xen.entry = entry

@@ -188,7 +188,8 @@ _ENTRIES: Final[dict[Convention, Callable[[Abi, Mapping[str, Row]], Entry]]] = {
 
 
 def entry_for(abi: Abi, rows: Mapping[str, Row] = ROWS) -> Entry:
-    """The way in for ``abi``'s calling convention, with ``rows`` as the sub-op table; ``ValueError`` for one that this hypervisor does not offer."""
+    """The way in for ``abi``'s calling convention, with ``rows`` as the sub-op table;
+    ``ValueError`` for one that this hypervisor does not offer."""
     try:
         return _ENTRIES[abi.convention](abi, rows)
     except KeyError:

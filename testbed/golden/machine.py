@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A test bed built like the machine that a record was made on.
 
-QEMU's q35 with one VT-d unit, Xen, and a dom0 that owns the record's runs of frames.  What the record does not say, which
-other frames are dom0's, is taken from the first call that maps them: the pages that were mapped were dom0's.
+QEMU's q35 with one VT-d unit, Xen, and a dom0 that owns the record's runs of frames.  What the record does not say,
+which other frames are dom0's, is taken from the first call that maps them: the pages that were mapped were dom0's.
 """
 
 from typing import Any, Final
@@ -152,7 +152,7 @@ def _owned(record: Record) -> set[int]:
     owned: set[int] = set()
     for run in record.runs.values():
         owned.update(range(run.base, run.base + run.length))
-    known = {mfn: True for mfn in owned}
+    known = dict.fromkeys(owned, True)
     for line in record.lines:
         data = line.data
         if data.get("op") != "map" or "gfn" not in data.get("in", {}) or not isinstance(data.get("out"), dict):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Golden records as files: JSON lines, and how they write frames.
 
-``F<k>``, ``G<k>``, ``H<k>`` are frame ``k`` of a run of consecutive machine frames, ``arena+<k>`` page ``k`` of the arena,
-``=F<k>`` the device frame that context 0 maps one to one to that frame.  A run's base is recorded modulo 2^18; which
-of the frames of that residue it is does not matter but for the frames that the record writes as plain numbers.
+``F<k>``, ``G<k>``, ``H<k>`` are frame ``k`` of a run of consecutive machine frames, ``arena+<k>`` page ``k`` of the
+arena, ``=F<k>`` the device frame that context 0 maps one to one to that frame.  A run's base is recorded modulo 2^18;
+which of the frames of that residue it is only matters for frames that the record writes as plain numbers.
 """
 
 import json

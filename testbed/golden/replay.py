@@ -11,7 +11,7 @@ from base.units import Sbdf, make_sbdf, parse_sbdf
 from hypervisor.errors import HostStopped
 from hypervisor.vtd.driver import VtdBackend
 from testbed.golden.machine import READ_ONLY_LINEAR, GoldenMachine
-from testbed.golden.records import Line, Record
+from testbed.golden.records import Line, Record, RecordError
 from testbed.golden.shape import context_shape, recorded_shape
 
 OPERATIONS: Final = {
@@ -84,6 +84,8 @@ def replay(path: Path, profile: str) -> Replay:
                 player.call(line)
             elif line.data.get("kind") == "state":
                 player.state(line)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"{path}:{line.number}: the record cannot be understood: {error!r}") from error
         except _Differs as found:
             result.differences.append(Difference(line.number, found.what, found.recorded, found.replayed))
         if result.differences or result.stopped:
@@ -220,7 +222,7 @@ class _Player:
     # --------------------------------------------------------------------------------------------- states
 
     def state(self, line: Line) -> None:
-        data, machine = line.data, self._machine
+        data = line.data
         self._result.states += 1
         if "arena_used" in data and data["arena_used"] != self._arena_used():
             raise _Differs("state: arena pages in use", data["arena_used"], self._arena_used())
@@ -234,7 +236,6 @@ class _Player:
             self._compare_entry(parse_sbdf(device), device, wanted)
         if "extra_refs" in data:
             self._compare_references(data["extra_refs"])
-        assert machine
 
     def _compare_context(self, number: int, wanted: dict[str, Any]) -> None:
         machine = self._machine

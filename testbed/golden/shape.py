@@ -113,7 +113,7 @@ def recorded_shape(wanted: dict[str, Any], record: Record, arena: int) -> dict[s
                 for index, text in table.get("marker_words", ())
             ]
     if "leaves" in wanted:
-        leaves = []
+        leaves: list[Leaf] = []
         for leaf in wanted["leaves"]:
             size = 1 << 9 * (leaf["level"] - 1)
             dfn, mfn = int(leaf["dfn"], 0), record.frame(leaf["frame"], arena)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Profile v3 answers as the recorded Xen did, call by call; others do not, and the difference is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from testbed.golden.records import RecordError
+from testbed.golden.replay import replay
+
+RECORDS = Path(__file__).parent / "xen-v3"
+QUICK = sorted(path for path in RECORDS.glob("*.jsonl") if not path.name.startswith("onegig"))
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_v3_answers_as_the_recorded_hypervisor(path):
+    result = replay(path, "v3")
+    assert [str(difference) for difference in result.differences] == []
+    kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+    assert (result.calls, result.states) == (kinds.count("call"), kinds.count("state"))
+
+
+@pytest.mark.parametrize("path", [path for path in QUICK if "unmap_ctx0" not in path.name], ids=lambda path: path.stem)
+def test_v3_without_its_faults_answers_otherwise(path):
+    assert len(replay(path, "v3-fixed").differences) == 1
+
+
+def altered(tmp_path, name, change):
+    lines = [json.loads(line) for line in (RECORDS / f"{name}.jsonl").read_text().splitlines()]
+    change(lines)
+    path = tmp_path / "altered.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    return replay(path, "v3").differences
+
+
+def first(lines, **wanted):
+    return next(line for line in lines if all(line.get(key) == value for key, value in wanted.items()))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda lines: first(lines, op="map").update(ret=-12), "map: return value"),
+        (lambda lines: first(lines, op="map")["out"].update(mapped=255), "map: mapped"),
+        (lambda lines: first(lines, op="map").update(arena=5), "map: arena pages in use"),
+        (lambda lines: first(lines, op="map").update(iq=["IOTLB g2 did0x0"]), "map: invalidation descriptors"),
+        (lambda lines: first(lines, kind="state")["ctx"]["1"]["tables"].pop(), "state: context 1: tables"),
+        (lambda lines: first(lines, kind="state")["ctx"]["1"].update(dying=1), "state: context 1: dying"),
+        (lambda lines: first(lines, kind="state")["ctx"]["1"]["leaves"][0].update(attrs="0x81"), "context 1: leaves"),
+        (lambda lines: first(lines, kind="state")["extra_refs"].clear(), "state: references of F0"),
+        (lambda lines: first(lines, op="free").update(hang="no answer"), "free: outcome"),
+    ],
+)
+def test_a_record_that_says_otherwise_is_noticed(tmp_path, change, what):
+    (difference,) = altered(tmp_path, "arena3-free-release", change)
+    assert what in str(difference)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "no record", '{"kind": "boot"}', "[1]"])
+def test_a_file_that_is_no_record_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "file.jsonl"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=r"file\.jsonl:1"):
+        replay(path, "v3")
