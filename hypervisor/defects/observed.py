@@ -158,7 +158,7 @@ DEFECTS: Final = (
         "unmap answers 0, the tables stay in use; freeing the context leaks them",
         "section 8, 12; golden records destr-queue_free, freequeue",
         queue_of_tables,
-        needs=("H2",),
+        needs=("H2", "H7"),
     ),
     Defect(
         "R4",

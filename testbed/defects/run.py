@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Playing a demonstration: once with the defect, once without."""
+
+from collections.abc import Callable
+from typing import Final
+
+from hypervisor.defects import catalogue
+from hypervisor.defects.model import Defect
+from hypervisor.errors import HostStopped
+from machine.firmware import Rmrr
+from testbed.build import NIC
+from testbed.config import Config
+from testbed.defects import shows, shows_memory
+from testbed.defects.shows import RMRR_BASE
+from testbed.defects.stage import Happening, Stage
+
+Show = Callable[[Stage], bool]
+SHOWS: Final[dict[str, Show]] = {
+    name: found
+    for name in catalogue.DEFECTS
+    for module in (shows, shows_memory)
+    if (found := getattr(module, name.lower(), None)) is not None
+}
+"""By id of the defect."""
+_SMALL_ARENA: Final = frozenset({"F1", "S1"})
+"""Shown on the interface that lets the guest choose a small arena."""
+_PVH: Final = frozenset({"F7", "R4"})
+_PV: Final = frozenset({"R1", "R5"})
+
+
+def profile_for(defect: Defect) -> str:
+    """The sound profile that the defect is shown beside."""
+    if defect.id in _SMALL_ARENA or not any(version in ("v1", "v2", "v3") for version in defect.versions):
+        return "v7-fixed"
+    return "v3-fixed" if "v7" not in defect.versions else "v7-fixed"
+
+
+def backends_for(defect: Defect) -> tuple[str, ...]:
+    """Backends on which it can be shown."""
+    return defect.backends
+
+
+def happen(defect: Defect, backend: str, *, present: bool) -> Happening:
+    """Play the demonstration on a hypervisor with the defect, or on the one without."""
+    guest = "pvh" if defect.id in _PVH else "pv" if defect.id in _PV else None
+    region = Rmrr(RMRR_BASE, RMRR_BASE + 0x3FFF, (NIC,))
+    stage = Stage(
+        Config(
+            backend=backend,
+            profile=profile_for(defect),
+            guest=guest,
+            ram=32 << 20,
+            guest_ram=16 << 20,
+            rmrrs=(region,) if defect.id.startswith("D") else (),
+            defects=(defect.id,) if present else (),
+        )
+    )
+    try:
+        return Happening(SHOWS[defect.id](stage), stage.lines)
+    except HostStopped:
+        return Happening(False, stage.lines)
