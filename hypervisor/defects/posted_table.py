@@ -145,11 +145,15 @@ class PostedPageTable(PageTable):
         if not self._touched[table]:
             self._memory.touch(table)
         self._words[table << 9 : (table << 9) + 512] = base
+        if self.written is not None:
+            self.written(table << 9, 512)
 
     def _put(self, word: int, entry: int) -> None:
         if not self._touched[word >> 9]:
             self._memory.touch(word >> 9)
         self._words[word] = entry
+        if self.written is not None:
+            self.written(word, 1)
 
     # ------------------------------------------------------------------------------------------- markers
 

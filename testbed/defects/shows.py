@@ -35,7 +35,7 @@ def s2(stage: Stage) -> bool:
 def s3(stage: Stage) -> bool:
     stage.set_up()
     assert stage.dom0.iommu is not None
-    result, _ = stage.call("alloc_context", read_only=True)
+    result, _ = stage.call_read_only("alloc_context")
     stage.note(f"contexts now: {sorted(stage.dom0.iommu.contexts)}")
     return result == -EFAULT and not stage.dom0.iommu.contexts
 

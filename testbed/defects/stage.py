@@ -41,15 +41,22 @@ class Stage:
 
     # ------------------------------------------------------------------------------------------- hypercalls
 
-    def call(self, name: str, *, read_only: bool = False, **given: int) -> tuple[int, dict[str, int]]:
+    def call(self, name: str, **given: int) -> tuple[int, dict[str, int]]:
         """One hypercall: (result, fields afterwards).  :class:`HostStopped` ends the demonstration."""
+        return self._call(name, given, writable=True)
+
+    def call_read_only(self, name: str, **given: int) -> tuple[int, dict[str, int]]:
+        """The same with the struct where the guest itself may not write."""
+        return self._call(name, given, writable=False)
+
+    def _call(self, name: str, given: dict[str, int], *, writable: bool) -> tuple[int, dict[str, int]]:
         abi = self.xen.abi
         codec = abi.by_name[name].codec
         assert codec is not None
         values = {f.name: f.default for f in CANONICAL[name]} | given
         self.bed.ram.write(_ARG, codec.encode(*values.values()))
         address = self.bed.ram.linear(_ARG)
-        if read_only:
+        if not writable:
             self.bed.linear.pages[_READ_ONLY >> 12] = (_ARG >> 12, False)
             address = _READ_ONLY
         asked = " ".join(f"{key}={value:#x}" for key, value in given.items())
