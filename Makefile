@@ -36,6 +36,7 @@ bench: setup
 
 docs: setup
 	$(BIN)/python -m abi.pages
+	$(BIN)/python -m hypervisor.defects.pages
 
 fmt: setup
 	$(BIN)/ruff format .

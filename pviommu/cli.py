@@ -4,6 +4,7 @@
 import typer
 
 from pviommu.abi_cli import app as abi_app
+from pviommu.defects_cli import app as defects_app
 from pviommu.driver_cli import app as driver_app
 from pviommu.golden_cli import golden
 from pviommu.oracle_cli import app as oracle_app
@@ -23,5 +24,6 @@ app.command()(walk)
 app.command()(dump)
 app.command()(golden)
 app.add_typer(abi_app, name="abi")
+app.add_typer(defects_app, name="defects")
 app.add_typer(driver_app, name="driver")
 app.add_typer(oracle_app, name="oracle")

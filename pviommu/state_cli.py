@@ -135,7 +135,13 @@ def _state(
     until: int | None,
 ) -> TestBed:
     if trace is not None:
-        for name, value in (("backend", backend), ("profile", profile), ("guest", guest), ("seed", seed), ("defect", defect or None)):
+        for name, value in (
+            ("backend", backend),
+            ("profile", profile),
+            ("guest", guest),
+            ("seed", seed),
+            ("defect", defect or None),
+        ):
             if value is not None:
                 raise UsageError(f"--{name} is the trace's own; leave it out with --trace")
         try:
