@@ -6,6 +6,7 @@ field and the value of every constant.  What it declares besides is read from it
 extra goes unseen.
 """
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,13 +73,19 @@ def check(
         try:
             return _compare(abi, header, compiler, flags, folder, [])
         except CompileError as error:
-            if "uint64_aligned_t" not in str(error):
+            if "uint64_aligned_t" not in str(error) or "uint64_aligned_t" in map(defined_name, defines):
                 raise
             note = "uint64_aligned_t is not defined by this header; read as a plain uint64_t"
             try:
                 return _compare(abi, header, compiler, [*flags, "-Duint64_aligned_t=uint64_t"], folder, [note])
             except CompileError:
                 raise error from None
+
+
+def defined_name(define: str) -> str:
+    """The macro that ``NAME``, ``NAME=VALUE`` or ``NAME(X)=VALUE`` behind -D defines; "" if it is none of them."""
+    match = re.fullmatch(r"([A-Za-z_]\w*)(\([^()]*\))?(=.*)?", define, re.DOTALL)
+    return match.group(1) if match else ""
 
 
 def _compare(abi: Abi, header: Path, compiler: Compiler, flags: list[str], folder: str, notes: list[str]) -> Report:
@@ -135,7 +142,7 @@ class _Comparison:
             tag = layout.tag
             questions += [f"sizeof(struct {tag})", f"_Alignof(struct {tag})"]
             for path in paths[tag].values():
-                questions += [_offset(tag, path), _width(tag, path), _signed(tag, path)]
+                questions += [_offset(tag, path), _width(tag, path), _signed(tag, path), _kind(tag, path)]
             for leaf in self._declared.leaves(tag):
                 questions += [_offset(tag, leaf), _width(tag, leaf)]
         questions += [c.name for c in self._abi.constants]
@@ -149,7 +156,7 @@ class _Comparison:
         size, align = self._questions[f"sizeof(struct {tag})"], self._questions[f"_Alignof(struct {tag})"]
         expected = f"{layout.size} bytes, aligned to {layout.align}"
         if size is None or align is None:
-            return [Item("struct", tag, "", MISSING, expected, "")]
+            return [Item("struct", tag, "", MISSING, expected, self._typedef_instead(tag))]
         verdict = AGREES if (size, align) == (layout.size, layout.align) else DIFFERS
         items = [Item("struct", tag, "", verdict, expected, f"{size} bytes, aligned to {align}")]
         items += [self._field(tag, member, paths.get(member.path)) for member in layout.members]
@@ -161,22 +168,35 @@ class _Comparison:
 
     def _field(self, tag: str, member: Member, path: str | None) -> Item:
         sign = "signed " if member.code.islower() else ""
-        expected = f"{sign}{member.size} bytes at {member.offset}"
+        expected = f"{sign}{size_at(member.size, member.offset)}"
         if path is None:
             return Item("field", tag, member.path, MISSING, expected, "")
         offset, width = self._questions[_offset(tag, path)], self._questions[_width(tag, path)]
         signed = self._questions[_signed(tag, path)]
         if offset is None or width is None:
             return Item("field", tag, member.path, MISSING, expected, "not a plain member")
+        kind = self._questions[_kind(tag, path)]
         is_word = member.c_type.startswith("XEN_GUEST_HANDLE")
-        same_sign = is_word or signed is None or bool(signed) == bool(sign)
-        same = (offset, width) == (member.offset, member.size) and same_sign
-        seen = f"{'signed ' if signed and not is_word else ''}{width} bytes at {offset}"
+        is_integer = kind in _INTEGERS and signed is not None
+        same_type = is_word or (is_integer and bool(signed) == bool(sign))
+        same = (offset, width) == (member.offset, member.size) and same_type
+        seen = f"{'signed ' if signed and is_integer and not is_word else ''}{size_at(width, offset)}"
+        if not is_word and not is_integer:
+            seen += f", {_KINDS.get(kind, 'not an integer')}"
         return Item("field", tag, member.path, AGREES if same else DIFFERS, expected, seen)
+
+    def _typedef_instead(self, tag: str) -> str:
+        """That the header has a typedef by that name, of a struct without that tag."""
+        for name in (f"{tag}_t", tag):
+            found = self._declared.typedefs.get(name)
+            if found is not None:
+                kind = f"{found.kind} {found.tag}" if found.tag else f"{found.kind} without a tag"
+                return f"only typedef {name}, of a {kind}"
+        return ""
 
     def _extra_field(self, layout: Layout, leaf: str) -> Item:
         offset, width = self._questions[_offset(layout.tag, leaf)], self._questions[_width(layout.tag, leaf)]
-        seen = "a bit field" if offset is None or width is None else f"{width} bytes at {offset}"
+        seen = "a bit field" if offset is None or width is None else size_at(width, offset)
         fills = offset is not None and width is not None and fills_hole(layout, offset, width)
         return Item("field", layout.tag, leaf, NAMED_HOLE if fills else EXTRA, "", seen)
 
@@ -242,6 +262,19 @@ def _width(tag: str, path: str) -> str:
 
 def _signed(tag: str, path: str) -> str:
     return f"(__typeof__(((struct {tag} *)0)->{path}))-1 < 1"
+
+
+def _kind(tag: str, path: str) -> str:
+    return f"__builtin_classify_type(((struct {tag} *)0)->{path})"
+
+
+_INTEGERS: Final = (1, 2, 3, 4)
+"""What compilers answer for integers, characters, enumerations and truth values."""
+_KINDS: Final[dict[int | None, str]] = {5: "an array or a pointer", 8: "floating point", 12: "a struct", 13: "a union"}
+
+
+def size_at(width: int, offset: int) -> str:
+    return f"{width} byte{'' if width == 1 else 's'} at {offset}"
 
 
 def _number(value: int) -> str:

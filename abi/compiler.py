@@ -82,10 +82,10 @@ class Unit:
             status, messages = _run(command, self._preamble)
             if status:
                 raise CompileError(messages)
-            return target.read_text(encoding="utf-8", errors="replace")
+            return _output(target, self._compiler)
 
     def values(self, expressions: Sequence[str]) -> list[int | None]:
-        """Each integer constant expression's value; ``None`` for one that does not compile."""
+        """Each integer constant expression's value; ``None`` for one that does not compile or is no integer."""
         wanted = dict(enumerate(expressions))
         for _ in range(len(expressions) + 1):
             status, text, messages = self._ask(wanted)
@@ -105,7 +105,8 @@ class Unit:
             text = f'"\\n.ascii \\"->{number} %0 \\""'
             lines.append(f'#line {number} "probe"')
             lines.append(
-                f'void {_FUNCTION}{number}(void) {{ __asm__ volatile({text} : : "i" ((long long)({expression}))); }}'
+                f"void {_FUNCTION}{number}(void) "
+                f'{{ __asm__ volatile({text} : : "i" ((long long)(({expression}) | 0))); }}'
             )
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "unit.s")
@@ -121,7 +122,7 @@ class Unit:
                 "-",
             )
             status, messages = _run(command, "\n".join(lines) + "\n")
-            return status, target.read_text() if status == 0 else "", messages
+            return status, _output(target, self._compiler) if status == 0 else "", messages
 
 
 _VALUE: Final = re.compile(r"->(\d+) [$#]?(-?\d+) ")
@@ -129,11 +130,26 @@ _FUNCTION: Final = "pv_iommu_probe_"
 _REFUSED: Final = re.compile(rf"^probe:(\d+):\d+: (?:fatal )?error:|In function .{_FUNCTION}(\d+)", re.MULTILINE)
 
 
+def _output(target: Path, compiler: Compiler) -> str:
+    """What the compiler wrote; :class:`CompileError` if it says that all went well and wrote nothing."""
+    try:
+        return target.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CompileError(f"{compiler} ended well and left no output ({error.strerror})") from None
+
+
 def _run(command: Sequence[str], source: str) -> tuple[int, str]:
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command, input=source, capture_output=True, text=True, env=environment, timeout=_TIMEOUT, check=False
+            command,
+            input=source,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            timeout=_TIMEOUT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return 1, f"{command[0]} did not finish within {_TIMEOUT:.0f} s"

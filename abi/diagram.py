@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A struct's bytes as a picture: eight to a row, in characters or as SVG."""
+"""A struct's bytes as a picture: eight to a row (four on a narrow terminal), in characters or as SVG."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ from typing import Final
 from abi.layout import Layout
 
 ROW: Final = 8
-"""Bytes to a row."""
+"""Bytes to a row, where there is room for them."""
 _CELL: Final = 8
-"""Characters to a byte; a row and its offset are 72 wide."""
+"""Characters to a byte; a row of eight and its offset are 71 wide."""
 _MARGIN: Final = 6
+NARROWEST: Final = _MARGIN + ROW // 2 * _CELL + 1
+"""Columns below which no row fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +28,20 @@ class Segment:
     """A direction, or ``hole``."""
 
 
-def rows(layout: Layout) -> list[list[Segment]]:
-    """The struct as rows of segments that cover every byte; unions as the case that the layout selects."""
+def rows(layout: Layout, across: int = ROW) -> list[list[Segment]]:
+    """The struct in rows of ``across`` bytes, as segments that cover every byte; unions as the case selected."""
     owner: list[tuple[str, str]] = [("", "hole")] * layout.size
     for member in layout.members:
         for at in range(member.offset, member.end):
             owner[at] = (member.plain.rpartition(".")[2], member.direction)
     result: list[list[Segment]] = []
     seen: set[str] = set()
-    for base in range(0, layout.size, ROW):
+    for base in range(0, layout.size, across):
         line: list[Segment] = []
         at = base
-        while at < min(base + ROW, layout.size):
+        while at < min(base + across, layout.size):
             end = at
-            while end < min(base + ROW, layout.size) and owner[end] == owner[at]:
+            while end < min(base + across, layout.size) and owner[end] == owner[at]:
                 end += 1
             name, kind = owner[at]
             label = f"({name})" if name in seen and name else name
@@ -50,15 +52,18 @@ def rows(layout: Layout) -> list[list[Segment]]:
     return result
 
 
-def text(layout: Layout) -> Iterator[str]:
-    """The picture in characters, at most 72 wide."""
-    lines = rows(layout)
-    yield " " * (_MARGIN + 1) + "".join(f"{f'+{n}':<{_CELL}}" for n in range(min(ROW, layout.size))).rstrip()
+def text(layout: Layout, width: int = 80) -> Iterator[str]:
+    """The picture in characters, at most ``width`` wide; nothing if that is less than :data:`NARROWEST`."""
+    across = next((n for n in (ROW, ROW // 2) if _MARGIN + n * _CELL < width), 0)
+    if not across:
+        return
+    lines = rows(layout, across)
+    yield " " * (_MARGIN + 1) + "".join(f"{f'+{n}':<{_CELL}}" for n in range(min(across, layout.size))).rstrip()
     above: list[int] = []
     for number, line in enumerate(lines):
         below = _edges(line)
         yield " " * _MARGIN + _rule(above, below)
-        yield f"{number * ROW:>{_MARGIN - 1}} " + "".join(_cell(segment) for segment in line) + "│"
+        yield f"{number * across:>{_MARGIN - 1}} " + "".join(_cell(segment) for segment in line) + "│"
         above = below
     yield " " * _MARGIN + _rule(above, [])
 

@@ -45,6 +45,25 @@ def decoded_fields(abi: Abi, row: SubOp, codec: Codec, raw: bytes) -> Iterator[R
     yield from sorted(things, key=lambda thing: thing.offset)
 
 
+def constants_for(abi: Abi, row: SubOp, field: str) -> dict[str, int]:
+    """The constants that have a meaning in a field of a sub-op's struct, by name; sub-ops by both their names."""
+    if field in ("subop_id", "subop", "cmd"):
+        names = {s.c_name: s.number for s in abi.subops.values() if s.c_name}
+        return names | {s.name: s.number for s in abi.subops.values()}
+    if field == "cap_flags":
+        groups = {"cap"}
+    elif field in _FLAGS:
+        groups = {_GROUPS.get(row.name, "")} | ({"create"} if row.name == "alloc_context" else set())
+    elif field == "ctx_no":
+        groups = {"context"}
+    else:
+        return {}
+    return {c.name: c.value for c in abi.constants if c.group in groups}
+
+
+_FLAGS = ("flags", "map_flags", "alloc_flags", "free_flags")
+
+
 def _meaning(abi: Abi, row: SubOp, field: str, value: int) -> str:
     if field == "subop_id":
         found = abi.subops.get(value)
@@ -54,13 +73,19 @@ def _meaning(abi: Abi, row: SubOp, field: str, value: int) -> str:
         return found.name if found else "no such sub-op"
     if field == "cap_flags":
         return flag_names(abi, "cap", value)
-    if field in ("flags", "map_flags", "alloc_flags", "free_flags"):
+    if field in _FLAGS:
         return flag_names(abi, _GROUPS.get(row.name, ""), value)
     if field == "ctx_no" and value == 0:
         return "the default context"
     if field == "pgsize":
-        return f"{value >> 10} KiB" if value.bit_count() == 1 and value >= 1024 else "not a page size"
+        return _bytes(value) if value.bit_count() == 1 and value >= 1024 else "not a page size"
     return ""
+
+
+def _bytes(value: int) -> str:
+    """A power of two in the largest unit that it is a whole number of."""
+    power = min((value.bit_length() - 1) // 10, 3)
+    return f"{value >> 10 * power} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def flag_names(abi: Abi, group: str, value: int) -> str:

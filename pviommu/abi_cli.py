@@ -140,14 +140,13 @@ def check(
         list[Path] | None, typer.Option("-I", "--include", help="Where it finds what it includes; may be repeated.")
     ] = None,
     define: Annotated[list[str] | None, typer.Option("-D", "--define", help="NAME or NAME=VALUE.")] = None,
-    arch: Annotated[
-        str, typer.Option("--arch", help="x86-64, i386, arm64, or all that have a compiler here.")
-    ] = "x86-64",
+    arch: Annotated[str, typer.Option("--arch", help="x86-64, i386, arm64, or all that have a compiler here.")] = "all",
     every: Annotated[bool, typer.Option("--all", help="List what agrees as well.")] = False,
     format: FormatOption = Format.table,
 ) -> None:
     """Compile probes against a C header and report what agrees, differs, is missing or is extra."""
     from abi.check import check as compare
+    from abi.check import defined_name
     from abi.compiler import CompileError
     from pviommu import abi_json, abi_view
 
@@ -157,6 +156,9 @@ def check(
     for folder in include or []:
         if not folder.is_dir():
             raise AbiUsageError(f"-I {folder}: no such directory")
+    for text in define or []:
+        if not defined_name(text):
+            raise AbiUsageError(f"-D {text!r} is not NAME or NAME=VALUE")
     compilers, absent = _compilers(arch)
     reports = []
     for compiler in compilers:
@@ -235,36 +237,55 @@ def encode(
         raise AbiUsageError(f"{row.name} takes no argument in {abi.name}")
     values = dict(zip(codec.fields, codec.defaults))
     by_path = {member.plain: name for name, member in codec.present.items()}
+    given_before: set[str] = set()
     for given in fields or []:
-        name, equals, text = given.partition("=")
-        name = by_path.get(name, name)
+        said, equals, text = given.partition("=")
+        name = by_path.get(said, said)
         if not equals or name not in codec.present:
-            raise AbiUsageError(f"{given!r} is not FIELD=VALUE; fields of {row.name} are {', '.join(codec.present)}")
-        values[name] = _value(abi, name, text)
-    try:
-        raw = codec.encode(*values.values())
-    except ValueError as error:
-        raise AbiUsageError(str(error)) from None
+            raise AbiUsageError(f"{given!r} is not FIELD=VALUE; fields of {row.name} are {', '.join(by_path)}")
+        if name in given_before:
+            raise AbiUsageError(f"{said} is given twice")
+        given_before.add(name)
+        values[name] = _value(abi, row, said, codec.present[name].plain, text)
+        member = codec.present[name]
+        if not fits(values[name], member.size, member.code.islower()):
+            raise AbiUsageError(f"{said}={text}: the field is {8 * member.size} bits wide")
+    raw = codec.encode(*values.values())
     if format is Format.json:
         show_json(abi_json.decoded(abi, row, codec, raw))
     else:
         typer.echo(raw.hex())
 
 
-def _value(abi: Abi, field: str, text: str) -> int:
+def fits(value: int, size: int, signed: bool) -> bool:
+    """Whether ``size`` bytes hold ``value``."""
+    low, high = (-(1 << 8 * size - 1), 1 << 8 * size - 1) if signed else (0, 1 << 8 * size)
+    return low <= value < high
+
+
+def _value(abi: Abi, row: SubOp, said: str, field: str, text: str) -> int:
+    """The number that ``text`` is for a field: numbers, and constants that belong to that field, joined by |."""
+    from abi.reading import constants_for
+
+    known = constants_for(abi, row, field)
     total = 0
     for part in text.split("|"):
         word = part.strip()
         try:
             total |= int(word, 0)
+            continue
         except ValueError:
-            matches = [v for n, v in abi.value_of.items() if n == word or n.endswith(f"_{word}")]
-            matches += [s.number for s in abi.subops.values() if word in (s.name, s.c_name)]
-            if not matches:
-                raise AbiUsageError(
-                    f"{field}={text}: {word!r} is neither a number nor a constant of {abi.name}"
-                ) from None
-            total |= matches[-1]
+            pass
+        meant = {name: value for name, value in known.items() if word == name or (word and name.endswith(f"_{word}"))}
+        if word in meant:
+            meant = {word: meant[word]}
+        if not meant:
+            names = ", ".join(known)
+            what = f"one of {names}" if names else "a constant that goes there; it takes numbers"
+            raise AbiUsageError(f"{said}={text}: {word!r} is neither a number nor {what}")
+        if len(set(meant.values())) > 1:
+            raise AbiUsageError(f"{said}={text}: {word!r} is ambiguous: {', '.join(meant)}")
+        total |= next(iter(meant.values()))
     return total
 
 

@@ -21,6 +21,7 @@ from abi.model import Abi, CopyBack, SubOp
 from abi.reading import decoded_fields
 
 _WIDEST = 100
+_TOO_NARROW = f"(no byte diagram: it takes {diagram.NARROWEST + 1} columns)"
 _WAY = {"in": "in", "out": "out", "inout": "in/out", "reserved": "reserved", "": ""}
 
 
@@ -71,7 +72,8 @@ def print_version(abi: Abi, arch: str, only: SubOp | None) -> None:
         out.print()
         out.print(Text(f"{caption} ({arch})", style="bold"))
         if layout.size:
-            out.print(Padding(Text("\n".join(diagram.text(layout))), (0, 0, 0, 1)))
+            picture = "\n".join(diagram.text(layout, out.width - 1))
+            out.print(Padding(Text(picture or _TOO_NARROW), (0, 0, 0, 1)))
             out.print(Padding(_members(layout), (0, 0, 0, 3)))
             other = _on_i386(abi, layout)
             if other:

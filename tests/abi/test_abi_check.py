@@ -219,6 +219,34 @@ SEEDED = [
         ("pv_iommu_op", "", DIFFERS),
     ),
     (
+        "field an array of bytes",
+        "v7",
+        "    uint32_t map_flags;",
+        "    uint8_t map_flags[4];",
+        ("pv_iommu_map_pages", "map_flags", DIFFERS),
+    ),
+    (
+        "field an array of one",
+        "v7",
+        "    uint32_t pgsize;\n    uint32_t nr_pages;\n    uint32_t mapped;",
+        "    uint32_t pgsize[1];\n    uint32_t nr_pages;\n    uint32_t mapped;",
+        ("pv_iommu_map_pages", "pgsize", DIFFERS),
+    ),
+    (
+        "field a pointer",
+        "v7",
+        "    uint64_aligned_t dfn;\n    uint32_t map_flags;",
+        "    void *dfn;\n    uint32_t map_flags;",
+        ("pv_iommu_map_pages", "dfn", DIFFERS),
+    ),
+    (
+        "field floating point",
+        "v7",
+        "    uint64_aligned_t dfn;\n    uint32_t map_flags;",
+        "    double dfn;\n    uint32_t map_flags;",
+        ("pv_iommu_map_pages", "dfn", DIFFERS),
+    ),
+    (
         "head of a union changed",
         "v3",
         "    uint16_t ctx_no;\n#define",
@@ -299,6 +327,60 @@ def test_a_header_that_does_not_compile_gives_the_compilers_message(tmp_path):
         compare(tmp_path, "v7", '#include "nowhere.h"\n')
     with pytest.raises(CompileError, match="uint64_aligned_t"):
         compare(tmp_path, "v7", "struct s { uint64_aligned_t a; no_such_type b; };\n")
+
+
+def test_fields_that_are_no_integers_are_told_by_kind(tmp_path):
+    for type_, words in (("double dfn", "8 bytes at 16, floating point"), ("void *dfn", "an array or a pointer")):
+        report = compare(
+            tmp_path, "v7", V7.replace("    uint64_aligned_t dfn;\n    uint32_t map", f"    {type_};\n    uint32_t map")
+        )
+        assert words in next(i.header for i in report.items if (i.struct, i.name) == ("pv_iommu_map_pages", "dfn"))
+
+
+def test_an_enum_is_as_good_an_integer_as_any(tmp_path):
+    text = V7.replace("    uint32_t map_flags;", "    enum { ONE = 1 } map_flags;")
+    assert {name for _, name, _ in found(compare(tmp_path, "v7", text))} <= {"ONE"}
+
+
+def test_bytes_that_are_no_utf8_in_a_message_are_no_obstacle(tmp_path):
+    path = tmp_path / "pv-iommu.h"
+    path.write_bytes(b"struct s { caf\xe9 x; };\n/* \xff\xfe */\n#error caf\xe9\n")
+    with pytest.raises(CompileError, match="error"):
+        check(versions.get("v7"), path, compiler_for("x86-64"), (XEN,))
+
+
+def test_a_compiler_that_writes_nothing_is_reported(tmp_path):
+    silent = tmp_path / "cc"
+    silent.write_text("#!/bin/sh\nexit 0\n")
+    silent.chmod(0o755)
+    unit = Unit(Compiler("x86-64", (str(silent),)), "", [])
+    with pytest.raises(CompileError, match="left no output"):
+        unit.preprocess()
+    with pytest.raises(CompileError, match="left no output"):
+        unit.values(["1"])
+
+
+def test_a_definition_that_the_user_gave_is_not_overridden(tmp_path):
+    text = V7.replace("#ifndef uint64_aligned_t\n#define uint64_aligned_t uint64_t\n#endif\n", "")
+    with pytest.raises(CompileError, match="no_such_type"):
+        compare(tmp_path, "v7", text, defines=["uint64_aligned_t=no_such_type /* uint64_aligned_t */"])
+
+
+def test_a_struct_that_is_only_a_typedef_is_missing_and_said_to_be_that(tmp_path):
+    old = "struct pv_iommu_init {\n    uint32_t max_ctx_no;\n    uint32_t arena_order;\n};"
+    assert V7.count(old) == 1
+    text = V7.replace(old, old.replace("struct pv_iommu_init", "typedef struct").replace("};", "} pv_iommu_init_t;"))
+    report = compare(tmp_path, "v7", text)
+    item = next(i for i in report.items if i.struct == "pv_iommu_init" and i.verdict == MISSING)
+    assert item.header == "only typedef pv_iommu_init_t, of a struct without a tag"
+
+
+def test_a_constant_that_is_no_integer_is_not_one(tmp_path):
+    extra = "#define IOMMU_MAP_cache (1 << 2)\n"
+    report = compare(tmp_path, "v7", V7.replace(extra, f"{extra}#define IOMMU_FLT 1.5\n"))
+    assert report.differences == ()
+    wrong = compare(tmp_path, "v7", V7.replace(extra, "#define IOMMU_MAP_cache 4.0\n"))
+    assert ("constant", "IOMMU_MAP_cache", MISSING) in found(wrong)
 
 
 def test_a_header_with_nothing_in_it_lacks_everything(tmp_path):

@@ -56,6 +56,19 @@ def test_show_every_version_within_the_terminal(name):
     assert len(shown["subops"]) == len(versions.get(name).subops)
 
 
+@pytest.mark.parametrize("columns", [100, 73, 72, 60, 41, 40, 39, 30])
+def test_the_byte_diagram_fits_the_terminal(columns):
+    result = CliRunner().invoke(
+        app, ["show", "v7", "--subop", "map_pages"], env={"COLUMNS": str(columns), "TERM": "dumb"}
+    )
+    lines = [line.rstrip() for line in result.output.splitlines()]
+    assert result.exit_code == 0 and max(map(len, lines)) <= columns
+    drawn = [line for line in lines if "│" in line]
+    assert all(line.rstrip().endswith("│") for line in drawn), "no row is folded"
+    assert len(drawn) == (5 if columns > 71 else 10 if columns > 39 else 0)
+    assert ("no byte diagram" in result.output) == (columns < 40)
+
+
 def test_show_draws_holes_and_directions():
     output = run("show", "v7", "--subop", "map_pages")
     assert "│    → ctx_no   │░░░" in output and "↔ gfn" in output and "hole" in output
@@ -78,7 +91,7 @@ def test_header_prints_or_writes(tmp_path):
     target = tmp_path / "v7.h"
     run("header", "v7", "-o", str(target))
     assert target.read_text() == run("header", "v7")
-    assert run("check", "v7", str(target)).endswith("holes named\n\n")
+    assert run("check", "v7", str(target), "--arch", "x86-64").endswith("holes named\n\n")
 
 
 def test_check_agrees_differs_and_shows_which():
@@ -98,6 +111,24 @@ def test_check_gives_the_compilers_message(tmp_path):
     assert "no such file" in refused("check", "v7", str(tmp_path / "absent.h"))
     assert "no such directory" in refused("check", "v7", str(broken), "-I", str(tmp_path / "absent"))
     assert "no architecture" in refused("check", "v7", str(broken), "--arch", "vax")
+
+
+@pytest.mark.parametrize("define", ["", "=1", "2X", "A B"])
+def test_check_refuses_a_definition_of_nothing(define):
+    assert "is not NAME or NAME=VALUE" in refused("check", "v7", str(HEADERS / "v7.h"), "-D", define)
+
+
+def test_check_asks_every_compiler_that_is_there(tmp_path):
+    try:
+        find("i386")
+    except CompilerMissing as missing:
+        pytest.skip(str(missing))
+    path = tmp_path / "pv-iommu.h"
+    path.write_text((HEADERS / "v7.h").read_text().split("/* offset on")[0] + "\n#endif\n")
+    header = str(path)
+    output = run("check", "v7", header, "-I", XEN, "-D", "__XEN_TOOLS__", status=1)
+    assert "on i386" in output and "pv_iommu_map_pages" in output
+    run("check", "v7", header, "-I", XEN, "-D", "__XEN_TOOLS__", "--arch", "x86-64")
 
 
 def test_check_without_a_compiler_is_one_line(tmp_path, monkeypatch):
@@ -132,6 +163,23 @@ def test_encode_and_decode_are_each_others_inverse():
     assert tagged.startswith("05000100") and "map_pages" in run("decode", "v3", "map_pages", tagged)
     assert len(run("encode", "v7", "map_pages", "--arch", "i386").strip()) == 72
     assert run("encode", "v7", "remote_cmd", "subop=map_pages").startswith("00000600")
+
+
+def test_short_names_mean_constants_of_their_own_field():
+    def field(*arguments):
+        return run_json("encode", "v7", *arguments)["canonical"]
+
+    assert field("query_capabilities", "cap_flags=cache")["cap_flags"] == 2
+    assert field("map_pages", "map_flags=cache")["flags"] == 4
+    assert field("alloc_context", "alloc_flags=identity")["flags"] == 1
+    assert field("free_context", "ctx_no=IOMMU_DEFAULT_CONTEXT")["ctx_no"] == 0
+    assert field("remote_cmd", "subop=IOMMU_init") == field("remote_cmd", "subop=init")
+    assert run_json("encode", "v3", "alloc_context", "flags=clone")["canonical"]["flags"] == 1
+
+
+def test_page_sizes_are_told_in_whole_units():
+    for size, words in ((0x1000, "4 KiB"), (0x200000, "2 MiB"), (1 << 30, "1 GiB")):
+        assert words in run("decode", "v7", "map_pages", run("encode", "v7", "map_pages", f"pgsize={size}").strip())
 
 
 def test_decode_points_at_holes_and_unknown_flags():
@@ -198,6 +246,18 @@ def test_lint_lists_its_rules():
         (("encode", "v7", "init", "colour=1"), "max_ctx_no, arena_order"),
         (("encode", "v7", "init", "arena_order=0x100000000"), "32 bits wide"),
         (("encode", "v7", "init", "arena_order=many"), "neither a number nor a constant"),
+        (("encode", "v7", "query_capabilities", "cap_flags=IOMMU_MAP_cache"), "nor one of IOMMUCAP_default_identity"),
+        (("encode", "v7", "map_pages", "map_flags=init"), "nor one of IOMMU_MAP_readable"),
+        (("encode", "v7", "map_pages", "map_flags="), "'' is neither"),
+        (("encode", "v7", "map_pages", "ctx_no=1", "ctx_no=2"), "ctx_no is given twice"),
+        (("encode", "v7", "map_pages", "map_flags=1", "flags=1"), "flags is given twice"),
+        (
+            ("encode", "v7", "query_capabilities", "cap_flags=identity"),
+            "ambiguous: IOMMUCAP_default_identity, IOMMUCAP",
+        ),
+        (("encode", "v7", "reattach_device", "dev.bus=0x100"), "dev.bus=0x100: the field is 8 bits wide"),
+        (("encode", "v7", "reattach_device", "colour=1"), "ctx_no, dev.seg, dev.bus, dev.devfn, pasid"),
+        (("encode", "v7", "init", "arena_order=-1"), "32 bits wide"),
         (("show",), "Missing argument"),
         (("show", "v7", "--format", "xml"), "xml"),
     ],
