@@ -45,7 +45,7 @@ _POSTED_V3: Final = (
     *("F1", "F6", "F7", "G5", "H1", "H2", "H7", "R1", "R3", "R4", "R5", "R6", "R7"),
 )
 _POSTED_V4: Final = (
-    *("S1", "S3", "A3", "A4", "A5", "A6", "A8", "A9", "C1", "C2", "C3", "D1", "D2", "T1", "T3", "T4", "T5"),
+    *("S1", "S3", "A2", "A3", "A4", "A5", "A6", "A8", "A9", "C1", "C2", "C3", "D1", "D2", "T1", "T3", "T4", "T5"),
     *("F6", "F7", "H1", "H2", "H7"),
 )
 _POSTED_V7: Final = tuple(name for name in _POSTED_V4 if name not in ("A8", "D2"))

@@ -4,7 +4,6 @@
 from typing import Final
 
 ABSENT: Final[dict[str, str]] = {
-    "A2": "not made yet: IOMMU_init that goes on into alloc_context (the specification in abi/ has it)",
     "A7": "not made yet: 32-bit callers",
     "A11": "not applicable: of the first prototype's batch interface, which no profile speaks",
     "B3": "not made yet: needs a device without a domain",

@@ -75,6 +75,8 @@ class PostedSubopEntry(SubopEntry):
         self.acts_first = False
         self.stack: bytes = b""
         """What an answer's bytes that nobody wrote contain (A4)."""
+        self.goes_on: dict[int, int] = {}
+        """Sub-ops that go on into another one on the same struct, whose answer is the only one (A2)."""
         self._codecs: Final = {number: subop.codec for number, subop in abi.subops.items()}
 
     def use(self, rows: Mapping[str, Row]) -> None:
@@ -106,6 +108,11 @@ class PostedSubopEntry(SubopEntry):
         if fields is None:
             return -EINVAL
         result, out = handler(xen, vcpu, domain, fields, start)
+        following = self.goes_on.get(number)
+        codec = None if following is None else self._codecs[following]
+        if following is not None and codec is not None:
+            handler, _, put_out, _, _, _ = self._subops[following]
+            result, out = handler(xen, vcpu, domain, codec.decode(buffer), 0)
         if put_out is not None and result != RESTART:
             put_out(buffer, out)
             if not memory.write(arg, buffer):

@@ -5,6 +5,7 @@ from typing import Final
 
 from abi.errno import ENOENT
 from base.units import U32_MAX
+from hypervisor.defects.copying import PostedSubopEntry
 from hypervisor.defects.model import V1_TO_3, V4_TO_7, Defect
 from hypervisor.defects.seams import Seams, replace
 from hypervisor.domain import Domain, Vcpu
@@ -30,6 +31,13 @@ def default_context_accepted(seams: Seams) -> None:
 
     replace(loop, "find", find)
     replace(loop, "unreferenced", unreferenced)
+
+
+def init_goes_on_into_alloc(seams: Seams) -> None:
+    """A2."""
+    entry, subops = seams.entry, seams.xen.abi.by_name
+    if isinstance(entry, PostedSubopEntry):
+        entry.goes_on[subops["init"].number] = subops["alloc_context"].number
 
 
 def count_is_truncated(seams: Seams) -> None:
@@ -96,6 +104,15 @@ DEFECTS: Final = (
         "unmap in context 0 answers 0, and drops a reference that was never taken",
         "catalogue A1; golden record destr-unmap_ctx0",
         default_context_accepted,
+    ),
+    Defect(
+        "A2",
+        V4_TO_7,
+        "IOMMU_init goes on into alloc_context on the same struct",
+        "init answers what alloc answers: context 1 is taken and max_ctx_no reads 1; a second init answers 0",
+        "catalogue A2",
+        init_goes_on_into_alloc,
+        needs=("A6",),
     ),
     Defect(
         "A3",

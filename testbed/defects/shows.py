@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from abi.errno import EADDRNOTAVAIL, EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM
+from abi.errno import EACCES, EADDRNOTAVAIL, EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM
 from hypervisor.iommu.context import IommuContext
 from testbed.build import COPIER, NIC, ROGUE
 from testbed.defects.stage import Stage, _replace
@@ -44,6 +44,12 @@ def a1(stage: Stage) -> bool:
     result, _ = stage.unmap(0, stage.gfn(9))
     stage.references(9)
     return result == -EINVAL
+
+
+def a2(stage: Stage) -> bool:
+    stage.call("init", max_ctx_no=4, arena_order=4)
+    refused, _ = stage.call("init", max_ctx_no=4, arena_order=4)
+    return refused == -EACCES and stage.alloc() == 1
 
 
 def a3(stage: Stage) -> bool:

@@ -63,3 +63,34 @@ def test_a_file_that_is_no_record_is_refused_in_one_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(RecordError, match=r"file\.jsonl:1"):
         replay(path, "v3")
+
+
+def test_a_translated_dom0_with_a_shared_default_context(tmp_path):
+    lines = (RECORDS / "destr-did-release.jsonl").read_text().splitlines()
+    boot = json.loads(lines[0])
+    boot["xen_cmdline"] = boot["xen_cmdline"].replace("dom0=pv", "dom0=pvh")
+    asked = {"ctx": 0, "flags": 3, "gfn": "F0", "dfn": "0x70000", "nr": 2, "mapped": 9}
+    looked = {"ctx": 0, "flags": 0, "gfn": "0x5", "dfn": "0x70000"}
+    path = tmp_path / "pvh.jsonl"
+    records = [
+        boot,
+        {"kind": "call", "op": "map", "in": asked, "ret": 0, "out": asked | {"mapped": 2}, "arena": 0},
+        {"kind": "call", "op": "lookup", "in": looked, "ret": -2, "out": looked, "arena": 0},
+        {"kind": "state", "extra_refs": [{"first": "F0", "n": 2, "delta": 1}]},
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    assert [str(difference) for difference in replay(path, "v3").differences] == []
+
+
+@pytest.mark.parametrize("name", ["destr-exhaust-release", "destr-freeunknown-release"])
+def test_a_debug_build_stops_when_the_call_returns_with_a_lock(tmp_path, name):
+    lines = [json.loads(line) for line in (RECORDS / f"{name}.jsonl").read_text().splitlines()]
+    lines[0]["xen_build"] = "debug=y"
+    failing = next(line for line in lines if line.get("ret", 0) < 0)
+    path = tmp_path / "debug.jsonl"
+    del failing["ret"], failing["out"]
+    failing["hang"] = "no answer"
+    path.write_text("\n".join(map(json.dumps, lines[: lines.index(failing) + 1])))
+    result = replay(path, "v3")
+    assert not result.differences
+    assert "XenBug" in result.stopped
