@@ -127,6 +127,11 @@ def get(name: str) -> Profile:
         raise ValueError(f"unknown profile {name!r}; there are: {', '.join(_PROFILES)}") from None
 
 
+def sound() -> tuple[str, ...]:
+    """The profiles without defects, one for each interface that they can have."""
+    return ("v3-fixed", "v7-fixed")
+
+
 def with_arena(profile: Profile, order: int) -> Profile:
     """``profile`` on a host whose command line asks for an arena of 2^``order`` pages (``dom0-iommu=arena-order=``)."""
     return replace(profile, arena_order_at_creation=order) if profile.contexts_at_creation else profile

