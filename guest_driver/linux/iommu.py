@@ -37,6 +37,7 @@ IOMMU_DOMAIN_UNMANAGED: Final = 1
 IOMMU_DOMAIN_DMA: Final = 3
 IOMMU_DOMAIN_IDENTITY: Final = 4
 IOMMU_DOMAIN_DMA_FQ: Final = 11
+IOMMU_DOMAIN_NESTED: Final = 64
 
 # Capabilities that ops.capable answers for.
 IOMMU_CAP_CACHE_COHERENCY: Final = 0
@@ -121,6 +122,12 @@ class IommuDomainOps:
     """(domain, iova) -> physical address with the offset in the page, 0 if nothing is mapped."""
     set_dev_pasid: Callable[[Any, Device, int, IommuDomain | None], int] | None = None
     enforce_cache_coherency: Callable[[Any], bool] | None = None
+    set_dirty_tracking: Callable[[Any, bool], int] | None = None
+    """(domain, enable): 0 or -errno; only domains that were allocated for it have this."""
+    read_and_clear_dirty: Callable[[Any, int, int, bool], list[tuple[int, int]] | int] | None = None
+    """(domain, iova, size, keep) -> (iova, bytes) of pages written since the last reading that did not keep."""
+    cache_invalidate_user: Callable[[Any, int, list[bytes]], tuple[int, int]] | None = None
+    """(nested domain, data type, entries) -> (0 or -errno, entries done)."""
     free: Callable[[Any], None] | None = None
 
 
@@ -173,6 +180,12 @@ class IommuOps:
     default_domain_ops: IommuDomainOps
     """For the domains that domain_alloc_paging makes."""
     domain_alloc_paging: Callable[[Device], IommuDomain | int] | None = None
+    domain_alloc_paging_flags: Callable[[Device, int], IommuDomain | int] | None = None
+    """(dev, the uAPI's IOMMU_HWPT_ALLOC_* bits): a paging domain on user space's behalf."""
+    domain_alloc_nested: Callable[[Device, IommuDomain, int, int, bytes], IommuDomain | int] | None = None
+    """(dev, parent, flags, data type, data): a domain whose first stage user space owns."""
+    hw_info: Callable[[Device], tuple[int, bytes] | int] | None = None
+    """(data type, data) for user space."""
     capable: Callable[[Device, int], bool] | None = None
     release_device: Callable[[Device], None] | None = None
     get_resv_regions: Callable[[Device], list[IommuResvRegion]] | None = None

@@ -13,6 +13,7 @@ from guest_driver.linux.iommu import (
     IOMMU_DOMAIN_DMA,
     IOMMU_DOMAIN_DMA_FQ,
     IOMMU_DOMAIN_IDENTITY,
+    IOMMU_DOMAIN_NESTED,
     IOMMU_DOMAIN_UNMANAGED,
     IommuDevice,
     IommuDomain,
@@ -95,13 +96,38 @@ def paging_domain_alloc(dev: Device, type: int) -> IommuDomain | int:
         return -ENODEV
     if ops.domain_alloc_paging is None:
         return -EOPNOTSUPP
-    domain = ops.domain_alloc_paging(dev)
+    return _adopt(dev, ops, ops.domain_alloc_paging(dev), type)
+
+
+def _adopt(dev: Device, ops: IommuOps, domain: IommuDomain | int, type: int) -> IommuDomain | int:
+    """Take a domain that the driver has just made into the books; its error passes through."""
     if isinstance(domain, int):
         return domain or -ENOMEM
     iommu = dev.kernel.iommu
     iommu_domain_init(domain, type, iommu, ops)
     iommu.domains[domain] = None
     return domain
+
+
+def iommu_paging_domain_alloc_flags(dev: Device, flags: int) -> IommuDomain | int:
+    """A paging domain with properties that user space asked for; -EOPNOTSUPP if the driver has no such thing."""
+    ops = dev_iommu_ops(dev)
+    if ops is None:
+        return -ENODEV
+    if ops.domain_alloc_paging_flags is None:
+        return iommu_paging_domain_alloc(dev) if not flags else -EOPNOTSUPP
+    return _adopt(dev, ops, ops.domain_alloc_paging_flags(dev, flags), IOMMU_DOMAIN_UNMANAGED)
+
+
+def iommu_nested_domain_alloc(
+    dev: Device, parent: IommuDomain, flags: int, data_type: int, data: bytes
+) -> IommuDomain | int:
+    """A domain whose first stage is user space's, over ``parent``; -EOPNOTSUPP or the driver's error."""
+    ops = dev_iommu_ops(dev)
+    if ops is None or ops.domain_alloc_nested is None:
+        return -EOPNOTSUPP
+    domain = ops.domain_alloc_nested(dev, parent, flags, data_type, data)
+    return _adopt(dev, ops, domain, IOMMU_DOMAIN_NESTED)
 
 
 def iommu_paging_domain_alloc(dev: Device) -> IommuDomain | int:

@@ -111,8 +111,14 @@ def iommu_group_release_dma_owner(group: IommuGroup) -> None:
 
 
 def iommu_device_release_dma_owner(dev: Device) -> None:
-    if dev.iommu_group is not None:
-        iommu_group_release_dma_owner(dev.iommu_group)
+    """Give up the claim made through ``dev``; while others remain, the group may well be attached."""
+    group = dev.iommu_group
+    if group is None:
+        return
+    if group.owner_cnt > 1 and group.owner is not None:
+        group.owner_cnt -= 1
+    else:
+        iommu_group_release_dma_owner(group)
 
 
 def iommu_group_dma_owner_claimed(group: IommuGroup) -> bool:

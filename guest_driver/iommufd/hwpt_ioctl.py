@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ioctls on hardware page tables: allocate, invalidate, dirty tracking, hardware information."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abi.errno import EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW
+from guest_driver.iommufd.device import IommufdDevice
+from guest_driver.iommufd.hw_pagetable import Hwpt, HwptNested, HwptPaging, hwpt_nested_alloc, hwpt_paging_alloc
+from guest_driver.iommufd.ioas import Ioas
+from guest_driver.iommufd.iova_ranges import ULONG_MAX
+from guest_driver.iommufd.objects import IommufdObject
+from guest_driver.iommufd.release import DIRTY_WALK_ERRORS_DROPPED
+from guest_driver.iommufd.uapi import (
+    IOMMU_HW_CAP_DIRTY_TRACKING,
+    IOMMU_HWPT_DATA_NONE,
+    IOMMU_HWPT_DIRTY_TRACKING_ENABLE,
+    IOMMU_HWPT_FAULT_ID_VALID,
+    IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
+)
+from guest_driver.linux.iommu import IOMMU_CAP_DIRTY_TRACKING
+from guest_driver.linux.iommu_core import dev_iommu_ops, device_iommu_capable
+
+if TYPE_CHECKING:
+    from guest_driver.iommufd.context import Ucmd
+
+
+def hwpt_alloc(cmd: Ucmd) -> int:
+    ctx = cmd.ctx
+    if cmd["__reserved"]:
+        return -EOPNOTSUPP
+    typed = cmd["data_type"] != IOMMU_HWPT_DATA_NONE
+    if typed != bool(cmd["data_len"]):
+        return -EINVAL
+    idev = ctx.objects.get(cmd["dev_id"], IommufdDevice)
+    if idev is None:
+        return -ENOENT
+    target = ctx.objects.get(cmd["pt_id"], IommufdObject)
+    flags = cmd["flags"]
+    data = b""
+    if typed:
+        read = cmd.mm.read(cmd["data_uptr"], cmd["data_len"])
+        if read is None:
+            return -EFAULT
+        data = read
+    made: Hwpt | int
+    if isinstance(target, Ioas):
+        if typed:
+            return -EOPNOTSUPP
+        with ctx.locks.hold("ioas->mutex", target):
+            made = hwpt_paging_alloc(ctx, target, idev, flags, attach=False)
+    elif isinstance(target, HwptPaging):
+        made = hwpt_nested_alloc(ctx, target, idev, flags, cmd["data_type"], data)
+    else:
+        return -EINVAL
+    if isinstance(made, int):
+        return made
+    ret = -ENOENT if flags & IOMMU_HWPT_FAULT_ID_VALID else 0  # no fault queue can exist yet
+    cmd["out_hwpt_id"] = made.id
+    ret = ret or cmd.respond()
+    if ret:
+        ctx.objects.abort_and_destroy(made)
+        return ret
+    ctx.objects.finalize(made)
+    return 0
+
+
+def get_hw_info(cmd: Ucmd) -> int:
+    if cmd["flags"] or cmd["__reserved0"] or cmd["__reserved1"] or cmd["__reserved2"]:
+        return -EOPNOTSUPP
+    idev = cmd.ctx.objects.get(cmd["dev_id"], IommufdDevice)
+    if idev is None:
+        return -ENOENT
+    ops = dev_iommu_ops(idev.dev)
+    data_type, data = 0, b""
+    if ops is not None and ops.hw_info is not None:
+        info = ops.hw_info(idev.dev)
+        if isinstance(info, int):
+            return info
+        data_type, data = info
+    room = cmd["data_len"]
+    if room and not cmd.mm.write(cmd["data_uptr"], data[:room].ljust(room, b"\0")):
+        return -EFAULT
+    cmd["data_len"] = len(data)
+    cmd["out_data_type"] = data_type
+    dirty = device_iommu_capable(idev.dev, IOMMU_CAP_DIRTY_TRACKING)
+    cmd["out_capabilities"] = IOMMU_HW_CAP_DIRTY_TRACKING if dirty else 0
+    return cmd.respond()
+
+
+def hwpt_invalidate(cmd: Ucmd) -> int:
+    """Entries in order until one fails; how many were done is written back in any case."""
+    wanted, length = cmd["entry_num"], cmd["entry_len"]
+    cmd["entry_num"] = 0
+    ret = -EOPNOTSUPP if cmd["__reserved"] else 0
+    if not ret and wanted and (not cmd["data_uptr"] or not length):
+        ret = -EINVAL
+    hwpt = cmd.ctx.objects.get(cmd["hwpt_id"], Hwpt) if not ret else None
+    if not ret and hwpt is None:
+        ret = -ENOENT
+    if not ret and not isinstance(hwpt, HwptNested):
+        ret = -EINVAL if cmd.ctx.release.version >= (6, 13) else -ENOENT
+    if not ret and hwpt is not None:
+        invalidate = hwpt.domain.ops.cache_invalidate_user
+        raw = cmd.mm.read(cmd["data_uptr"], wanted * length) if wanted else b""
+        if invalidate is None:
+            ret = -EOPNOTSUPP
+        elif raw is None:
+            ret = -EFAULT
+        else:
+            entries = [raw[at * length : (at + 1) * length] for at in range(wanted)]
+            ret, cmd["entry_num"] = invalidate(hwpt.domain, cmd["data_type"], entries)
+    written = cmd.respond()
+    return ret or written
+
+
+def hwpt_set_dirty_tracking(cmd: Ucmd) -> int:
+    """Switch on from a clean start, or off."""
+    if cmd["flags"] & ~IOMMU_HWPT_DIRTY_TRACKING_ENABLE or cmd["__reserved"]:
+        return -EOPNOTSUPP
+    hwpt = cmd.ctx.objects.get(cmd["hwpt_id"], HwptPaging)
+    if hwpt is None:
+        return -ENOENT
+    ops = hwpt.domain.ops
+    if ops.set_dirty_tracking is None or ops.read_and_clear_dirty is None:
+        return -EOPNOTSUPP
+    enable = bool(cmd["flags"])
+    iopt = hwpt.ioas.iopt
+    with cmd.ctx.locks.hold("domains_rwsem", iopt), cmd.ctx.locks.hold("iova_rwsem", iopt):
+        if enable:
+            for area in iopt.areas.values():
+                ops.read_and_clear_dirty(hwpt.domain, area.iova, area.length, False)
+        return ops.set_dirty_tracking(hwpt.domain, enable)
+
+
+def hwpt_get_dirty_bitmap(cmd: Ucmd) -> int:
+    """One bit for each ``page_size`` bytes, bit 0 of byte 0 first; bits of the caller's are only ever set."""
+    if cmd["flags"] & ~IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR or cmd["__reserved"]:
+        return -EOPNOTSUPP
+    hwpt = cmd.ctx.objects.get(cmd["hwpt_id"], HwptPaging)
+    if hwpt is None:
+        return -ENOENT
+    iova, length, page_size = cmd["iova"], cmd["length"], cmd["page_size"]
+    if iova + length - 1 > ULONG_MAX:
+        return -EOVERFLOW
+    iopt = hwpt.ioas.iopt
+    if not page_size or not length or (iova | iova + length) & iopt.iova_alignment - 1:
+        return -EINVAL
+    if iova % page_size or (iova + length) % page_size:
+        return -EINVAL
+    ops = hwpt.domain.ops
+    if ops.read_and_clear_dirty is None:
+        return -EOPNOTSUPP
+    keep = bool(cmd["flags"])
+    size = (length // page_size + 7) // 8
+    before = cmd.mm.read(cmd["data"], size)
+    if before is None:
+        return -EFAULT
+    bitmap = bytearray(before)
+    ret = 0
+    with cmd.ctx.locks.hold("domains_rwsem", iopt), cmd.ctx.locks.hold("iova_rwsem", iopt):
+        at = iova
+        while at < iova + length:
+            area = iopt.overlapping(at, at)
+            if area is None:
+                ret = -EINVAL
+                break
+            end = min(area.last + 1, iova + length)
+            found = ops.read_and_clear_dirty(hwpt.domain, at, end - at, keep)
+            if isinstance(found, int):
+                ret = found
+                break
+            for start, count in found:
+                for bit in range((start - iova) // page_size, (start + count - 1 - iova) // page_size + 1):
+                    bitmap[bit // 8] |= 1 << bit % 8
+            at = end
+    if not cmd.mm.write(cmd["data"], bytes(bitmap)):
+        return -EFAULT
+    return 0 if cmd.ctx.release.has(DIRTY_WALK_ERRORS_DROPPED) else ret

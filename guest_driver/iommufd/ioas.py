@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""I/O address spaces and the ioctls on them (iommufd/ioas.c)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abi.errno import (
+    EBUSY,
+    EFAULT,
+    EINVAL,
+    EMSGSIZE,
+    ENOENT,
+    EOPNOTSUPP,
+    EOVERFLOW,
+    EPERM,
+)
+from guest_driver.iommufd.io_pagetable import IoPagetable
+from guest_driver.iommufd.iova_ranges import ULONG_MAX
+from guest_driver.iommufd.objects import IommufdObject
+from guest_driver.iommufd.uapi import (
+    IOMMU_IOAS_MAP_FIXED_IOVA,
+    IOMMU_IOAS_MAP_READABLE,
+    IOMMU_IOAS_MAP_WRITEABLE,
+)
+from guest_driver.linux.iommu import IOMMU_READ, IOMMU_WRITE
+
+if TYPE_CHECKING:
+    from guest_driver.iommufd.context import IommufdCtx, Ucmd
+    from guest_driver.iommufd.hw_pagetable import HwptPaging
+
+_MAP_FLAGS = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE
+
+
+class Ioas(IommufdObject):
+    """An I/O address space: its page table, and the hardware tables that show it in the order they were made."""
+
+    __slots__ = ("hwpt_list", "iopt")
+
+    def __init__(self, ctx: IommufdCtx) -> None:
+        super().__init__(ctx)
+        self.iopt = IoPagetable(ctx)
+        self.hwpt_list: list[HwptPaging] = []
+
+    def destroy(self) -> None:
+        self.iopt.unmap_all()
+        if self.ctx.vfio_ioas is self:
+            self.ctx.vfio_ioas = None
+
+
+def conv_iommu_prot(map_flags: int) -> int:
+    prot = IOMMU_READ if map_flags & IOMMU_IOAS_MAP_READABLE else 0
+    return prot | (IOMMU_WRITE if map_flags & IOMMU_IOAS_MAP_WRITEABLE else 0)
+
+
+def ioas_alloc(cmd: Ucmd) -> int:
+    if cmd["flags"]:
+        return -EOPNOTSUPP
+    ioas = Ioas(cmd.ctx)
+    ret = cmd.ctx.objects.alloc(ioas)
+    if ret:
+        return ret
+    cmd["out_ioas_id"] = ioas.id
+    ret = cmd.respond()
+    if ret:
+        cmd.ctx.objects.abort_and_destroy(ioas)
+        return ret
+    cmd.ctx.objects.finalize(ioas)
+    return 0
+
+
+def ioas_iova_ranges(cmd: Ucmd) -> int:
+    if cmd["__reserved"]:
+        return -EOPNOTSUPP
+    ioas = cmd.ctx.objects.get(cmd["ioas_id"], Ioas)
+    if ioas is None:
+        return -ENOENT
+    room = cmd["num_iovas"]
+    with cmd.ctx.locks.hold("iova_rwsem", ioas.iopt):
+        holes = ioas.iopt.reserved.holes()
+        data = b"".join(part.to_bytes(8, "little") for hole in holes[:room] for part in hole)
+        cmd["num_iovas"] = len(holes)
+        cmd["out_iova_alignment"] = ioas.iopt.iova_alignment
+    if data and not cmd.mm.write(cmd["allowed_iovas"], data):
+        return -EFAULT
+    ret = cmd.respond()
+    if ret:
+        return ret
+    return -EMSGSIZE if len(holes) > room else 0
+
+
+def ioas_allow_iovas(cmd: Ucmd) -> int:
+    if cmd["__reserved"]:
+        return -EOPNOTSUPP
+    ioas = cmd.ctx.objects.get(cmd["ioas_id"], Ioas)
+    if ioas is None:
+        return -ENOENT
+    data = cmd.mm.read(cmd["allowed_iovas"], 16 * cmd["num_iovas"]) if cmd["num_iovas"] else b""
+    if data is None:
+        return -EFAULT
+    words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+    return ioas.iopt.set_allowed(list(zip(words[::2], words[1::2])))
+
+
+def ioas_map(cmd: Ucmd) -> int:
+    flags = cmd["flags"]
+    if flags & ~_MAP_FLAGS or cmd["__reserved"]:
+        return -EOPNOTSUPP
+    if ULONG_MAX in (cmd["iova"], cmd["length"]):
+        return -EOVERFLOW
+    if not flags & (IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE):
+        return -EINVAL
+    ioas = cmd.ctx.objects.get(cmd["ioas_id"], Ioas)
+    if ioas is None:
+        return -ENOENT
+    iova = cmd["iova"] if flags & IOMMU_IOAS_MAP_FIXED_IOVA else None
+    ret, iova = ioas.iopt.map_user(cmd.process, iova, cmd["user_va"], cmd["length"], conv_iommu_prot(flags))
+    if ret:
+        return ret
+    cmd["iova"] = iova
+    return cmd.respond()
+
+
+def ioas_copy(cmd: Ucmd) -> int:
+    flags = cmd["flags"]
+    if flags & ~_MAP_FLAGS:
+        return -EOPNOTSUPP
+    if ULONG_MAX in (cmd["length"], cmd["dst_iova"]):
+        return -EOVERFLOW
+    if not flags & (IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE):
+        return -EINVAL
+    source = cmd.ctx.objects.get(cmd["src_ioas_id"], Ioas)
+    target = cmd.ctx.objects.get(cmd["dst_ioas_id"], Ioas)
+    if source is None or target is None:
+        return -ENOENT
+    iova = cmd["dst_iova"] if flags & IOMMU_IOAS_MAP_FIXED_IOVA else None
+    ret, iova = target.iopt.copy(source.iopt, cmd["src_iova"], cmd["length"], iova, conv_iommu_prot(flags))
+    if ret:
+        return ret
+    cmd["dst_iova"] = iova
+    return cmd.respond()
+
+
+def ioas_unmap(cmd: Ucmd) -> int:
+    ioas = cmd.ctx.objects.get(cmd["ioas_id"], Ioas)
+    if ioas is None:
+        return -ENOENT
+    iova, length = cmd["iova"], cmd["length"]
+    if not iova and length == ULONG_MAX:
+        ret, removed = ioas.iopt.unmap_all()
+    else:
+        if ULONG_MAX in (iova, length):
+            return -EOVERFLOW
+        if not length:
+            return -EINVAL
+        if iova + length - 1 > ULONG_MAX:
+            return -EOVERFLOW
+        ret, removed = ioas.iopt.unmap(iova, iova + length - 1)
+        if not ret and not removed:
+            ret = -ENOENT
+    if ret:
+        return ret
+    cmd["length"] = removed
+    return cmd.respond()
+
+
+def option_rlimit_mode(cmd: Ucmd) -> int:
+    """Whom pinned pages are charged to; can only be chosen before the first object exists."""
+    if cmd["object_id"]:
+        return -EOPNOTSUPP
+    if cmd["op"] == 1:
+        cmd["val64"] = cmd.ctx.account_mode
+        return cmd.respond()
+    if cmd["op"]:
+        return -EOPNOTSUPP
+    if not cmd.process.cap_sys_resource:
+        return -EPERM
+    if len(cmd.ctx.objects):
+        return -EBUSY
+    if cmd["val64"] > 1:
+        return -EINVAL
+    cmd.ctx.account_mode = cmd["val64"]
+    return 0
+
+
+def option_huge_pages(cmd: Ucmd) -> int:
+    ioas = cmd.ctx.objects.get(cmd["object_id"], Ioas)
+    if ioas is None:
+        return -ENOENT
+    if cmd["op"] == 1:
+        cmd["val64"] = int(not ioas.iopt.disable_large_pages)
+        return cmd.respond()
+    if cmd["op"]:
+        return -EOPNOTSUPP
+    if cmd["val64"] > 1:
+        return -EINVAL
+    with cmd.ctx.locks.hold("domains_rwsem", ioas.iopt), cmd.ctx.locks.hold("iova_rwsem", ioas.iopt):
+        return ioas.iopt.enable_large() if cmd["val64"] else ioas.iopt.disable_large()
+
+
+_OPTIONS = {0: option_rlimit_mode, 1: option_huge_pages}
+
+
+def option(cmd: Ucmd) -> int:
+    if cmd["__reserved"]:
+        return -EOPNOTSUPP
+    handler = _OPTIONS.get(cmd["option_id"])
+    return -EOPNOTSUPP if handler is None else handler(cmd)
