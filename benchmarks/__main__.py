@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from benchmarks import abi_codec, dma, guest_dma, hypercalls, packets, test_bed
+from benchmarks import abi_codec, dma, guest_dma, hypercalls, packets, scale, test_bed
 from benchmarks.figures import Figure
 from benchmarks.lean import Lean
 from benchmarks.report import as_json, print_table
@@ -20,7 +20,10 @@ SUBJECTS: Final[dict[str, Callable[[float, Lean], Iterator[Figure]]]] = {
     "codec": abi_codec.figures,
     "guest": guest_dma.figures,
     "packets": packets.figures,
+    "scale": scale.figures,
 }
+ON_DEMAND: Final = ("scale",)
+"""Subjects that take minutes: measured when they are named."""
 SECONDS: Final = 2.0
 QUICK_SECONDS: Final = 0.3
 """For each figure."""
@@ -34,7 +37,7 @@ def main(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure how fast the test bed is on one core."""
-    chosen = only or list(SUBJECTS)
+    chosen = only or [name for name in SUBJECTS if name not in ON_DEMAND]
     for name in chosen:
         if name not in SUBJECTS:
             raise typer.BadParameter(f"unknown subject {name!r}; there are: {', '.join(SUBJECTS)}")

@@ -20,6 +20,10 @@ class Bed:
         self.xen: Final = self.testbed.xen
         self.abi: Final = self.xen.abi
         self.vcpu: Final = self.testbed.vcpu
+        self.set_up()
+
+    def set_up(self) -> None:
+        """The contexts, and who is in them."""
         if self.abi.has("init"):
             self.call("init", max_ctx_no=16, arena_order=9)
         self.call("alloc_context")

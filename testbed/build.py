@@ -185,6 +185,8 @@ class TestBed:
         self.pci.add(
             PciFunction(make_sbdf(0, 0, 0x1C, 0), PortType.ROOT_PORT, class_code=0x060400, secondary_bus=1, acs=True)
         )
+        for endpoint in self.config.endpoints:
+            self.pci.add(PciFunction(endpoint))
         for device, sbdf, bar in (
             (self.nic, NIC, NIC_BAR),
             (self.copier, COPIER, COPIER_BAR),

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from base.units import Sbdf
 from machine.firmware import Rmrr
 from machine.iommu import replacement
 from testbed.units import ONE_UNIT, UnitSpec, check_units
@@ -37,6 +38,8 @@ class Config:
     (:mod:`machine.iommu.replacement`)."""
     units: tuple[UnitSpec, ...] = ONE_UNIT
     """The machine's remapping units."""
+    endpoints: tuple[Sbdf, ...] = ()
+    """Further PCI functions of the hardware domain, without registers: they only issue requests."""
     device_tlb: bool = False
     """The copier keeps translations in a cache of its own (ATS), which its unit has to support."""
     defects: tuple[str, ...] = ()
