@@ -105,6 +105,26 @@ def test_hardware_that_sees_only_what_was_written_back_sees_old_or_new_and_never
             pool.free(frame)
 
 
+def test_context_entries_are_written_back_before_the_unit_is_told_and_tables_before_what_leads_to_them():
+    endpoint = 0x2018
+    caller = one("non-coherent", endpoints=(endpoint,))
+    unit, events = caller.xen.backend.units[0], []
+    submit = unit.queue.submit
+    unit.queue.submit = lambda low, high=0: events.append("command") or submit(low, high)
+    caller.testbed.bus.uncached_readers.append(lambda maddr, length: events.append((maddr, length)))
+    word = unit._context_word(endpoint, False)
+    ctx = caller.alloc()
+    events.clear()
+    caller.attach(ctx, endpoint)
+    assert events == [(word << 3, 16), "command", "command"]
+    events.clear()
+    new = unit._context_word(0x7700, True)
+    root = unit._context_word(0x7700, False) >> 9
+    assert [length for _, length in events] == [4096, 16]
+    assert events[0][0] == root << 12 == new << 3
+    assert events[1][0] & 0xFFF == 0x77 * 16
+
+
 def test_a_store_that_is_not_written_back_is_not_seen(monkeypatch):
     monkeypatch.setattr(SystemBus, "write_back", lambda *_: None)
     with pytest.raises(AssertionError):
