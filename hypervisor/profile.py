@@ -88,9 +88,8 @@ def _v7_fixed() -> Profile:
     )
 
 
-def _fixed(version: str) -> Profile:
-    """``version``'s interface with none of its faults."""
-    like = _v3_fixed() if version in ("v1", "v2") else _v7_fixed()
+def _fixed(version: str, like: Profile) -> Profile:
+    """``version``'s interface with none of its faults, answering like ``like`` where versions differ."""
     summary = like.summary.replace(like.abi.name, version)
     return replace(like, name=f"{version}-fixed", abi=versions.get(version), summary=summary)
 
@@ -103,12 +102,12 @@ def _posted(version: str) -> Profile:
 
 
 _PROFILES: Final[dict[str, Callable[[], Profile]]] = {
-    "v1-fixed": lambda: _fixed("v1"),
-    "v2-fixed": lambda: _fixed("v2"),
+    "v1-fixed": lambda: _fixed("v1", _v3_fixed()),
+    "v2-fixed": lambda: _fixed("v2", _v3_fixed()),
     "v3-fixed": _v3_fixed,
-    "v4-fixed": lambda: _fixed("v4"),
-    "v5-fixed": lambda: _fixed("v5"),
-    "v6-fixed": lambda: _fixed("v6"),
+    "v4-fixed": lambda: _fixed("v4", _v7_fixed()),
+    "v5-fixed": lambda: _fixed("v5", _v7_fixed()),
+    "v6-fixed": lambda: _fixed("v6", _v7_fixed()),
     "v7-fixed": _v7_fixed,
     **{version: lambda version=version: _posted(version) for version in _POSTED},  # type: ignore[misc]
 }

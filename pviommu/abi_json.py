@@ -9,6 +9,7 @@ from abi.codec import Codec
 from abi.conditions import CONDITIONS
 from abi.contract import Contract
 from abi.declare import ARCHES
+from abi.deviations import deviations_of
 from abi.diff import Change
 from abi.errno import errno_name
 from abi.layout import Layout, place
@@ -136,7 +137,8 @@ def contract(found: Contract, only: SubOp | None) -> dict[str, Any]:
                 {
                     "condition": row.condition,
                     "means": CONDITIONS[row.condition],
-                    "errno": errno_name(row.errno),
+                    "errno": errno_name(row.errno) if row.errno > 0 else None,
+                    "answer": row.answer,
                     "per_page": row.each,
                     "promised": promises[name].get(row.condition),
                 }
@@ -144,6 +146,11 @@ def contract(found: Contract, only: SubOp | None) -> dict[str, Any]:
             ]
             for name in names
         },
+        "deviations": [
+            {"defect": d.name, "subop": d.subop or None, "instead": d.instead}
+            for d in (() if found.fixed else deviations_of(found.name))
+            if not d.subop or d.subop in names
+        ],
     }
 
 

@@ -15,6 +15,7 @@ from abi.codec import Codec
 from abi.conditions import CONDITIONS
 from abi.contract import Contract
 from abi.declare import ARCHES
+from abi.deviations import deviations_of
 from abi.errno import errno_name
 from abi.layout import Layout, place
 from abi.model import Abi, CopyBack, SubOp
@@ -232,6 +233,9 @@ def print_contract(contract: Contract, only: SubOp | None) -> None:
         f"[bold]{contract.name}[/]: conditions in the order in which they are tested; the first that holds answers"
     )
     out.print("a caller may not use PV-IOMMU if " + ", or ".join(contract.usability))
+    deviations = () if contract.fixed else deviations_of(contract.name)
+    for deviation in (d for d in deviations if not d.subop):
+        out.print(Text(f"as posted, {deviation.name}: {deviation.instead}", style="yellow"))
     for name in [only.name] if only else [name for name in contract.tables if name]:
         subop = contract.abi.by_name[name]
         promised = {p.condition: p for p in subop.promises}
@@ -243,7 +247,7 @@ def print_contract(contract: Contract, only: SubOp | None) -> None:
             said = f"-{errno_name(promise.errno)}" if promise else ""
             rows.add_row(
                 str(number),
-                f"-{errno_name(row.errno)}",
+                row.answer,
                 f"each page: {text}" if row.each else text,
                 f"[red]{said}[/]" if differs else said,
             )
@@ -252,3 +256,5 @@ def print_contract(contract: Contract, only: SubOp | None) -> None:
         out.print()
         out.print(f"[bold]{subop.number} {name}[/]: {subop.doc}")
         out.print(Padding(rows, (0, 0, 0, 2)))
+        for deviation in (d for d in deviations if d.subop == name):
+            out.print(Padding(Text(f"as posted, {deviation.name}: {deviation.instead}", style="yellow"), (0, 0, 0, 2)))

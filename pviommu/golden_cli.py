@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from abi.versions import Convention
 from hypervisor import profile as profiles
 from pviommu.options import Json, UsageError
 from testbed.golden.records import RecordError
@@ -24,7 +25,7 @@ def golden(
     """
     if profile not in profiles.names():
         raise UsageError(f"unknown profile {profile!r}; there are: {', '.join(profiles.names())}")
-    if profiles.get(profile).abi.name not in ("v1", "v2", "v3"):
+    if profiles.get(profile).abi.convention is not Convention.UNION:
         raise UsageError(f"the records are of the tagged union's interface (v1 to v3); {profile} has another")
     results = []
     for file in files:

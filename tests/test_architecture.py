@@ -55,7 +55,10 @@ def test_every_source_file_says_under_which_licence_it_is() -> None:
     silent = [
         name(path)
         for path in FILES
-        if path.suffix in kinds and path.stat().st_size and SPDX not in "\n".join(text(path).splitlines()[:3])
+        if path.suffix in kinds
+        and not name(path).startswith("tests/golden/")  # given data: REUSE.toml speaks for it
+        and path.stat().st_size
+        and SPDX not in "\n".join(text(path).splitlines()[:3])
     ]
     assert not silent
 

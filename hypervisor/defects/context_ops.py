@@ -81,6 +81,8 @@ class ContextOps:
         context = iommu.get(number)
         if context is None:
             return -ENOENT, ()
+        if self.in_place(device, context):
+            return 0, ()
         if context.dying:
             return -EINVAL, ()
         return self.move(domain, device, context), ()
@@ -126,6 +128,10 @@ class ContextOps:
             if error:
                 return error
         return 0
+
+    def in_place(self, device: PciDevice, context: IommuContext) -> bool:
+        """Whether there is nothing to do, not even to ask whether the context is dying."""
+        return device.context is context
 
     def move(self, domain: Domain, device: PciDevice, target: IommuContext) -> int:
         return move_device(self.xen, domain, device, target)

@@ -132,7 +132,7 @@ def tear_down_some(xen: "Xen", domain: Domain, context: IommuContext) -> tuple[b
 
 
 def reattach_device(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
-    """Move one of the caller's devices into another of its contexts, 0 included."""
+    """Move one of the caller's devices into another of its contexts, 0 included; nothing if it is there already."""
     number, segment, bus, devfn, pasid = args
     iommu = domain.iommu
     assert iommu is not None
@@ -144,6 +144,8 @@ def reattach_device(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...
     context = iommu.get(number)
     if context is None:
         return -ENOENT, ()
+    if device.context is context:
+        return 0, ()
     if context.dying:
         return -EINVAL, ()
     return move_device(xen, domain, device, context), ()
