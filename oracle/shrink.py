@@ -7,7 +7,7 @@ from typing import Final
 
 from oracle.program import Step
 
-LATE: Final = (40, 200, 1000)
+LATE: Final = (4, 12, 40, 200, 1000)
 """Before anything else, how many of the last steps might do."""
 
 

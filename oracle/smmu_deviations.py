@@ -69,6 +69,24 @@ BLIND_SPOTS: Final = (
         evidence="QEMU 7.2: with bit 51 set the table is read as if it were 0.",
     ),
     BlindSpot(
+        name="S2TTB above bit 47",
+        structure="STE",
+        word=3,
+        clear=0xF << 48,
+        set=0,
+        reason="S2TTB has bits 51:4; an address beyond the output size is C_BAD_STE (5.2).",
+        evidence="QEMU 10.0: with bit 50 set the table is read as if it were 0.",
+    ),
+    BlindSpot(
+        name="S2HA and S2HD",
+        structure="STE",
+        word=2,
+        clear=3 << 55,
+        set=0,
+        reason="An SMMU that does not update flags (IDR0.HTTU = 0) treats an STE that asks for it as C_BAD_STE (5.2).",
+        evidence="QEMU 10.0: with S2HA set the stream translates.",
+    ),
+    BlindSpot(
         name="CD.PAN",
         structure="CD",
         word=0,
@@ -174,8 +192,11 @@ def _address_beyond(access: Access) -> bool:
 
 
 def _level_0_block(access: Access) -> bool:
+    """QEMU goes on as with any leaf, so what it finds next is a fault of the leaf, or no fault."""
     step = access.walk.steps[-1]
-    return _ours(access) == F_TRANSLATION and step.level == 0 and step.words[0] & 3 == 1 and _passes_or_is_lost(access)
+    if _ours(access) != F_TRANSLATION or step.level != 0 or step.words[0] & 3 != 1:
+        return False
+    return _recorded(access.model) in (F_ADDR_SIZE, F_ACCESS, F_PERMISSION) or _passes_or_is_lost(access)
 
 
 def _table_rights_first(access: Access) -> bool:
@@ -191,7 +212,25 @@ def _table_rights_first(access: Access) -> bool:
 
 def _other_granule(access: Access) -> bool:
     step = access.walk.steps[-1]
-    return step.name == "CD" and _ours(access) == C_BAD_CD and step.words[0] >> 6 & 3 in (1, 2)
+    if step.name == "CD":
+        return _ours(access) == C_BAD_CD and step.words[0] >> 6 & 3 in (1, 2)
+    return step.name == "STE" and _ours(access) == C_BAD_STE and step.words[2] >> 46 & 3 in (1, 2)
+
+
+def _shallow_range(access: Access) -> bool:
+    """S2SL0 starts at a level whose tables cover more than S2T0SZ leaves to translate."""
+    step = access.walk.steps[-1]
+    if step.name != "STE" or _ours(access) != C_BAD_STE:
+        return False
+    start_level = 2 - (step.words[2] >> 38 & 3)
+    return 0 <= start_level <= 1 and 64 - (step.words[2] >> 32 & 63) <= 39 - 9 * start_level
+
+
+def _input_wider_than_s2ps(access: Access) -> bool:
+    ste = next((step.words for step in access.walk.steps if step.name == "STE"), None)
+    if ste is None or _recorded(access.model) != C_BAD_STE:
+        return False
+    return 64 - (ste[2] >> 32 & 63) > OAS_BITS[min(ste[2] >> 48 & 7, 6)]
 
 
 def _substreams(access: Access) -> bool:
@@ -242,9 +281,12 @@ def _too_wide_for_stage_2(access: Access) -> bool:
 
 
 def _cached_denial(access: Access) -> bool:
+    """Cached by our half, or part of a superpage that QEMU may have cached when our half, which remembers table
+    descriptors, still walked the table that was folded into it."""
     mine, theirs = access.ours, access.model
+    leaf = access.walk.steps[-1]
     return (
-        access.cached
+        (access.cached or (leaf.level is not None and leaf.level < 3))
         and isinstance(mine, Fault)
         and mine.code == F_PERMISSION
         and bool(mine.record)
@@ -285,6 +327,18 @@ DEVIATIONS: Final[tuple[Deviation, ...]] = (
         reason="Not a fault of QEMU's: its IDR5 has them and ours has not, so they are illegal for ours only.",
         evidence="IDR5 of QEMU 7.2 and 10.0 is 74h.",
         excuses=_other_granule,
+    ),
+    Deviation(
+        name="start level above the input range",
+        reason="S2SL0 must fit S2T0SZ: a table of the start level has to be used for more than one entry (5.2, D8.2).",
+        evidence="QEMU 10.0: S2SL0 = 2 with S2T0SZ = 26 translates; only ranges too wide for S2SL0 are C_BAD_STE.",
+        excuses=_shallow_range,
+    ),
+    Deviation(
+        name="input range wider than S2PS",
+        reason="S2T0SZ is limited by the SMMU's input address size (5.2); S2PS limits what comes out of the tables only.",
+        evidence="QEMU 10.0: S2T0SZ = 20 with S2PS = 0 (32 bits) is C_BAD_STE.",
+        excuses=_input_wider_than_s2ps,
     ),
     Deviation(
         name="S1CDMax without substreams",
@@ -342,10 +396,15 @@ _TRANSLATION_EVENTS: Final = (F_WALK_EABT, F_TRANSLATION, F_ADDR_SIZE, F_ACCESS,
 
 
 def comparable_record(record: tuple[int, ...]) -> tuple[int, ...]:
-    """An event without the fields that QEMU leaves 0: CLASS (7.2) and PnU (all; every request counts as privileged)."""
-    if record and record[0] & 0xFF in _TRANSLATION_EVENTS:
-        return record[0], record[1] & ~(_CLASS | _PNU | _IND), record[2], record[3]
-    return record
+    """An event without what QEMU does not fill in as 7.3 says.
+
+    It leaves CLASS 0 (7.2) and PnU (all versions; every request counts as privileged), and its IPA, bits 51:12 of the
+    fourth word, carries the offset in the page as well.
+    """
+    if not record or record[0] & 0xFF not in _TRANSLATION_EVENTS:
+        return record
+    ipa = 0xFFF if record[0] & 0xFF != F_WALK_EABT else 0
+    return record[0], record[1] & ~(_CLASS | _PNU | _IND), record[2], record[3] & ~ipa
 
 
 _ATTRIBUTE_OVERRIDES: Final = 3 << 26
