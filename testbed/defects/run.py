@@ -4,6 +4,9 @@
 from collections.abc import Callable
 from typing import Final
 
+from abi import versions
+from abi.versions import Convention
+from hypervisor import profile as profiles
 from hypervisor.defects import catalogue
 from hypervisor.defects.model import Defect
 from hypervisor.errors import HostStopped
@@ -30,9 +33,11 @@ _PV: Final = frozenset({"R1", "R5"})
 
 def profile_for(defect: Defect) -> str:
     """The sound profile that the defect is shown beside."""
-    if defect.id in _SMALL_ARENA or not any(version in ("v1", "v2", "v3") for version in defect.versions):
-        return "v7-fixed"
-    return "v3-fixed" if "v7" not in defect.versions else "v7-fixed"
+    newest = profiles.get("v7-fixed")
+    tagged = {name for name in versions.names() if versions.get(name).convention is Convention.UNION}
+    if defect.id in _SMALL_ARENA or newest.abi.name in defect.versions or not tagged & set(defect.versions):
+        return newest.name
+    return "v3-fixed"
 
 
 def backends_for(defect: Defect) -> tuple[str, ...]:
