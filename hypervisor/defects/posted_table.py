@@ -109,7 +109,7 @@ class PostedPageTable(PageTable):
             frame = self._pool.allocate()
             if frame is None:
                 return -ENOMEM
-            self._memory.zero_frame(frame)
+            self._clear_frame(frame)
             self.root, self.late_root = frame, True
         table, level, words = self.root, self.levels, self._words
         while level > target:
@@ -147,6 +147,11 @@ class PostedPageTable(PageTable):
         self._words[table << 9 : (table << 9) + 512] = base
         if self.written is not None:
             self.written(table << 9, 512)
+
+    def _clear_frame(self, frame: int) -> None:
+        self._memory.zero_frame(frame)
+        if self.written is not None:
+            self.written(frame << 9, 512)
 
     def _put(self, word: int, entry: int) -> None:
         if not self._touched[word >> 9]:
@@ -318,7 +323,7 @@ class PostedPageTable(PageTable):
         changes.modified = True
         self._linked.clear()
         for frame in range(self.root, self.root + self.root_frames):
-            self._memory.zero_frame(frame)
+            self._clear_frame(frame)
         return True
 
     def save(self) -> Any:

@@ -9,6 +9,7 @@ from guest_calls import RW, bed
 from test_iommu_units import scenario
 
 from abi.errno import EIO
+from hypervisor.defects.posted_table import PostedPageTable
 from hypervisor.pagetable.radix import Changes, PageTable
 from hypervisor.vtd.format import SECOND_STAGE
 from hypervisor.vtd.unit import Unit
@@ -42,6 +43,8 @@ class Behind:
         word, level = (root << 9) + (dfn >> 9 * (levels - 1)), levels
         while True:
             entry = self.words.get(word, "garbage")
+            if entry != "garbage":
+                entry &= ~(0xF << 52)  # markers of posted tables, which hardware ignores
             if not entry or entry == "garbage" or level == 1 or entry & 1 << 7:
                 return (
                     entry if isinstance(entry, str) or not entry else (entry >> 12) + (dfn & (1 << 9 * level - 9) - 1)
@@ -66,14 +69,16 @@ class Pages:
         self.unused.append(frame)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_hardware_that_sees_only_what_was_written_back_sees_old_or_new_and_never_anything_else(seed):
+@pytest.mark.parametrize(
+    ("kind", "seed", "steps"), [*((PageTable, seed, 120) for seed in range(6)), (PostedPageTable, 0, 12)]
+)
+def test_hardware_that_sees_only_what_was_written_back_sees_old_or_new_and_never_anything_else(kind, seed, steps):
     rng = random.Random(seed)
     memory = PhysicalMemory(4 << 20)
     behind, pool = Behind(memory), Pages(memory, 16)
     memory.zero_frame(1)
     behind(1 << 9, 512)
-    table = PageTable(memory, SECOND_STAGE, 3, 1, pool)
+    table = kind(memory, SECOND_STAGE, 3, 1, pool)
     table.written = behind
     probes = [*range(8), *range(504, 520), *range(1016, 1032), 1 << 18, (1 << 18) + 1]
 
@@ -83,21 +88,21 @@ def test_hardware_that_sees_only_what_was_written_back_sees_old_or_new_and_never
     def seen():
         return {dfn: behind.find(1, 3, dfn) for dfn in probes}
 
-    for _ in range(120):
+    for _ in range(steps):
         dfn = rng.choice([0, 3, 256, 505, 512, 1000, 1020, 1 << 18])
         count = rng.choice([1, 2, 9, 256, 512, 700])
         old, changes = frames(), Changes()
-        steps = []
-        behind.look = lambda steps=steps: steps.append(seen())
+        views = []
+        behind.look = lambda views=views: views.append(seen())
         if rng.random() < 0.6:
             table.map(dfn, 0x1000 + dfn, count, 3, changes)
         else:
             table.unmap(dfn, count, changes)
         behind.look = None
         new = frames()
-        for step in steps:
+        for view in views:
             for probe in probes:
-                assert step[probe] in (old[probe], new[probe]), hex(probe)
+                assert view[probe] in (old[probe], new[probe]), hex(probe)
         assert seen() == new
         for frame in changes.tables:
             for word in range(frame << 9, frame + 1 << 9):
