@@ -33,10 +33,11 @@ _PV: Final = frozenset({"R1", "R5"})
 
 def profile_for(defect: Defect) -> str:
     """The sound profile that the defect is shown beside."""
-    newest = profiles.get("v7-fixed")
+    sound = profiles.get("v7-fixed")
+    newest = sound.abi.name
     tagged = {name for name in versions.names() if versions.get(name).convention is Convention.UNION}
-    if defect.id in _SMALL_ARENA or newest.abi.name in defect.versions or not tagged & set(defect.versions):
-        return newest.name
+    if defect.id in _SMALL_ARENA or newest in defect.versions or not tagged & set(defect.versions):
+        return sound.name
     return "v3-fixed"
 
 
