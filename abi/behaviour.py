@@ -82,7 +82,7 @@ BEHAVIOUR: Final[Mapping[str, tuple[str, Mapping[Any, Way]]]] = MappingProxyType
             "max_ctx_no in init",
             {
                 False: Way("a count that cannot be kept is refused with -E2BIG"),
-                True: Way("is cut to 16 bits: 0xffff stops the hypervisor, 0x10000 means none for ever"),
+                True: Way("is cut to 16 bits: 0xffff stops the hypervisor at any time, 0x10000 means none for ever"),
             },
         ),
         "init_sticks": (

@@ -34,14 +34,24 @@ from abi.errno import (
 )
 from abi.model import Abi, Convention
 
+DONE: Final = 0
+"""In place of an errno: the condition answers 0, there is nothing to do."""
+STOPS: Final = -1
+"""In place of an errno: the condition stops the hypervisor."""
+
 
 class Row(NamedTuple):
-    """One test: if ``condition`` holds, the sub-op answers -``errno``."""
+    """One test: if ``condition`` holds, the sub-op answers -``errno`` (or see :data:`DONE` and :data:`STOPS`)."""
 
     condition: str
     errno: int
     each: bool = False
     """Tested for every page in turn, after the tests that are not."""
+
+    @property
+    def answer(self) -> str:
+        """What the condition leads to, in words."""
+        return {DONE: "0", STOPS: "stops the hypervisor"}.get(self.errno) or f"-{errno_name(self.errno)}"
 
 
 Table = tuple[Row, ...]
@@ -67,7 +77,7 @@ class Contract:
     init_alters: bool = False
     """init goes on into alloc_context on the same struct and answers what that answers."""
     init_wraps: bool = False
-    """The number of contexts plus one is kept in 16 bits; 0 of that stops the hypervisor."""
+    """The number of contexts plus one is kept in 16 bits; 0 of that stops the hypervisor, even after an init."""
     init_sticks: bool = False
     """An init that failed for want of memory counts as done: there is no second try."""
     refusal_marks: bool = False
@@ -76,8 +86,8 @@ class Contract:
     """Reattaching to the context that the device is in does nothing; else it is done again."""
     overwrites: bool = False
     """A reserved region replaces what the guest mapped there, without a word."""
-    maps_foreign: bool = False
-    """The hardware domain may map frames of other guests."""
+    hardware_maps: frozenset[FrameKind] = frozenset()
+    """Kinds of frames that are refused to every domain but the hardware domain."""
     units: bool = False
     """pgsize is honoured: a unit of that size is mapped or unmapped as a whole, and counted as one."""
     reports_flush: bool = False
@@ -93,7 +103,7 @@ class Contract:
             return f"mapped to be read, -{errno_name(EPERM)} to be written"
         codes = {row.condition: f"-{errno_name(row.errno)}" for row in self.table("map_pages")}
         answer = codes.get(self.frames.get(kind, ""), "mapped")
-        if kind is FrameKind.FOREIGN and self.maps_foreign:
+        if kind in self.hardware_maps:
             return f"mapped for the hardware domain, {answer} for others"
         return answer
 
@@ -181,11 +191,12 @@ def _v1(abi: Abi) -> Contract:
 
 _V4_OWN: Final[Mapping[str, Table]] = {
     "query_capabilities": (),
-    "init": rows(("too-many-contexts", E2BIG), ("initialized", EACCES), ("no-arena", ENOMEM)),
+    "init": rows(("too-many-contexts", E2BIG), ("count-wraps", STOPS), ("initialized", EACCES), ("no-arena", ENOMEM)),
     "alloc_context": rows(("no-number", ENOSPC), ("no-context-memory", ENOMEM)),
     "free_context": rows(("default-context", EINVAL), ("no-context", ENOENT), ("busy", EBUSY)),
     "reattach_device": rows(
         ("no-device", ENOENT),
+        ("in-place", DONE),
         ("device-lost", ENOENT),
         ("no-context", ENOENT),
         ("target-dying", EINVAL),
@@ -255,8 +266,11 @@ def _changed(own: Mapping[str, Table], subop: str, condition: str, errno: int) -
 
 
 def _v7(abi: Abi) -> Contract:
-    contract = _v4(abi, _changed(_V4_OWN, "reattach_device", "no-device", ENODEV))
-    return replace(contract, frames=V7_FRAMES, maps_foreign=True, reserved_once=frozenset({"map_pages"}))
+    own = dict(_changed(_V4_OWN, "reattach_device", "no-device", ENODEV))
+    found, there, *later = own["reattach_device"]
+    own["reattach_device"] = (found, there, *rows(("device-unattached", ENOENT)), *later)
+    hardware = frozenset({FrameKind.FOREIGN, FrameKind.XEN})
+    return replace(_v4(abi, own), frames=V7_FRAMES, hardware_maps=hardware, reserved_once=frozenset({"map_pages"}))
 
 
 # --- XenServer: statuses, not return values; tables only

@@ -12,7 +12,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from abi.contract import CONTRACTS, MOVE_LATE, Contract, Table, contract_of, rows
+from abi.conditions import FrameKind
+from abi.contract import CONTRACTS, DONE, MOVE_LATE, Contract, Table, contract_of, rows
 from abi.errno import (
     E2BIG,
     EACCES,
@@ -44,6 +45,7 @@ _ALLOC: Final = rows(
 _FREE: Final = rows(("bad-flags", EINVAL), ("default-context", EINVAL), ("no-context", ENOENT), ("busy", EBUSY))
 _MOVE: Final = (
     rows(
+        ("in-place", DONE),
         ("no-context", ENOENT),
         ("target-dying", EINVAL),
         ("reserved-overlap", EADDRINUSE),
@@ -120,6 +122,7 @@ def _fixed(posted: Contract, tables: Mapping[str, Table]) -> Contract:
         init_sticks=False,
         refusal_marks=False,
         same_is_nothing=True,
+        hardware_maps=posted.hardware_maps - {FrameKind.XEN},
         overwrites=False,
         units=posted.abi.by_name["map_pages"].struct == "pv_iommu_map_pages",
         reports_flush=True,

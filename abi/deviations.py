@@ -25,6 +25,10 @@ class Deviation:
     instead: str
     """What happens instead."""
 
+    @property
+    def place(self) -> str:
+        return f"{self.subop or 'every sub-op'} ({self.name})"
+
 
 DEVIATIONS: Final = (
     Deviation("A4", _LATE, "query_capabilities", "two bytes of the answer are what the hypervisor's stack held"),
@@ -52,7 +56,14 @@ DEVIATIONS: Final = (
     Deviation("F5", ("v7",), "map_pages", "a frame without an owner is mapped, and a reference never taken is dropped"),
     Deviation("F6", _ALL, "unmap_pages", "the page may be in new hands while a device still reaches it"),
     Deviation("G3", _LATE[1:], "alloc_context", "when an IOMMU has no domain id left, memory behind a bitmap is used"),
-    Deviation("H5", _LATE, "remote_cmd", "the hypervisor stops if the target has no IOMMU page tables"),
+    Deviation(
+        "H5",
+        _LATE,
+        "remote_cmd",
+        "the target's right to PV-IOMMU is not tested; if it has no IOMMU page tables, every inner sub-op that reaches "
+        "the IOMMU driver stops the hypervisor (noop, those refused before that, and alloc_context, for want of "
+        "contexts, do not)",
+    ),
     Deviation("H8", _ALL, "map_pages", "a mapping to machine frame 0 is never found again"),
     Deviation("R1", _EARLY, "unmap_pages", "in context 0, a frame without a page behind it stops the hypervisor"),
     Deviation("R3", _EARLY, "map_pages", "a call that begins at the highest device frame is not flushed, and says 0"),

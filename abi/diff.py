@@ -13,13 +13,14 @@ from typing import Final
 from abi.behaviour import BEHAVIOUR, FACTS
 from abi.codec import Codec
 from abi.conditions import CONDITIONS, FrameKind
-from abi.contract import Contract, Table
+from abi.contract import DONE, STOPS, Contract, Table
+from abi.deviations import deviations_of
 from abi.errno import errno_name
 from abi.layout import Member
 from abi.lint import Subject
 from abi.model import Abi, Convention, SubOp
 
-SECTIONS: Final = ("call", "numbers", "structs", "constants", "answers", "behaviour", "posting")
+SECTIONS: Final = ("call", "numbers", "structs", "constants", "answers", "behaviour", "defects", "posting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ def diff(old: Subject, new: Subject, arch: str = "x86-64") -> list[Change]:
     changes = [*_call(a, b), *_numbers(a, b), *_structs(a, b, arch), *_constants(a, b)]
     if old.contract is not None and new.contract is not None and Convention.BATCH not in (a.convention, b.convention):
         changes += [*_answers(old.contract, new.contract), *_behaviour(old.contract, new.contract)]
+        changes += _defects(old.contract, new.contract)
     return [*changes, *_posting(old, new)]
 
 
@@ -236,7 +238,7 @@ def _table(name: str, before: Table, after: Table, promised: dict[str, int]) -> 
     old = {row.condition: row for row in before}
     new = {row.condition: row for row in after}
     for condition, row in new.items():
-        if condition in _COMMON or condition.startswith("frame-"):
+        if condition in _COMMON or condition.startswith("frame-") or row.errno in _TOLD:
             continue
         place = f"{name}: {CONDITIONS[condition]}"
         if condition not in old:
@@ -256,12 +258,15 @@ def _table(name: str, before: Table, after: Table, promised: dict[str, int]) -> 
             and condition not in _COMMON
             and condition not in heirs
             and not condition.startswith("frame-")
+            and row.errno not in _TOLD
         ):
             place = f"{name}: {CONDITIONS[condition]}"
             code = f"-{errno_name(row.errno)}"
             yield Change("answers", "vanished", place, code, "not tested", "", f"gets {code} where nothing is refused")
 
 
+_TOLD: Final = (DONE, STOPS)
+"""Rows that are no errors: a flag of the contract says the same in words."""
 _EQUIVALENT: Final = {"reserved-overlap": "reserved-occupied"}
 
 
@@ -308,6 +313,17 @@ def _behaviour(old: Contract, new: Contract) -> Iterator[Change]:
             "never calls init: max_ctx_no reads 0 and alloc_context answers -ENOSPC" if fresh else "",
             "" if fresh else "never calls init: max_ctx_no reads 0 and alloc_context answers -ENOSPC",
         )
+
+
+def _defects(old: Contract, new: Contract) -> Iterator[Change]:
+    """Departures of the posted code from its own contract that came or went."""
+    before, after = (() if c.fixed else deviations_of(c.name) for c in (old, new))
+    for d in after:
+        if d not in before:
+            yield Change("defects", "appeared", d.place, "", d.instead)
+    for d in before:
+        if d not in after and (not d.subop or new.abi.has(d.subop)):
+            yield Change("defects", "vanished", d.place, d.instead, "")
 
 
 def _comparable(attribute: str, old: Contract, new: Contract) -> bool:

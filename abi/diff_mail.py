@@ -15,6 +15,7 @@ _HEADINGS: Final = {
     "constants": "Constants",
     "answers": "What is answered",
     "behaviour": "What a call does",
+    "defects": "What goes wrong in the code as posted",
     "posting": "Around the interface",
 }
 

@@ -335,7 +335,7 @@ def init_falls_through(s: Subject) -> Iterator[tuple[str, str]]:
 def count_wraps(s: Subject) -> Iterator[tuple[str, str]]:
     """A count from the guest that is cut to 16 bits."""
     if s.contract is not None and s.contract.init_wraps:
-        yield "init, max_ctx_no", "0xffff stops the hypervisor, 0x10000 means no contexts for ever"
+        yield "init, max_ctx_no", "0xffff stops the hypervisor, even after init; 0x10000 means no contexts for ever"
 
 
 @rule(

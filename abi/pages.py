@@ -143,7 +143,7 @@ def _version_page(on_it: tuple[str, ...]) -> list[str]:
 
 
 def _same(a: Contract, b: Contract) -> bool:
-    return all(getattr(a, f) == getattr(b, f) for f in ("tables", "frames", "maps_foreign", *BEHAVIOUR))
+    return all(getattr(a, f) == getattr(b, f) for f in ("tables", "frames", "hardware_maps", *BEHAVIOUR))
 
 
 def _head(abi: Abi) -> list[str]:
@@ -227,9 +227,7 @@ def _contract(contract: Contract) -> list[str]:
                 promise = promised.get(row.condition)
                 said = f"-{errno_name(promise.errno)}" if promise is not None else ""
                 words = CONDITIONS[row.condition]
-                rows.append(
-                    [str(number), f"each page: {words}" if row.each else words, f"-{errno_name(row.errno)}", said]
-                )
+                rows.append([str(number), f"each page: {words}" if row.each else words, row.answer, said])
             body += [f"### {contract.name}: {name}", "", *_table(("", "condition", "answer", "header promises"), rows)]
     if contract.frames:
         body += [f"### {contract.name}: which frames can be mapped", "", *_frames(contract)]

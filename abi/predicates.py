@@ -62,6 +62,11 @@ class Call:
         dfn = self.args["dfn"] + page
         return dfn if self.contract.fixed else dfn & self.domain.dfn_mask
 
+    @property
+    def driverless(self) -> bool:
+        """Whether the target has no IOMMU driver to ask: posted remote_cmd does not look."""
+        return not self.domain.usable and not self.contract.fixed
+
     def change(self, **facts: object) -> None:
         """Change facts of the target domain."""
         self.domain = replace(self.domain, **facts)  # type: ignore[arg-type]
@@ -85,6 +90,7 @@ TESTS: Final[dict[str, Callable[[Call], bool]]] = {
     "unimplemented": lambda c: True,
     "holes": lambda c: not c.chance.holes_zero,
     "too-many-contexts": lambda c: c.args["max_ctx_no"] > (0xFFFE if c.contract.fixed else _U32 - 1),
+    "count-wraps": lambda c: c.args["max_ctx_no"] + 1 & 0xFFFF == 0,
     "initialized": lambda c: c.domain.initialized,
     "no-arena": lambda c: c.chance.no_memory_at is not None,
     "bad-flags": lambda c: bool(c.args["flags"] & ~_known_flags(c)),
@@ -96,6 +102,8 @@ TESTS: Final[dict[str, Callable[[Call], bool]]] = {
     "busy": lambda c: not c.args["flags"] & c.abi.free_reattach_default and bool(devices_in(c)),
     "pasid": lambda c: c.args["pasid"] != 0,
     "no-device": lambda c: c.sbdf not in c.domain.devices,
+    "in-place": lambda c: c.device.context == c.args["ctx_no"],
+    "device-unattached": lambda c: c.device.context is None,
     "device-lost": lambda c: c.device.context not in c.domain.contexts,
     "target-dying": lambda c: c.context.dying,
     "reserved-overlap": lambda c: _reserved_overlaps(c),
@@ -115,6 +123,21 @@ TESTS: Final[dict[str, Callable[[Call], bool]]] = {
     "target-unusable": lambda c: not c.state[c.args["domid"]].usable,
 }
 """Condition -> whether it holds."""
+
+DRIVER_TESTS: Final = frozenset(
+    {
+        "no-context-memory",
+        "reserved-overlap",
+        "reserved-occupied",
+        "no-table-memory",
+        "entry-changed",
+        "phantom",
+        "occupied",
+        "not-mapped",
+        "no-split-memory",
+    }
+)
+"""Conditions that only the IOMMU driver of the target can answer."""
 
 PAGE_TESTS: Final[dict[str, Callable[[Call, int], bool]]] = {
     "reserved-dfn": lambda c, page: _reserved(c, c.request.start if c.subop.name in c.contract.reserved_once else page),
@@ -155,14 +178,10 @@ def _reserved(c: Call, page: int) -> bool:
     return any(first <= dfn <= last for first, last in regions(c, number, -1))
 
 
-def stays(c: Call) -> bool:
-    return c.contract.same_is_nothing and c.device.context == c.args["ctx_no"]
-
-
 def _reserved_overlaps(c: Call) -> bool:
     there = regions(c, c.args["ctx_no"], c.sbdf)
     mine = c.device.reserved
-    return not stays(c) and any(
+    return any(
         first <= last2 and first2 <= last and (first, last) != (first2, last2)
         for first, last in mine
         for first2, last2 in there
@@ -171,7 +190,7 @@ def _reserved_overlaps(c: Call) -> bool:
 
 def _reserved_occupied(c: Call) -> bool:
     number = c.args["ctx_no"]
-    if stays(c) or number == 0:
+    if number == 0:
         return False
     there = regions(c, number, -1) if c.contract.fixed else set()
     leaves = c.context.leaves
@@ -192,7 +211,7 @@ def _frame(c: Call, page: int) -> str:
     kind = c.domain.frames.get(c.args["gfn"] + page, FrameKind.HOLE)
     if kind is FrameKind.READ_ONLY and c.contract.fixed and c.access & WRITE:
         return "frame-refused"
-    if kind is FrameKind.FOREIGN and c.domain.hardware and c.contract.maps_foreign:
+    if c.domain.hardware and kind in c.contract.hardware_maps:
         return ""
     return c.contract.frames.get(kind, "")
 

@@ -13,14 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from abi.contract import Contract, Row
+from abi.conditions import CONDITIONS
+from abi.contract import STOPS, Contract, Row
 from abi.errno import EFAULT, ERESTART
 from abi.model import Convention, CopyBack
-from abi.predicates import PAGE_TESTS, TESTS, Call, devices_in, free_number, regions, stays
+from abi.predicates import DRIVER_TESTS, PAGE_TESTS, TESTS, Call, devices_in, free_number, regions
 from abi.world import READ, WRITE, Chance, Context, Leaf, Outcome, Request, State
 
 _U16: Final = 0xFFFF
 _U32: Final = 0xFFFFFFFF
+NO_DRIVER: Final = "the target has no IOMMU driver, and is asked for it all the same"
 _FRAMING: Final = frozenset({"unreadable", "unwritable-first", "unusable", "unknown", "unimplemented", "holes"})
 """Conditions under which the sub-op itself has not begun."""
 
@@ -77,12 +79,21 @@ def _perform(c: Call) -> str:
     """Tests and effect of the sub-op; the condition that was met, "" for success."""
     table = c.contract.table(c.subop.name)
     for row in table:
-        if not row.each and row.condition != "unwritable" and TESTS[row.condition](c):
+        if row.each or row.condition == "unwritable":
+            continue
+        if c.driverless and row.condition in DRIVER_TESTS:
+            c.bug = NO_DRIVER
+            return ""
+        if TESTS[row.condition](c):
+            c.bug = CONDITIONS[row.condition] if row.errno == STOPS else ""
             _left_behind(c, row.condition)
             return row.condition
     if c.subop.name in PAGE_EFFECTS:
         return _pages(c, [row for row in table if row.each])
-    EFFECTS[c.subop.name](c)
+    if c.driverless and c.subop.name in ("query_capabilities", "free_context"):
+        c.bug = NO_DRIVER
+    else:
+        EFFECTS[c.subop.name](c)
     return ""
 
 
@@ -107,11 +118,11 @@ def _pages(c: Call, tests: list[Row]) -> str:
     pauses = c.contract.cursor or c.contract.fixed
     pause = (c.chance.preempt_after if pauses else None) or c.pages + 1
     met = ""
-    while page < c.pages and page - start < pause and not met:
+    while page < c.pages and page - start < pause and not met and not c.bug:
         kept = c.leaves if c.unit == 1 else dict(c.leaves)
         for part in range(page, page + c.unit):
-            met = next((row.condition for row in tests if PAGE_TESTS[row.condition](c, part)), "")
-            if met:
+            met = _stopped_by(c, tests, part)
+            if met or c.bug:
                 c.leaves = kept
                 break
             effect(c, part)
@@ -126,6 +137,17 @@ def _pages(c: Call, tests: list[Row]) -> str:
     if not met and c.done >= pause and (page < c.pages or c.contract.cursor):
         _pause(c, page)  # posted code may preempt itself behind the last page as well
     return met
+
+
+def _stopped_by(c: Call, tests: list[Row], page: int) -> str:
+    """The condition that page number ``page`` meets, "" for none."""
+    for row in tests:
+        if c.driverless and row.condition in DRIVER_TESTS:
+            c.bug = NO_DRIVER
+            return ""
+        if PAGE_TESTS[row.condition](c, page):
+            return row.condition
+    return ""
 
 
 def _pause(c: Call, page: int) -> None:
@@ -157,6 +179,7 @@ def _go_on_into_alloc(c: Call, condition: str) -> str:
     request = replace(c.request, subop=alloc.number, args=bytes_as_alloc)
     c.state, outcome = _on(c.contract, c.state, request, c.target)
     c.domain = c.state[c.target]
+    c.bug = outcome.bug
     c.args["max_ctx_no"] = c.args["max_ctx_no"] & ~_U16 | outcome.args[0]
     c.result = outcome.result
     return ""
@@ -185,9 +208,6 @@ def _init(c: Call) -> None:
     wanted = c.args["max_ctx_no"]
     if c.contract.init_wraps:
         wanted = (wanted + 1 & _U16) - 1
-        if wanted < 0:
-            c.bug = "the number of contexts, plus one, is 0 in 16 bits"
-            return
     c.change(initialized=True, max_ctx_no=wanted)
 
 
@@ -206,8 +226,7 @@ def _free(c: Call) -> None:
 
 
 def _reattach(c: Call) -> None:
-    if not stays(c):
-        _move(c, c.sbdf, c.args["ctx_no"])
+    _move(c, c.sbdf, c.args["ctx_no"])
 
 
 def _move(c: Call, sbdf: int, number: int) -> None:
@@ -244,9 +263,6 @@ def _lookup(c: Call) -> None:
 def _remote(c: Call) -> None:
     """Run the inner sub-op on the target; its struct is in the caller's memory."""
     inner = Request(c.request.caller, c.args["subop"], c.request.inner, c.chance, (), c.request.start)
-    if not c.state[c.args["domid"]].usable:
-        c.bug = "the target has no IOMMU page tables to work on"
-        return
     c.state, outcome = _on(c.contract, c.state, inner, c.args["domid"])
     c.inner, c.bug, c.done = outcome.args, outcome.bug, outcome.done
     c.result = outcome.result

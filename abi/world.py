@@ -113,7 +113,7 @@ class Outcome:
     args: tuple[int, ...]
     """The fields of the struct as they are in guest memory afterwards."""
     condition: str = ""
-    """The condition of the contract that was met, "" for success."""
+    """The condition of the contract that decided, "" if none did."""
     done: int = 0
     """Pages mapped or unmapped in this pass."""
     inner: tuple[int, ...] = ()

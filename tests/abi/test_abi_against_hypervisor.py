@@ -5,6 +5,8 @@ Where the specification leaves something open (is there a page left for a table?
 it; everything else, every field of the struct included, has to come out.
 """
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,6 +114,25 @@ def values(draw, bench, name):
         "devfn": device & 0xFF,
         "pasid": draw(st.sampled_from([0, 0, 0, 1])),
     }
+
+
+@pytest.mark.parametrize("profile", ["v7-fixed", "v3-fixed"])
+def test_a_device_in_a_dying_context_is_there_already(profile):
+    bench = Bench(profile, "vtd")
+    if bench.abi.has("init"):
+        bench.call("init", {"max_ctx_no": 3, "arena_order": 4})
+    bench.call("alloc_context", {})
+    here, other = bench.devices[0], bench.devices[-1]
+    where = {"ctx_no": 1, "segment": here >> 16, "bus": here >> 8 & 0xFF, "devfn": here & 0xFF}
+    bench.call("reattach_device", where)
+    bench.bed.vcpu.domain.iommu.contexts[1].dying = True
+    domain = bench.state[bench.domid]
+    contexts = {**domain.contexts, 1: replace(domain.contexts[1], dying=True)}
+    bench.state = {**bench.state, bench.domid: replace(domain, contexts=contexts)}
+    assert domain.devices[here].context == 1
+    bench.call("reattach_device", where)
+    if other != here:
+        bench.call("reattach_device", where | {"bus": other >> 8 & 0xFF, "devfn": other & 0xFF})
 
 
 @pytest.mark.parametrize(("profile", "backend"), [("v7-fixed", "vtd"), ("v3-fixed", "vtd"), ("v7-fixed", "smmuv3")])

@@ -69,7 +69,7 @@ def test_v3_to_v7_moves_numbers_fields_and_errors():
 
 def test_v6_to_v7_moves_no_byte_and_names_what_changed():
     found = changes("v6", "v7")
-    assert {change.section for change in found} == {"answers", "behaviour", "posting"}
+    assert {change.section for change in found} == {"answers", "behaviour", "defects", "posting"}
     device = one(found, "reattach_device: the caller has no such device")
     assert device.before == "-ENOENT" and device.after == "-ENODEV, which is what the header promises"
     assert device.old_guest == "gets -ENODEV where it looks for -ENOENT"
@@ -78,6 +78,24 @@ def test_v6_to_v7_moves_no_byte_and_names_what_changed():
     reserved = one(found, "a range that touches a reserved region")
     assert "removes the device's identity mapping" in reserved.new_guest
     assert "AMD-Vi" in {change.place for change in found}
+
+
+def test_defects_that_came_or_went_are_in_the_diff():
+    found = {(c.kind, c.place) for c in changes("v6", "v7") if c.section == "defects"}
+    assert found == {
+        ("appeared", f"{s} ({d})") for s, d in (("reattach_device", "D4"), ("map_pages", "F4"), ("map_pages", "F5"))
+    }
+    back = {(c.kind, c.place) for c in changes("v7", "v6") if c.section == "defects"}
+    assert back == {("vanished", place) for _, place in found}
+    assert {c.kind for c in changes("v7", "v7-fixed") if c.section == "defects"} == {"vanished"}
+    assert "map_pages (F5)" in text("v6", "v7") and "What goes wrong in the code as posted" in text("v6", "v7")
+
+
+def test_the_mail_of_v6_and_v7_knows_who_may_still_map_what():
+    found = changes("v6", "v7")
+    xen = one(found, "map_pages: the frame is RAM of the hypervisor")
+    assert xen.after == "mapped for the hardware domain, -EPERM for others"
+    assert one(found, "reattach_device: the device has never been put into a context").after == "-ENOENT"
 
 
 def test_a_moved_number_says_what_runs_instead():
@@ -123,5 +141,5 @@ def test_the_mail_says_the_verdict_first_and_the_consequences_last():
 def test_the_mail_of_v6_and_v7_is_short_and_complete():
     lines = text("v6", "v7").splitlines()
     assert "No byte of the interface changed" in lines[4]
-    assert len(lines) < 50
+    assert len(lines) < 60
     assert "      -ENOENT -> -ENODEV, which is what the header promises" in lines

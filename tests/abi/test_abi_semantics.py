@@ -151,6 +151,10 @@ def test_posted_init_goes_on_into_alloc_on_the_same_bytes(name):
 def test_posted_init_wraps_at_16_bits(name):
     outcome = do(name, {0: domain_for(name)}, "init", max_ctx_no=0xFFFF)[3]
     assert "16 bits" in outcome.bug
+    again = do(name, world(name), "init", max_ctx_no=0xFFFF)[3]
+    assert again.bug == outcome.bug, "an earlier init is looked for after the count is cut"
+    assert do(name, world(name), "init", max_ctx_no=0x1FFFF)[3].bug
+    assert not do(name, world(name), "init", max_ctx_no=0xFFFFFFFF)[3].bug, "-E2BIG comes first"
     state, result, _, _ = do(name, {0: domain_for(name)}, "init", max_ctx_no=0x10000)
     assert result == -ENOSPC and state[0].initialized and state[0].max_ctx_no == 0
 
@@ -219,6 +223,34 @@ def test_reattach_order_of_tests(name):
     for errno in (ENOMEM, EILSEQ, EIO):
         after, result, _, _ = do(name, state, "reattach_device", Chance(driver_errno=errno), ctx_no=1, **sbdf(NIC))
         assert result == -errno and after == state
+
+
+@pytest.mark.parametrize("name", [*LATE, *FIXED])
+def test_a_device_that_is_there_already_is_answered_0_before_anything_else(name):
+    dying = {0: Context(), 1: Context(dying=True)}
+    state = world(name, devices={NIC: Device(1), DISK: Device()}, contexts=dying)
+    for errno in (0, ENOMEM, EILSEQ, EIO):
+        chance = Chance(driver_errno=errno)
+        after, result, _, outcome = do(name, state, "reattach_device", chance, ctx_no=1, **sbdf(NIC))
+        assert result == 0 and outcome.condition == "in-place" and after == state
+    assert do(name, state, "reattach_device", ctx_no=1, **sbdf(DISK))[1] == -EINVAL
+    conditions = [row.condition for row in contract_called(name).table("reattach_device")]
+    assert conditions.index("in-place") < conditions.index("target-dying")
+
+
+@pytest.mark.parametrize("name", POSTED[:3])
+def test_v1_to_v3_program_a_device_that_is_there_already_again(name):
+    dying = {0: Context(), 1: Context(dying=True)}
+    state = world(name, devices={NIC: Device(1)}, contexts=dying)
+    assert do(name, state, "reattach_device", ctx_no=1, **sbdf(NIC))[1] == -EINVAL
+    state = world(name, devices={NIC: Device(1)})
+    assert do(name, state, "reattach_device", Chance(driver_errno=ENOMEM), ctx_no=1, **sbdf(NIC))[1] == -ENOMEM
+
+
+def test_a_device_that_was_never_attached_is_refused_by_v7():
+    state = world("v7", devices={NIC: Device(None)})
+    _, result, _, outcome = do("v7", state, "reattach_device", ctx_no=1, **sbdf(NIC))
+    assert (result, outcome.condition) == (-ENOENT, "device-unattached")
 
 
 @pytest.mark.parametrize("name", ("v7", "v6", "v3"))
@@ -292,8 +324,53 @@ def test_remote_cmd_works_on_the_target_with_the_callers_struct(name):
 
 
 def test_remote_cmd_on_a_target_without_an_iommu():
-    assert remote("v7", "alloc_context", (0, 0), usable=False)[3].bug
+    for name in LATE:
+        assert remote(name, "alloc_context", (0, 0), usable=False)[3].bug
     assert remote("v7-fixed", "alloc_context", (0, 0), usable=False)[1] == -ENODEV
+
+
+# (inner sub-op, its fields, what comes of it: None for a stopped hypervisor)
+ON_NO_IOMMU = [
+    ("noop", (), 0),
+    ("query_capabilities", (0,) * 5, None),
+    ("init", (8, 4), None),  # goes on into alloc_context, which has numbers then
+    ("init", (0, 4), -ENOSPC),
+    ("init", (0xFFFFFFFF, 4), -ENOSPC),
+    ("init", (0xFFFF, 4), None),
+    ("alloc_context", (0, 0), -ENOSPC),
+    ("free_context", (0, 0), -EINVAL),
+    ("free_context", (1, 0), -ENOENT),
+    ("map_pages", (0, 0x100, 0x1000, 3, 0x1000, 1, 0), -EINVAL),
+    ("map_pages", (1, 0x100, 0x1000, 3, 0x1000, 1, 0), -EINVAL),
+    ("unmap_pages", (1, 0x1000, 0x1000, 1, 0), -EINVAL),
+    ("reattach_device", (0, 0, 0, NIC, 0), 0),
+    ("reattach_device", (1, 0, 0, NIC, 0), -ENOENT),
+    ("remote_cmd", (5, 0, 0), -EINVAL),
+    *((name, (), -EOPNOTSUPP) for name in ("alloc_nested", "flush_nested", "attach_pasid", "detach_pasid")),
+]
+
+
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize(("subop", "fields", "answer"), ON_NO_IOMMU)
+def test_remote_cmd_stops_the_hypervisor_only_where_the_driver_is_reached(name, subop, fields, answer):
+    facts = {"usable": False, "initialized": False, "max_ctx_no": 0, "contexts": {0: Context()}}
+    _, result, _, outcome = remote(name, subop, fields, **facts)
+    assert bool(outcome.bug) == (answer is None)
+    assert answer is None or result == answer
+    assert contract_called("v7-fixed") and remote("v7-fixed", "noop", (), **facts)[1] == -ENODEV
+
+
+@pytest.mark.parametrize(
+    ("subop", "fields"),
+    [
+        ("free_context", (1, 0)),
+        ("map_pages", (1, 0x100, 0x1000, 3, 0x1000, 1, 0)),
+        ("unmap_pages", (1, 0x1000, 0x1000, 1, 0)),
+        ("reattach_device", (1, 0, 0, NIC, 0)),
+    ],
+)
+def test_remote_cmd_on_contexts_without_a_driver_stops_the_hypervisor(subop, fields):
+    assert remote("v7", subop, fields, usable=False)[3].bug
 
 
 def test_remote_cmd_continues_with_the_outer_call():
