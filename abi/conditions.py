@@ -77,6 +77,8 @@ CONDITIONS: Final[Mapping[str, str]] = MappingProxyType(
         "pasid-exists": "the device's PASID is attached already",
         "pasid-zero": "the PASID is 0",
         "no-pasid": "the device's PASID is not attached",
+        "bad-count": "the count of operations has its top bit set",
+        "not-allowed-unmap": "the caller may not map at all",
         "not-allowed": "the caller may not map, the page is not usable, or something is mapped there",
         "iommu-failed": "the IOMMU driver failed",
         "foreign-gone": "the other domain does not exist or has no such frame",
@@ -86,7 +88,10 @@ CONDITIONS: Final[Mapping[str, str]] = MappingProxyType(
 
 USABILITY: Final = MappingProxyType(
     {
-        "A": ("the caller is not the hardware domain",),
+        "A": (
+            "the caller is not the hardware domain",
+            "the IOMMU is off, in passthrough mode, or AMD's",
+        ),
         "v1": (
             "the machine has no IOMMU in use",
             "the caller is not the hardware domain",

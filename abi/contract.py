@@ -278,19 +278,19 @@ def _v7(abi: Abi) -> Contract:
 _A_OWN: Final[Mapping[str, Table]] = {
     "query_caps": (),
     "map_page": rows(("order", ENOSPC), ("not-allowed", EPERM), ("iommu-failed", EIO)),
-    "unmap_page": rows(("order", ENOSPC), ("not-allowed", EPERM), ("not-mapped", ENOENT), ("iommu-failed", EIO)),
+    "unmap_page": rows(("order", ENOSPC), ("not-allowed-unmap", EPERM), ("not-mapped", ENOENT), ("iommu-failed", EIO)),
     "map_foreign_page": rows(
         ("order", ENOSPC), ("not-allowed", EPERM), ("foreign-gone", ENXIO), ("foreign-refused", EPERM)
     ),
     "lookup_foreign_page": rows(
         ("order", ENOSPC), ("not-allowed", EPERM), ("foreign-gone", ENXIO), ("foreign-refused", EPERM)
     ),
-    "unmap_foreign_page": rows(("order", ENOSPC), ("not-allowed", EPERM), ("not-mapped", ENOENT)),
+    "unmap_foreign_page": rows(("order", ENOSPC), ("not-allowed-unmap", EPERM), ("not-mapped", ENOENT)),
 }
 
 
 def _a(abi: Abi) -> Contract:
-    frame = rows(("not-privileged", ENOSYS), ("unreadable", EFAULT))
+    frame = rows(("unusable", ENOSYS), ("bad-count", EINVAL), ("unreadable", EFAULT))
     tables = {name: frame + _A_OWN[name] for name in abi.by_name}
     tables[""] = frame + rows(("unknown", ENODEV))
     return Contract(abi.name, abi, MappingProxyType(tables))

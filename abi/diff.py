@@ -30,7 +30,7 @@ class Change:
 
     section: str
     kind: str
-    """``changed``, ``moved``, ``renamed``, ``appeared``, ``vanished``."""
+    """``changed``, ``moved``, ``renamed``, ``respelled``, ``appeared``, ``vanished``."""
     place: str
     before: str
     after: str
@@ -191,7 +191,7 @@ def _constants(a: Abi, b: Abi) -> Iterator[Change]:
         elif before.value != constant.value:
             yield Change("constants", "changed", name, f"{before.value:#x}", f"{constant.value:#x}")
         elif before.spelling != constant.spelling and before.spelling:
-            yield Change("constants", "renamed", name, before.spelling, constant.spelling)
+            yield Change("constants", "respelled", name, before.spelling, constant.spelling)
     for name, constant in gone.items():
         yield Change("constants", "vanished", name, f"{constant.value:#x}: {constant.doc}", "")
     if a.enum_tag != b.enum_tag:

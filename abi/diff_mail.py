@@ -69,7 +69,7 @@ class _Mail:
                 f"mostly gets an error at its first call; what follows is for porting from {before} to {after}."
             )
         declared = self.of("numbers", "structs", "constants")
-        bytes_moved = [c for c in declared if c.kind != "renamed" and c.section != "constants"]
+        bytes_moved = [c for c in declared if c.kind not in ("renamed", "respelled") and c.section != "constants"]
         parts = []
         if not declared:
             parts.append("No byte of the interface changed: same call, same numbers, same structs, same constants.")
@@ -165,21 +165,29 @@ class _Mail:
         yield from self.wrap("; ".join(words), f"      {name:<14}", " " * 20)
 
     def _constants(self, changes: list[Change]) -> Iterator[str]:
-        for kind, word in (("changed", ""), ("renamed", "renamed"), ("appeared", "new"), ("vanished", "gone")):
+        for kind, word in (
+            ("changed", ""),
+            ("renamed", "renamed"),
+            ("respelled", "respelled"),
+            ("appeared", "new"),
+            ("vanished", "gone"),
+        ):
             for change in (c for c in changes if c.kind == kind):
                 if kind == "renamed" and change.before.startswith("IOMMU"):
                     text = f"{change.before} -> {change.after}"
-                elif kind in ("changed", "renamed"):
+                elif kind in ("changed", "renamed", "respelled"):
                     text = f"{change.place}: {change.before} -> {change.after}"
                 else:
                     text = f"{change.place} = {change.after or change.before}"
-                yield from self.wrap(text, f"  {word:<9}" if word else "  ", "           ")
+                yield from self.wrap(text, f"  {word:<9} " if word else "  ", "            ")
 
     def consequences(self) -> Iterator[str]:
         before, after = self.names
         yield from self.guest(
             f"A guest built for {before}, on {after}", [(c, c.old_guest) for c in self.changes], f"ported to {after}"
         )
+        if before == after:
+            return
         yield from self.guest(
             f"A guest built for {after}, on {before}",
             [(c, c.new_guest) for c in self.changes],

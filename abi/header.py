@@ -84,7 +84,8 @@ class _Writer:
         yield ""
 
     def pci_device(self) -> Iterator[str]:
-        yield "#ifndef __XEN_PUBLIC_PHYSDEV_H__"
+        yield "#if !defined(__XEN_PUBLIC_PHYSDEV_H__) && !defined(PV_IOMMU_PCI_DEVICE)"
+        yield "#define PV_IOMMU_PCI_DEVICE"
         yield from self.struct(PCI_DEVICE)
         yield "#endif"
 
@@ -138,7 +139,8 @@ class _Writer:
         yield "#endif"
 
     def claim(self, tag: str, native: Layout, small: Layout) -> None:
-        self.asserts.append(f"PV_IOMMU_ASSERT(sizeof(struct {tag}) == {_both(native.size, small.size)});")
+        whole = f"PV_IOMMU_ASSERT(sizeof(struct {tag}) == {_both(native.size, small.size)});"
+        self.asserts += [whole] if native.size else ["#ifndef __cplusplus", whole, "#endif"]
         for member, other in zip(native.members, small.members):
             where = f"offsetof(struct {tag}, {member.path})"
             width = f"sizeof(((struct {tag} *)0)->{member.path})"
@@ -161,6 +163,9 @@ class _Writer:
         for subop in self.abi.subops.values():
             if subop.c_name:
                 yield f"PV_IOMMU_ASSERT({subop.c_name} == {subop.number});"
+        for constant in self.abi.constants + (memory_op.CONSTANTS if self.devices else ()):
+            yield f"PV_IOMMU_ASSERT({constant.name} == {constant.value:#x});"
+        yield f"PV_IOMMU_ASSERT(__HYPERVISOR_iommu_op == {self.abi.hypercall});"
         yield "#undef PV_IOMMU_ASSERT"
         yield "#undef PV_IOMMU_JOIN"
         yield "#undef PV_IOMMU_JOIN_"

@@ -60,8 +60,8 @@ def out_is_inout(s: Subject) -> Iterator[tuple[str, str]]:
     """A field marked OUT whose value on entry ends up in the result."""
     for struct in s.abi.structs:
         for member in place(struct, ARCHES["x86-64"]).members:
-            adds = s.contract is None or s.contract.count == "add"
-            if member.direction == "inout" and member.promised == "out" and adds and s.abi.implemented:
+            adds = s.contract is not None and s.contract.count == "add"
+            if member.direction == "inout" and member.promised == "out" and adds:
                 yield (
                     f"struct {struct.tag}, {member.path}",
                     "marked OUT; the result is added to what the guest left there",

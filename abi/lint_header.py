@@ -221,7 +221,7 @@ def number_or_count(s: Subject) -> Iterator[tuple[str, str]]:
                 )
 
 
-@rule("empty-struct", "header", "note", "layout tables", "leave it out until it has a member")
+@rule("empty-struct", "header", "note", "the sizes that C and C++ give it", "leave it out until it has a member")
 def empty_struct(s: Subject) -> Iterator[tuple[str, str]]:
     """A struct without members: not ISO C, 0 bytes in GNU C, 1 byte in C++."""
     for layout in _layouts(s):

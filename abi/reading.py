@@ -45,6 +45,17 @@ def decoded_fields(abi: Abi, row: SubOp, codec: Codec, raw: bytes) -> Iterator[R
     yield from sorted(things, key=lambda thing: thing.offset)
 
 
+def tag_disagrees(abi: Abi, row: SubOp, codec: Codec, raw: bytes) -> str:
+    """In words, that the tag in the struct names another sub-op than the one it is read as; "" if it does not."""
+    for member in codec.layout.members:
+        if member.plain == "subop_id":
+            tag = int.from_bytes(raw[member.offset : member.end], "little")
+            if tag != row.number:
+                said = _meaning(abi, row, "subop_id", tag)
+                return f"subop_id says {tag} ({said}), the bytes are read as {row.name} ({row.number})"
+    return ""
+
+
 def constants_for(abi: Abi, row: SubOp, field: str) -> dict[str, int]:
     """The constants that have a meaning in a field of a sub-op's struct, by name; sub-ops by both their names."""
     if field in ("subop_id", "subop", "cmd"):

@@ -15,7 +15,7 @@ from abi.errno import errno_name
 from abi.layout import Layout, place
 from abi.lint import Finding, Rule
 from abi.model import Abi, SubOp
-from abi.reading import decoded_fields
+from abi.reading import decoded_fields, tag_disagrees
 
 
 def summary(abi: Abi) -> dict[str, Any]:
@@ -117,6 +117,7 @@ def decoded(abi: Abi, row: SubOp, codec: Codec, raw: bytes) -> dict[str, Any]:
         "number": row.number,
         "arch": codec.layout.arch,
         "hex": raw.hex(),
+        "disagrees": tag_disagrees(abi, row, codec, raw) or None,
         "canonical": codec.as_dict(raw),
         "fields": [
             {"path": f.path, "offset": f.offset, "size": f.size, "value": f.value, "meaning": f.meaning or None}

@@ -19,7 +19,7 @@ from abi.deviations import deviations_of
 from abi.errno import errno_name
 from abi.layout import Layout, place
 from abi.model import Abi, CopyBack, SubOp
-from abi.reading import decoded_fields
+from abi.reading import decoded_fields, tag_disagrees
 
 _WIDEST = 100
 _TOO_NARROW = f"(no byte diagram: it takes {diagram.NARROWEST + 1} columns)"
@@ -141,10 +141,14 @@ def _c_names(abi: Abi) -> str:
 def _members(layout: Layout) -> Table:
     rows = table(">at", ">size", "field", "type", "way", "meaning")
     things = [(m.offset, m.size, m.path, m.c_type, _WAY[m.direction], m.doc) for m in layout.members]
-    things += [(h.offset, h.size, "", "", "", "hole" if h.before else "hole at the end") for h in layout.holes]
+    things += [(h.offset, h.size, "", "", "", "hole" if h.before else _end(layout, h.case)) for h in layout.holes]
     for at, size, path, c_type, way, doc in sorted(things):
         rows.add_row(str(at), str(size), path, c_type, way, doc, style="" if path else "dim")
     return rows
+
+
+def _end(layout: Layout, case: str) -> str:
+    return "not used by this sub-op" if case else "hole at the end"
 
 
 def _print_subop(out: Console, row: SubOp) -> None:
@@ -205,6 +209,7 @@ def print_decoded(abi: Abi, row: SubOp, codec: Codec, raw: bytes) -> None:
     layout = codec.layout
     out.print(f"[bold]{abi.name} {row.name}[/] (sub-op {row.number}), struct {layout.tag}, {layout.arch}")
     rows = table(">at", ">size", "field", "way", ">value", "meaning")
+    tag = tag_disagrees(abi, row, codec, raw)
     for field in decoded_fields(abi, row, codec, raw):
         style = "yellow" if field.path == "(hole)" else ""
         rows.add_row(
@@ -217,6 +222,8 @@ def print_decoded(abi: Abi, row: SubOp, codec: Codec, raw: bytes) -> None:
             style=style,
         )
     out.print(rows)
+    if tag:
+        out.print(Text(tag, style="yellow"))
 
 
 def _value(value: int, size: int) -> str:

@@ -182,6 +182,30 @@ def test_page_sizes_are_told_in_whole_units():
         assert words in run("decode", "v7", "map_pages", run("encode", "v7", "map_pages", f"pgsize={size}").strip())
 
 
+def test_a_tag_that_says_something_else_is_pointed_at():
+    raw = run("encode", "v3", "unmap_pages", "ctx_no=1").strip()
+    assert "subop_id says 6 (unmap_pages), the bytes are read as map_pages (5)" in " ".join(
+        run("decode", "v3", "map_pages", raw).split()
+    )
+    assert run_json("decode", "v3", "unmap_pages", raw)["disagrees"] is None
+
+
+def test_errors_of_the_oldest_say_who_is_refused_and_when():
+    output = " ".join(run("errors", "A-new").split())
+    assert "top bit set" in output and "passthrough mode, or AMD's" in output
+    rows = run_json("errors", "A-new", "--subop", "unmap_page")["subops"]["unmap_page"]
+    assert not any("something is mapped there" in row["means"] for row in rows)
+    assert [row["answer"] for row in rows[:3]] == ["-ENOSYS", "-EINVAL", "-EFAULT"]
+
+
+def test_errors_tell_what_the_posted_code_does_instead():
+    assert "as posted, F5" in run("errors", "v7", "--subop", "map_pages")
+    assert "F5" not in run("errors", "v6", "--subop", "map_pages") + run("errors", "v7-fixed")
+    assert "stops the hypervisor" in run("errors", "v7", "--subop", "init")
+    found = run_json("errors", "v7", "--subop", "map_pages")["deviations"]
+    assert {"F4", "F5"} <= {row["defect"] for row in found}
+
+
 def test_decode_points_at_holes_and_unknown_flags():
     output = run("decode", "v7", "alloc_context", "0100 0100 ff000000")
     assert "(hole)" in output and "0xfe (no name)" in output and "IOMMU_ALLOC_identity" in output

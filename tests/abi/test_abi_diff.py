@@ -98,6 +98,11 @@ def test_the_mail_of_v6_and_v7_knows_who_may_still_map_what():
     assert one(found, "reattach_device: the device has never been put into a context").after == "-ENOENT"
 
 
+def test_a_constant_spelt_another_way_is_not_renamed():
+    assert "respelled IOMMUCAP_cache" in text("v4", "v5") and "renamed" not in text("v4", "v5")
+    assert text("v7", "v7").count("A guest built for") == 1
+
+
 def test_a_moved_number_says_what_runs_instead():
     found = changes("N", "v4")
     assert one(found, "alloc_context").old_guest == "alloc_context (2) runs init there"
