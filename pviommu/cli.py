@@ -9,6 +9,7 @@ from pviommu.driver_cli import app as driver_app
 from pviommu.golden_cli import golden
 from pviommu.oracle_cli import app as oracle_app
 from pviommu.run_cli import run
+from pviommu.scenario_cli import app as scenario_app
 from pviommu.state_cli import dump, walk
 
 app = typer.Typer(
@@ -27,3 +28,4 @@ app.add_typer(abi_app, name="abi")
 app.add_typer(defects_app, name="defects")
 app.add_typer(driver_app, name="driver")
 app.add_typer(oracle_app, name="oracle")
+app.add_typer(scenario_app, name="scenario")

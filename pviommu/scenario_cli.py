@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``pviommu scenario``: mailing-list threads as runs, step by step.
+
+Exit status: 0 the run ended as merged code does (or showed the flaw it is there to show), 1 it did not, 2 wrong usage.
+"""
+
+from typing import Annotated, Final
+
+import typer
+
+from guest_driver.iommufd.release import LATEST, RELEASES, as_released, release
+from pviommu.options import UsageError
+from testbed.scenarios import catalogue
+from testbed.scenarios.step import Scenario, Step
+
+FOUND: Final = 1
+
+app = typer.Typer(
+    name="scenario", help="Mailing-list threads as runs, step by step.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@app.command("list")
+def list_scenarios() -> None:
+    """Every scenario, where it runs, and the thread it comes from."""
+    for scenario in catalogue.SCENARIOS.values():
+        print(f"{scenario.name:18} {scenario.title}  [{', '.join(scenario.places)}]")
+        print(f"{'':18} {scenario.thread}")
+
+
+@app.command("run")
+def run_scenario(
+    name: Annotated[str, typer.Argument(help="A name of 'pviommu scenario list', or 'all'.")],
+    backend: Annotated[str, typer.Option("--backend", help="mock, vtd, smmuv3, or all where it runs.")] = "mock",
+    kernel: Annotated[str, typer.Option("--kernel", help=f"Whose iommufd: {', '.join(RELEASES)}.")] = LATEST,
+    released: Annotated[
+        bool, typer.Option("--as-released", help="With the faults that kernel was released with.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Verdicts only.")] = False,
+) -> None:
+    """Run one scenario and print each step, the state after it, and the verdict."""
+    try:
+        chosen = list(catalogue.SCENARIOS.values()) if name == "all" else [catalogue.get(name)]
+        made = as_released(kernel) if released else release(kernel)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    good = True
+    for scenario in chosen:
+        places = scenario.places if backend == "all" else (backend,)
+        if backend not in (*catalogue.EVERYWHERE, "all"):
+            raise UsageError(f"unknown backend {backend!r}; there are: {', '.join(catalogue.EVERYWHERE)}, all")
+        if backend not in (*scenario.places, "all"):
+            if name == "all":
+                continue
+            raise UsageError(f"{scenario.name} runs on {', '.join(scenario.places)} only")
+        for place in places:
+            print(f"{scenario.name} on {place}, Linux {made.name}{' as released' if released else ''}")
+            steps = list(scenario.steps(place, made))
+            if not quiet:
+                print("\n".join(_lines(steps)))
+            good = _verdict(scenario, steps) and good
+    if not good:
+        raise typer.Exit(FOUND)
+
+
+def _lines(steps: list[Step]) -> list[str]:
+    lines = []
+    for number, step in enumerate(steps, 1):
+        mark = "" if step.ok else "   <--"
+        comment = f"   ({step.comment})" if step.comment else ""
+        lines.append(f"{number:3}. {step.text}: {step.answer}{comment}{mark}")
+        lines.extend(f"       {line}" for line in step.state)
+    return lines
+
+
+def _verdict(scenario: Scenario, steps: list[Step]) -> bool:
+    wrong = [step.text for step in steps if not step.ok]
+    good = bool(wrong) == scenario.shows_flaw
+    if good:
+        print(f"verdict: {'flaw shown: ' if scenario.shows_flaw else ''}{scenario.verdict}\n")
+    elif wrong:
+        print(f"verdict: NOT as merged: {'; '.join(wrong)}\n")
+    else:
+        print("verdict: NOT as expected: the flaw did not show\n")
+    return good

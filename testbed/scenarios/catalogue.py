@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every scenario by name."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from testbed.scenarios import coherency, ownership, replace
+from testbed.scenarios.bench import MOCK
+from testbed.scenarios.step import Scenario
+
+EVERYWHERE: Final = (MOCK, "vtd", "smmuv3")
+_REPLACE = "iommufd/device: Use iommu_group_replace_domain() (February 2023)"
+_OWNER = "iommu: Add iommu_at[de]tach_device_shared() for multi-device groups (December 2021)"
+_CC = "iommufd: Always setup MSI and enforce cc on kernel-managed domains (September 2023)"
+_AT_ONCE = "merged code moves the group, its references and its reserved regions in one call"
+
+_ALL: Final = (
+    Scenario("replace-1", _REPLACE, "all three attached", partial(replace.merged, detached=()), _AT_ONCE, EVERYWHERE),
+    Scenario(
+        "replace-2", _REPLACE, "dev3 detached first", partial(replace.merged, detached=("dev3",)), _AT_ONCE, EVERYWHERE
+    ),
+    Scenario(
+        "replace-3",
+        _REPLACE,
+        "dev3 and dev2 detached first",
+        partial(replace.merged, detached=("dev3", "dev2")),
+        _AT_ONCE,
+        EVERYWHERE,
+    ),
+    Scenario(
+        "replace-posted",
+        _REPLACE,
+        "the flow as first posted",
+        replace.posted,
+        "between the calls two devices use a table whose address space does not know their reserved regions",
+        EVERYWHERE,
+        shows_flaw=True,
+    ),
+    Scenario(
+        "replace-fails",
+        _REPLACE,
+        "refused at each device",
+        replace.failing,
+        "a failed replace changes nothing (released kernels from 6.12 drop reservations within one IOAS)",
+        EVERYWHERE,
+    ),
+    Scenario(
+        "ownership",
+        _OWNER,
+        "user space takes a group device by device",
+        ownership.one_after_another,
+        "counting per group answers the thread's question; -EPERM for a claim, -EBUSY for a bind",
+        EVERYWHERE,
+    ),
+    Scenario(
+        "coherency-order",
+        _CC,
+        "both orders of attaching",
+        coherency.order,
+        "settled when a table is made: the number of tables depends on the order, correctness does not",
+        (MOCK,),
+    ),
+    Scenario(
+        "coherency-upgrade",
+        _CC,
+        "promotion on attach, and a driver that does not look",
+        coherency.upgrade,
+        "promotion leaves old entries incoherent, and an enforcing table faults on a unit without snoop control",
+        (MOCK,),
+        shows_flaw=True,
+    ),
+    Scenario(
+        "doorbell-parent",
+        _CC,
+        "nested table attached first",
+        coherency.doorbell,
+        "doorbell page and reserved regions are the paging parent's",
+        (MOCK,),
+    ),
+)
+SCENARIOS: Final = {scenario.name: scenario for scenario in _ALL}
+
+
+def get(name: str) -> Scenario:
+    """``ValueError`` lists what there is."""
+    if name not in SCENARIOS:
+        raise ValueError(f"unknown scenario {name!r}; there are: {', '.join(SCENARIOS)}")
+    return SCENARIOS[name]

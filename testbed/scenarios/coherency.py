@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Thread 003, "Always setup MSI and enforce cc on kernel-managed domains": when a table enforces cache coherency.
+
+dev1 is behind a unit without snoop control, where the snoop bit of an entry is reserved; dev2 and dev3 are not.  Making
+a table an enforcing one when a second device attaches leaves old entries as they are and gives the first device
+entries that it faults on.  Merged: settled when the table is made, never changed, and drivers refuse what cannot work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from abi.errno import EINVAL
+from guest_driver.iommufd.device import iommufd_device_bind
+from guest_driver.iommufd.hw_pagetable import HwptPaging
+from guest_driver.iommufd.release import Release
+from guest_driver.iommufd.release import release as kernel_release
+from guest_driver.linux.iommu import IOMMU_RESV_SW_MSI, IommuResvRegion
+from guest_driver.linux.mock_domain import DATA_TYPE
+from testbed.scenarios.bench import SCRATCH, MockBench, Session
+from testbed.scenarios.step import Step, answered, held
+
+IOVA = 0x400_0000
+LATER = IOVA + 0x1000
+
+
+def _start(release: Release, checked: bool = True) -> tuple[Session, MockBench]:
+    place = MockBench(together=False, checked=checked)
+    place.mock.no_snoop_control.add(place.devices[0].name)
+    session = Session(place, release)
+    for name, dev in session.devices.items():
+        idev = iommufd_device_bind(session.ctx, dev)
+        assert not isinstance(idev, int)
+        session.bound[name] = idev
+    session.ioas("ioas1")
+    return session, place
+
+
+def _enforces(session: Session, table: str) -> bool:
+    hwpt = session.hwpt(table)
+    return isinstance(hwpt, HwptPaging) and hwpt.enforce_cache_coherency
+
+
+def order(place: str, release: Release) -> Iterator[Step]:
+    """Both orders of the thread's last word, with explicit tables and with automatic ones."""
+    for first, second, answer in (("dev1", "dev2", 0), ("dev2", "dev1", -EINVAL)):
+        session, bench = _start(release)
+        yield answered(f"make hwpt1 for {first}", session.table("hwpt1", first, "ioas1"), 0)
+        enforcing = _enforces(session, "hwpt1")
+        yield held("it enforces coherency exactly if that device can", enforcing == (first == "dev2"))
+        yield answered(f"attach {first}", session.bound[first].attach(session.ids["hwpt1"])[0], 0)
+        ret = session.bound[second].attach(session.ids["hwpt1"])[0]
+        yield answered(f"attach {second}", ret, answer, "the result depends on the order; the tables are right in both")
+        yield held("the table is what it was", _enforces(session, "hwpt1") == enforcing, "no promotion")
+        if ret:
+            ret = session.table("hwpt2", second, "ioas1") or session.bound[second].attach(session.ids["hwpt2"])[0]
+            yield answered(f"make hwpt2 for {second} and attach", ret, 0, "what user space does then")
+        yield answered("map a page", session.map("ioas1", IOVA), 0)
+        seen = {name: bench.dma(session.devices[name], IOVA) for name in (first, second)}
+        yield held("both devices reach it", set(seen.values()) == {"ok"}, state=session.state(IOVA))
+        session.ctx.exit()
+    session, bench = _start(release)
+    results = [session.bound[name].attach(session.ids["ioas1"]) for name in ("dev2", "dev1", "dev3")]
+    yield held("attach dev2, dev1, dev3 to the IOAS itself", all(ret == 0 for ret, _ in results))
+    tables = [number for _, number in results]
+    yield held("two automatic tables, dev3 shares dev2's", tables[0] == tables[2] != tables[1])
+    session.ctx.exit()
+
+
+def upgrade(place: str, release: Release) -> Iterator[Step]:
+    """What the thread is afraid of: promotion on attach as in 6.6; an enforcing table that a driver does not refuse."""
+    session, bench = _start(kernel_release("6.6"))
+    dev1, dev2 = session.bound["dev1"], session.bound["dev2"]
+    yield answered("Linux 6.6: make hwpt1 for dev1", session.table("hwpt1", "dev1", "ioas1"), 0)
+    yield answered("map a page", session.map("ioas1", IOVA), 0)
+    yield answered("attach dev1", dev1.attach(session.ids["hwpt1"])[0], 0)
+    yield answered("attach dev2 beside it", dev2.attach(session.ids["hwpt1"])[0], 0, "no promotion with dev1 there")
+    dev1.detach()
+    yield answered("detach dev1; attach dev2", dev2.attach(session.ids["hwpt1"])[0], 0)
+    yield held("the table is what it was", not _enforces(session, "hwpt1"), "promoted on attach")
+    yield answered("map another page", session.map("ioas1", LATER), 0)
+    old = bench.mock.dma(session.devices["dev2"], IOVA, no_snoop=True)
+    new = bench.mock.dma(session.devices["dev2"], LATER, no_snoop=True)
+    yield held("one table, one kind of entry", old == new, f"unsnooped access: old page {old}, new page {new}")
+    session.ctx.exit()
+
+    session, bench = _start(release, checked=False)
+    yield answered("make hwpt1 for dev2, enforcing", session.table("hwpt1", "dev2", "ioas1"), 0)
+    yield answered("map a page", session.map("ioas1", IOVA), 0)
+    refused = session.bound["dev1"].attach(session.ids["hwpt1"])[0]
+    yield answered("attach dev1, to a driver that does not look", refused, -EINVAL)
+    seen = bench.dma(session.devices["dev1"], IOVA)
+    yield held("dev1 reaches the page", seen == "ok", f"its unit finds a {seen} in the entry")
+    session.ctx.exit()
+
+
+def doorbell(place: str, release: Release) -> Iterator[Step]:
+    """The doorbell page and reserved regions belong to the paging parent, also when a nested table comes first."""
+    session, bench = _start(release)
+    dev = session.devices["dev2"]
+    bench.regions[dev.name] = [IommuResvRegion(0x800_0000, 0x10_0000, 0, IOMMU_RESV_SW_MSI)]
+    yield answered("make the parent", session.table("parent", "dev2", "ioas1", flags=1), 0)
+    session.mm.mmap(SCRATCH + 4096, 4096)
+    session.mm.write(SCRATCH + 4096, (7).to_bytes(8, "little"))
+    ret, out = session.call(
+        "HWPT_ALLOC",
+        dev_id=session.bound["dev2"].id,
+        pt_id=session.ids["parent"],
+        data_type=DATA_TYPE,
+        data_len=8,
+        data_uptr=SCRATCH + 4096,
+    )
+    session.ids["nested"] = out["out_hwpt_id"]
+    yield answered("make a nested table over it", ret, 0)
+    parent = session.hwpt("parent")
+    assert isinstance(parent, HwptPaging)
+    yield held("coherency was settled with the parent", parent.enforce_cache_coherency)
+    ret = session.bound["dev2"].attach(session.ids["nested"])[0]
+    yield answered("attach dev2 to the nested table first", ret, 0, state=session.state())
+    cookie = parent.domain.cookie
+    yield held("the doorbell page is prepared in the parent", cookie is not None and cookie.msi_iova == 0x800_0000)
+    yield answered("map over it in the IOAS", session.map("ioas1", 0x800_0000), -EINVAL)
+    ret = session.bound["dev2"].replace(session.ids["parent"])[0]
+    yield answered("replace by the parent", ret, 0)
+    yield held("prepared once", parent.domain.cookie is cookie)
+    session.ctx.exit()
