@@ -59,9 +59,16 @@ class _Writer:
         yield from self.constants()
         if self.devices:
             yield from self.pci_device()
-        for struct in (*abi.structs, *self.related):
+        for struct in abi.structs:
             yield ""
             yield from self.struct(struct)
+        if self.related:
+            yield ""
+            yield "#if !defined(__XEN_PUBLIC_MEMORY_H__) && !defined(PV_IOMMU_RESERVED_MEMORY)"
+            yield "#define PV_IOMMU_RESERVED_MEMORY"
+            for struct in self.related:
+                yield from self.struct(struct)
+            yield "#endif"
         yield ""
         yield from self.assertions()
         yield ""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Headers that the workbench writes compile everywhere, and agree with headers written by hand from the tables."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,31 @@ def test_generated_asserts_are_alive(arch, tmp_path):
     path = tmp_path / "broken.h"
     path.write_text(broken)
     assert "pv_iommu_assert" in compile_header(compiler_for(arch), path, ["-std=c99"])
+
+
+@pytest.mark.parametrize("order", [("v3", "v7"), ("v7", "v3")])
+def test_headers_of_two_versions_can_be_included_together(order, tmp_path):
+    for name in order:
+        (tmp_path / f"{name}.h").write_text(write_header(versions.get(name)))
+    both = tmp_path / "both.h"
+    both.write_text("".join(f'#include "{name}.h"\n' for name in order))
+    assert compile_header(compiler_for("x86-64"), both, ["-std=c99", "-Wall", "-Wextra", "-Werror"]) == ""
+
+
+@pytest.mark.parametrize("name", ["v3", "v7", "A-new", "E3"])
+def test_generated_headers_are_c_plus_plus_as_well(name, tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    path = tmp_path / "generated.h"
+    path.write_text(write_header(versions.get(name)))
+    done = subprocess.run(["g++", "-fsyntax-only", "-x", "c++", str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_constants_and_the_hypercall_number_are_asserted():
+    text = write_header(versions.get("v7"))
+    assert "PV_IOMMU_ASSERT(IOMMU_MAP_cache == 0x4);" in text
+    assert "PV_IOMMU_ASSERT(__HYPERVISOR_iommu_op == 43);" in text
 
 
 def test_every_offset_and_size_is_asserted():

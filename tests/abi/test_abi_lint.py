@@ -254,6 +254,11 @@ def test_findings_come_scope_by_scope_and_the_worst_first():
     assert order == sorted(order) and len(found) > 40
 
 
+def test_nothing_is_claimed_about_answers_that_nobody_saw():
+    assert not [f for f in lint(subject_called("E3")) if f.rule == "out-is-inout"]
+    assert [f for f in lint(subject_called("v7")) if f.rule == "out-is-inout"]
+
+
 def test_a_rule_cannot_be_registered_twice():
     with pytest.raises(ValueError, match="implicit-padding"):
         rule("implicit-padding", "header", "note", "", "")(lambda s: iter(()))
