@@ -46,13 +46,15 @@ class FramePool(Protocol):
 class Changes:
     """What one pass did to a tree, for the flush and the releases that follow it."""
 
-    __slots__ = ("added", "modified", "removed", "tables")
+    __slots__ = ("added", "folded", "modified", "removed", "tables")
 
     def __init__(self) -> None:
         self.added = False
         """Empty entries became present."""
         self.modified = False
         """Present entries changed or went away: cached copies must be invalidated."""
+        self.folded = False
+        """A table gave way to a superpage: what hardware remembers of the way to it must go too."""
         self.removed: list[tuple[int, int, int]] = []
         """(first frame, number of frames, a leaf's bits) of every leaf that went away."""
         self.tables: list[int] = []
@@ -301,7 +303,7 @@ class PageTable:
         if level == 1:
             del self._level1[base >> 9]
         self._deposits[level + 1, base] = table
-        changes.modified = True
+        changes.modified = changes.folded = True
         self.folds += 1
         if level + 1 < self._max_level and self._used.get(parent >> 9) == 512:
             self._fold(base, parent >> 9, level + 1, changes)

@@ -121,7 +121,7 @@ def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], p
             reserved = context.identity_offset(dfn + done, left)
             if reserved is not None:
                 if not reserved or unit > 1:
-                    error = -EADDRNOTAVAIL
+                    error = _whole_unit(table.lookup, dfn + done, reserved) or -EADDRNOTAVAIL
                     break
                 left = reserved
         if unit > 1:
@@ -204,7 +204,7 @@ def _can_resume(xen: "Xen", vcpu: Vcpu, dfn: int, done: int) -> bool:
 
 
 def _whole_unit(lookup: "Lookup", dfn: int, unit: int) -> int:
-    """-ENOENT unless every page of the superpage unit at ``dfn`` is mapped."""
+    """-ENOENT unless each of ``unit`` pages from ``dfn`` on is mapped."""
     page = dfn
     while page < dfn + unit:
         found = lookup(page)

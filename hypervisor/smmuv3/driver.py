@@ -257,7 +257,7 @@ class Smmuv3Backend:
             return self._settle(context)
         if not changes.modified:
             return 0
-        leaf = 0 if changes.tables else LEAF
+        leaf = 0 if changes.tables or changes.folded else LEAF
         error = 0
         if pages == 1:
             for use in state.uses:

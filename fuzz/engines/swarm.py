@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The default engine: random typed programs, each with its own weights (swarm testing), no feedback."""
+
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Final
+
+from fuzz.generate import Generator
+from fuzz.program import Bench
+from fuzz.run import Finding, Runner
+from testbed.build import TestBed
+
+LENGTH: Final = 200
+"""Operations of a program."""
+FULL_EVERY: Final = 8
+"""One program in so many ends with the full sweep."""
+
+
+def benches(backend: str, profile: str) -> list[Bench]:
+    """What is worth starting from: both kinds of guest, ample and scarce memory, initialised and not."""
+    return [
+        Bench(backend, profile, guest, contexts, arena)
+        for guest in ("pv", "pvh")
+        for contexts, arena in ((4, 8), (4, 4), (None, 6))
+        if contexts is not None or not profile.startswith("v3")
+    ]
+
+
+class Swarm:
+    """Findings of one worker, program after program, over several benches in turn."""
+
+    def __init__(self, over: list[Bench], seed: int, sabotage: Callable[[TestBed], None] | None = None) -> None:
+        self.runners: Final = [Runner(bench, sabotage) for bench in over]
+        self._generators: Final = [
+            Generator(runner.bench, runner.target.abi, seed * 1_000_003 + k) for k, runner in enumerate(self.runners)
+        ]
+        self.programs = 0
+
+    @property
+    def ops(self) -> int:
+        return sum(runner.ops for runner in self.runners)
+
+    def findings(self, seconds: float, max_ops: int | None = None) -> Iterator[tuple[Runner, Finding] | None]:
+        """After every program what was found, or ``None``; ends when the time or the operations are used up."""
+        end = monotonic() + seconds
+        while monotonic() < end and (max_ops is None or self.ops < max_ops):
+            turn = self.programs % len(self.runners)
+            runner = self.runners[turn]
+            ops = self._generators[turn].program(LENGTH)
+            found = runner.run(ops, full=self.programs // len(self.runners) % FULL_EVERY == 0)
+            self.programs += 1
+            yield (runner, found) if found is not None else None

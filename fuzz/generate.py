@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs out of a random number generator that knows what the operations mean.
+
+What makes it find things: contexts, devices and mappings that exist are used again; each program has its own weights,
+with some operations missing altogether (swarm testing); the next mapping often continues the last one; runs that are
+aligned and contiguous form superpages; and now and then a number is one of those at which code goes wrong.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from abi.versions import Abi
+from fuzz.program import Bench, Op
+from fuzz.target import GUEST_RAM, RMRR
+
+PAGES: Final = GUEST_RAM >> 12
+CONTIGUOUS: Final = PAGES // 2
+"""Guest pages that lie together in machine memory."""
+_RMRR: Final = RMRR.base >> 12
+_BASES: Final = (0x400, 0x800, 0x3FE00, 0x40000, _RMRR - 512, _RMRR, 0x800_0000 - 512)
+"""Where a program's mappings are: multiples of a superpage, at edges that matter."""
+_FAR: Final = (
+    0,
+    1,
+    511,
+    512,
+    1 << 18,
+    (1 << 27) - 1,
+    (1 << 35) - 1,
+    (1 << 36) - 1,
+    1 << 36,
+    (1 << 52) - 1,
+    (1 << 64) - 1,
+)
+_FLAGS: Final = (0, 1, 2, 4, 7, 8, 1 << 31, 0xFFFF_FFFF)
+_COUNTS: Final = (0, 1, 255, 256, 257, 511, 512, 513, 1024, 0xFFFF, 0xFFFF_FFFF)
+_SIZES: Final = (0, 1, 0x800, 0x2000, 0x3000, 0x20_0000, 0x4000_0000, 0x8000_0000, 0x20_1000)
+_DEVICES: Final = ("nic", "nic", "copier", "copier", "rogue", "port")
+_PATTERNS: Final = (0, 1, 2, 5, 9, 0b110, 0x8000)
+
+_WEIGHTS: Final = {
+    "alloc": 3,
+    "free": 2,
+    "attach": 4,
+    "map": 14,
+    "unmap": 10,
+    "dma": 16,
+    "again": 8,
+    "superpage": 4,
+    "slice": 4,
+    "remove": 1,
+    "fail": 1,
+    "preempt": 1,
+    "lookup": 2,
+    "query": 0.3,
+    "noop": 0.3,
+    "init": 0.3,
+    "raw": 0.7,
+}
+_OPTIONAL: Final = tuple(name for name in _WEIGHTS if name not in ("alloc", "map", "dma"))
+
+
+class Generator:
+    """Programs for one bench; equal seeds give equal programs, whatever PYTHONHASHSEED is."""
+
+    def __init__(self, bench: Bench, abi: Abi, seed: int) -> None:
+        self.bench: Final = bench
+        self._abi: Final = abi
+        self._rng: Final = random.Random(seed)
+        self._limited: Final = abi.max_nr_pages
+        self._verbs: Final = {name for name in _WEIGHTS if not (name == "lookup" and not abi.has("lookup_page"))} - (
+            set() if abi.has("init") else {"init"}
+        )
+        self._make: Final[dict[str, Callable[[], Op]]] = {
+            "alloc": self._alloc,
+            "free": self._free,
+            "attach": self._attach,
+            "map": self._map,
+            "unmap": self._unmap,
+            "dma": self._dma,
+            "again": self._again,
+            "superpage": self._superpage,
+            "slice": self._slice,
+            "remove": lambda: ("remove", ("ram", 8 + self._below(PAGES - 8))),
+            "fail": lambda: ("fail", 1 + self._below(4)),
+            "preempt": lambda: ("preempt", self._pick(_PATTERNS)),
+            "lookup": lambda: ("lookup", self._ctx(), self._somewhere(), *self._arg()),
+            "query": lambda: ("query", *self._arg()),
+            "noop": lambda: ("noop", "plain", 0),
+            "init": lambda: (
+                "init",
+                self._pick((0, 1, 4, 0xFFFE, 0xFFFF, 0xFFFFFFFF)),
+                self._pick((0, 3, 6, 60)),
+                *self._arg(),
+            ),
+            "raw": self._raw,
+        }
+        self._pending: list[Op] = []
+        self._contexts: list[int] = []
+        self._mapped: list[tuple[int, int, int, tuple[str, int], int]] = []
+        """(context, dfn, pages, frame, access) of what was probably mapped, newest last."""
+        self._base = 0
+        self._access = 3
+        self._wild = 0.0
+
+    def program(self, length: int) -> tuple[Op, ...]:
+        """``length`` operations."""
+        rng = self._rng
+        self._pending.clear()
+        self._contexts.clear()
+        self._mapped.clear()
+        dropped = {name for name in _OPTIONAL if rng.random() < 0.35}
+        names = [name for name in _WEIGHTS if name in self._verbs and name not in dropped]
+        weights = [_WEIGHTS[name] * rng.choice((0.3, 1, 1, 3)) for name in names]
+        self._base = rng.choice(_BASES)
+        self._access = rng.choice((3, 3, 3, 1, 2))
+        self._wild = rng.choice((0.0, 0.01, 0.05, 0.2))
+        ops: list[Op] = []
+        if self.bench.contexts is None and self._abi.has("init") and rng.random() < 0.95:
+            ops.append(("init", rng.choice((1, 3, 4, 16)), rng.choice((2, 4, 6, 8)), "plain", 0))
+        for _ in range(rng.randint(1, 3)):
+            ops.append(self._alloc())
+        while len(ops) < 6 and rng.random() < 0.7:
+            ops.append(("attach", rng.choice(_DEVICES), self._ctx(), 0, "plain", 0))
+        make = [self._make[name] for name in names]
+        for maker in rng.choices(make, weights, k=length):
+            ops.append(_fitting(maker()))
+            while self._pending and len(ops) < length:
+                ops.append(_fitting(self._pending.pop()))
+            if len(ops) >= length:
+                break
+        return tuple(ops)
+
+    # ------------------------------------------------------------------------------------------------------ choices
+
+    def _below(self, bound: int) -> int:
+        return int(self._rng.random() * bound)
+
+    def _pick(self, values: tuple[int, ...]) -> int:
+        return values[int(self._rng.random() * len(values))]
+
+    def _is_wild(self) -> bool:
+        return self._wild > 0 and self._rng.random() < self._wild
+
+    def _arg(self) -> tuple[str, int]:
+        """Where the struct lies, and whether one of its holes is dirty."""
+        if not self._is_wild():
+            return "plain", 0
+        return self._rng.choice(("split", "readonly", "unmapped", "noncanonical", "plain")), self._below(3)
+
+    def _ctx(self) -> int:
+        contexts = self._contexts
+        if not contexts or self._is_wild():
+            return self._pick((0, 1, 2, 3, 5, 255, 256, 0xFFFE, 0xFFFF))
+        if self._rng.random() < 0.6:
+            return contexts[0]
+        return contexts[int(self._rng.random() * len(contexts))]
+
+    def _somewhere(self) -> int:
+        """A device frame that may mean something."""
+        draw = self._rng.random()
+        if self._mapped and draw < 0.7:
+            _, at, pages, _, _ = self._mapped[int(self._rng.random() ** 2 * len(self._mapped)) - 1]
+            return at + (self._below(pages + 1) if draw < 0.5 else 0)
+        if self._is_wild():
+            return self._pick(_FAR)
+        return self._base + self._pick((0, 0, 1, 2, 3, 7, 8, 255, 256, 511, 512, 513, 516, 768, 1023))
+
+    def _frame(self) -> tuple[str, int]:
+        draw = self._rng.random()
+        if draw < 0.45:
+            return "ram", self._pick((0, 0, 512, 512, 1, 256, 8, 9, 511))
+        if draw < 0.8:
+            return "ram", self._below(CONTIGUOUS)
+        if draw < 0.95 or not self._wild:
+            return "ram", self._below(PAGES)
+        space = self._rng.choice(("xen", "mmio", "rmrr", "gfn", "gfn"))
+        return space, self._pick(_FAR) if space == "gfn" else self._below(600)
+
+    def _count(self) -> int:
+        draw = self._rng.random()
+        if draw < 0.45:
+            return 1
+        if draw < 0.8:
+            return 1 + self._below(16)
+        if self._is_wild():
+            return self._pick(_COUNTS)
+        return (
+            self._pick((32, 64, 128, 255, 256, 256))
+            if self._limited or draw < 0.95
+            else self._pick((512, 512, 513, 600, 1024))
+        )
+
+    # --------------------------------------------------------------------------------------------------- operations
+
+    def _alloc(self) -> Op:
+        flags = self._pick(_FLAGS) if self._is_wild() else 0
+        number = 1
+        while number in self._contexts:
+            number += 1
+        if not flags and (self.bench.contexts is None or number <= self.bench.contexts):
+            self._contexts.append(number)
+        return ("alloc", flags, *self._arg())
+
+    def _free(self) -> Op:
+        number = self._ctx()
+        flags = self._pick(_FLAGS) if self._is_wild() else self._pick((0, 1, 1))
+        if number in self._contexts and flags:
+            self._contexts.remove(number)
+            self._mapped = [run for run in self._mapped if run[0] != number]
+        return ("free", number, flags, *self._arg())
+
+    def _attach(self) -> Op:
+        device = "foreign" if self._is_wild() else self._rng.choice(_DEVICES)
+        number = 0 if self._rng.random() < 0.15 else self._ctx()
+        return ("attach", device, number, 1 if self._is_wild() else 0, *self._arg())
+
+    def _note(self, ctx: int, at: int, pages: int, frame: tuple[str, int], access: int) -> None:
+        self._mapped.append((ctx, at, pages, frame, access))
+        if len(self._mapped) > 24:
+            del self._mapped[:8]
+
+    def _map(self) -> Op:
+        ctx, frame, pages = self._ctx(), self._frame(), self._count()
+        access = (
+            self._pick(_FLAGS)
+            if self._is_wild()
+            else self._access
+            if self._rng.random() < 0.7
+            else self._pick((1, 2, 3))
+        )
+        size = 0x1000
+        at = self._base + self._below(1024) if self._rng.random() < 0.4 else self._somewhere()
+        if self._limited is None:
+            draw = self._rng.random()
+            if draw < 0.06:
+                size, pages = 0x20_0000, self._pick((1, 1, 2, 0))
+                if draw < 0.045:
+                    at, frame = at & ~511, ("ram", self._pick((0, 512)))
+            elif draw < 0.07 and self._wild:
+                size = self._pick(_SIZES)
+        self._note(ctx, at, max(1, min(pages, 1024)) * (size >> 12 or 1), frame, access)
+        return ("map", ctx, frame, at, pages, access, size, *self._arg())
+
+    def _unmap(self) -> Op:
+        if self._mapped and self._rng.random() < 0.8:
+            index = -1 if self._rng.random() < 0.4 else int(self._rng.random() * len(self._mapped))
+            ctx, at, pages, _, _ = self._mapped[index]
+            draw = self._rng.random()
+            if draw < 0.35:
+                at, pages = at + self._below(pages), 1
+            elif draw < 0.5:
+                skip = self._below(pages)
+                at, pages = at + skip, max(pages - skip, 1)
+            elif draw < 0.58:
+                pages += 1
+            elif self._limited is None and draw < 0.64:
+                self._pending.append(self._touch(ctx, at, pages))
+                return ("unmap", ctx, at & ~511, self._pick((1, 1, 2)), 0x20_0000, "plain", 0)
+            if self._limited is not None and not self._is_wild():
+                pages = min(pages, self._limited)
+            self._pending.append(self._touch(ctx, at, pages))
+            if self._rng.random() < 0.5:
+                self._pending.append(("unmap", ctx, at, pages, 0x1000, *self._arg()))
+                return self._touch(ctx, at, pages)
+            return ("unmap", ctx, at, pages, 0x1000, *self._arg())
+        size = self._pick(_SIZES) if self._limited is None and self._is_wild() else 0x1000
+        return ("unmap", self._ctx(), self._somewhere(), self._count(), size, *self._arg())
+
+    def _touch(self, ctx: int, at: int, pages: int) -> Op:
+        """DMA where something was mapped, by any device: which one is in the context is not known here."""
+        return ("dma", self._rng.choice(_DEVICES[:5]), at, pages)
+
+    def _dma(self) -> Op:
+        if self._mapped and self._rng.random() < 0.85:
+            index = -1 if self._rng.random() < 0.5 else int(self._rng.random() * len(self._mapped))
+            _, at, pages, _, _ = self._mapped[index]
+            if self._rng.random() < 0.3:
+                at, pages = at + self._below(pages + 1), 1
+            return ("dma", self._rng.choice(_DEVICES), at, pages)
+        return ("dma", self._rng.choice(_DEVICES), self._somewhere(), 1 + self._below(4))
+
+    def _again(self) -> Op:
+        """Continue the last mapping, or put the same or another thing in its place."""
+        if not self._mapped:
+            return self._map()
+        ctx, at, pages, (space, number), access = self._mapped[-1]
+        count = self._count()
+        draw = self._rng.random()
+        if draw < 0.55:
+            at, number = at + pages, number + pages
+        elif draw < 0.7:
+            if at < count or number < count:
+                return self._map()
+            at, number = at - count, number - count
+        elif draw < 0.8:
+            ctx = self._ctx()
+        else:
+            count = min(pages, self._limited or pages)
+        if space == "ram" and number >= PAGES:
+            number %= PAGES
+        at &= (1 << 64) - 1
+        number &= (1 << 64) - 1
+        self._note(ctx, at, max(1, min(count, 1024)), (space, number), access)
+        return ("map", ctx, (space, number), at, count, access, 0x1000, *self._arg())
+
+    def _superpage(self) -> Op:
+        """Aligned, contiguous pages in pieces, in some order: what folds into a superpage."""
+        rng = self._rng
+        ctx, first = self._ctx(), self._pick((0, 512))
+        at = (self._base & ~511) + self._pick((0, 512, 512, 1024))
+        piece = self._pick((256, 256, 128, 64)) if self._limited else self._pick((256, 128, 512, 511, 512))
+        cuts = list(range(0, 512, piece))
+        ops: list[Op] = [
+            ("map", ctx, ("ram", first + cut), at + cut, min(piece, 512 - cut), self._access, 0x1000, "plain", 0)
+            for cut in cuts
+        ]
+        draw = rng.random()
+        if draw < 0.3:
+            ops.reverse()
+        elif draw < 0.5:
+            rng.shuffle(ops)
+        ops.insert(self._below(len(ops)), self._touch(ctx, at, 512))
+        ops.append(self._touch(ctx, at, 512))
+        self._note(ctx, at, 512, ("ram", first), self._access)
+        ops.reverse()
+        self._pending.extend(ops[:-1])
+        return ops[-1]
+
+    def _slice(self) -> Op:
+        """Take one part of a superpage out and perhaps put it back."""
+        runs = [run for run in self._mapped if run[2] >= 256]
+        if not runs:
+            return self._superpage()
+        ctx, at, pages, frame, access = runs[int(self._rng.random() * len(runs))]
+        skip, count = self._below(pages), 1 + self._below(self._pick((1, 4, 200)))
+        self._pending.append(self._touch(ctx, at, pages))
+        if self._rng.random() < 0.6:
+            again = (frame[0], frame[1] + skip)
+            self._pending.append(("map", ctx, again, at + skip, count, access, 0x1000, "plain", 0))
+        self._pending.append(self._touch(ctx, at + skip, count))
+        return ("unmap", ctx, at + skip, count, 0x1000, "plain", 0)
+
+    def _raw(self) -> Op:
+        """Bytes: a number that may be no sub-op's, a struct that may be nothing."""
+        rng = self._rng
+        number = self._pick((0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 0xFF, 0xFFFF))
+        data = bytearray(rng.getrandbits(8) if rng.random() < 0.2 else 0 for _ in range(40))
+        for _ in range(self._below(4)):
+            data[self._below(40)] = self._pick((0, 1, 2, 3, 0x10, 0x7F, 0x80, 0xFF))
+        return ("raw", number, bytes(data), "plain")
+
+
+def _fitting(operation: Op) -> Op:
+    """The operation with device frame and count cut to the width of their fields."""
+    places = _WIDE.get(operation[0])
+    if places is not None:
+        at, pages = places
+        if operation[at] >> 64 or operation[pages] >> 32:
+            row = list(operation)
+            row[at] &= (1 << 64) - 1
+            row[pages] &= (1 << 32) - 1
+            return tuple(row)
+    return operation
+
+
+_WIDE: Final = {"map": (3, 4), "unmap": (2, 3), "dma": (2, 3)}
+"""Positions of dfn and count."""

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The oracle: named clauses, each with its prose, held against a target after (and between) operations.
+
+A fault is reported as :class:`Broken`: which clause, and what was seen.  The answers of single calls are judged at
+once, by the quick :mod:`fuzz.shadow`; what needs a look at the whole state is the *sweep*, which runs sparsely and
+densely only to find out which operation it was.
+"""
+
+from array import array
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from abi.errno import errno_name
+from base.units import PAGE_SHIFT
+from fuzz.program import DEVICES
+from fuzz.shadow import Frames, Shadow
+from fuzz.target import Call, Target
+from testbed.invariants import INVARIANTS, View
+from testbed.reachable import Leaf, Reachable
+
+CLAUSES: Final[dict[str, str]] = {
+    "answer": "A call's result is what the contract says.",
+    "written-back": "A call's struct reads afterwards as the contract says, every byte of it.",
+    "short-of-memory": "-ENOMEM is answered only when there was no page for a table.",
+    "device-reach": "A device reaches what the guest mapped for it, with those rights, and nothing else, whatever the "
+    "IOTLB may still remember.",
+    "tree": "The tables that hardware walks map exactly the pages that the guest mapped.",
+    "superpage": "Aligned pages of a superpage that lead to aligned frames in a row, alike, are one superpage.",
+    "toolstack": "Taking a page from the guest succeeds exactly if it is the guest's.",
+    "xen-bug": "No call stops the hypervisor.",
+    "exception": "No call makes the emulator raise.",
+    **{f"invariant:{name}": (function.__doc__ or "").strip() for name, function in INVARIANTS.items()},
+}
+"""Name to prose."""
+
+
+class Broken(NamedTuple):
+    """A clause that does not hold."""
+
+    clause: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.clause}: {self.what}"
+
+
+class Oracle:
+    """The shadow of one target during one program."""
+
+    def __init__(self, target: Target) -> None:
+        self.target: Final = target
+        bed = target.bed
+        xen, dom0 = bed.xen, bed.dom0
+        assert dom0.iommu is not None
+        profile = xen.profile
+        self._frames: Final = Frames(
+            bed.mfns, dom0.pv, xen.frames.frames, list(dom0.mmio), profile.maps_mmio, profile.errno_hole
+        )
+        self._devices: Final = {
+            int(device.sbdf): tuple((int(first), int(last)) for first, last in device.reserved)
+            for device in dom0.iommu.default.devices
+        }
+        self._untranslated: Final = {int(device.sbdf) for device in dom0.iommu.default.devices if not device.translated}
+        self._limit: Final = dom0.iommu.limit
+        self._initialised: Final = dom0.iommu.initialised
+        abi = xen.abi
+        self._caps: Final = abi.caps.get("default_identity", 0) | abi.caps.get("cache", 0)
+        self._codecs: Final = {name: subop.codec for name, subop in abi.by_name.items()}
+        self._own: Final = range(self._frames.base, self._frames.base + self._frames.size)
+        self._free_before = 0
+        self.shadow = self._fresh()
+
+    def _fresh(self) -> Shadow:
+        xen = self.target.xen
+        shadow = Shadow(
+            xen.abi,
+            self._frames,
+            self._limit,
+            self._initialised,
+            self._devices,
+            xen.backend.max_iova,
+            xen.pgsize_mask,
+            self._caps,
+        )
+        shadow.starved = self._starved
+        return shadow
+
+    def reset(self) -> None:
+        """Forget everything; the target has been reset too."""
+        self.shadow = self._fresh()
+
+    def before(self) -> None:
+        """An operation is about to run."""
+        arena = self.target.arena
+        self._free_before = arena.pages - arena.used if arena is not None else 0
+        self.target.failed = False
+
+    def _starved(self, pages: int) -> bool:
+        """Was an allocation made to fail, or is the arena so small that this many pages may not have found tables?"""
+        return self.target.failed or self._free_before < 4 + (pages >> 8)
+
+    # ------------------------------------------------------------------------------------------------------- calls
+
+    def judge(self, call: Call) -> Broken | None:
+        """Hold a hypercall's answer against the contract, and follow what it did."""
+        expected, written = self._expected(call)
+        result = call.result
+        if result != expected:
+            clause = "short-of-memory" if result == -12 else "answer"
+            name = call.name or "unknown sub-op"
+            return Broken(clause, f"{name} answered {errno_name(result)}, not {errno_name(expected)}")
+        if call.after != written:
+            return Broken("written-back", self._difference(call, written))
+        return None
+
+    def _expected(self, call: Call) -> tuple[int, bytes]:
+        """(result, bytes of the struct afterwards)."""
+        abi, before = self.target.abi, call.before
+        nowhere = call.argument in ("unmapped", "noncanonical")
+        if self.target.union and (nowhere or call.argument == "readonly"):
+            return -14, before
+        codec = self._codecs.get(call.name)
+        if not call.name:
+            return -abi.errno_unknown_subop, before
+        if codec is None or (codec.size == 0 and not self.target.union):
+            return self.shadow.predict[call.name]((), call.result, ())[0], before
+        if nowhere:
+            return -14, before
+        if self.target.union or codec.out != codec.fields:
+            fields = codec.decode_clean(before)
+            if fields is None:
+                return -22, before
+        else:
+            fields = ()
+        if codec.out and call.argument == "readonly":
+            return -14, before
+        if call.name not in self.shadow.predict:
+            return call.result, call.after  # remote_cmd: what is behind it is judged by the sweep
+        if codec.out:
+            after = codec.as_dict(call.after)
+            actual = tuple(after[name] for name in codec.out)
+        else:
+            actual = ()
+        result, out = self.shadow.predict[call.name](fields, call.result, actual)
+        if not codec.out:
+            return result, before
+        patched = bytearray(before if fields else bytes(len(before)))
+        codec.put_out(patched, out)
+        return result, bytes(patched)
+
+    def _difference(self, call: Call, written: bytes) -> str:
+        codec = self._codecs[call.name]
+        assert codec is not None
+        was, must = codec.as_dict(call.after), codec.as_dict(written)
+        odd = [f"{name} is {was[name]:#x}, not {must[name]:#x}" for name in was if was[name] != must[name]]
+        return f"{call.name} ({errno_name(call.result)}): " + (
+            ", ".join(odd) or "a byte that belongs to no field changed"
+        )
+
+    def judge_removal(self, gfn: int, result: int) -> Broken | None:
+        """Hold the toolstack's taking of a page against what must come of it."""
+        expected = self.shadow.remove(gfn, result)
+        if result != expected:
+            return Broken(
+                "toolstack", f"taking frame {gfn:#x} answered {errno_name(result)}, not {errno_name(expected)}"
+            )
+        return None
+
+    # --------------------------------------------------------------------------------------------------------- DMA
+
+    def dma(self, name: str, at: int, pages: int) -> Broken | None:
+        """Let a device read and write pages from ``at`` on, a sample if they are many, and hold what it reaches against
+        what is mapped for it."""
+        shadow, device = self.shadow, DEVICES[name]
+        home = shadow.homes.get(device)
+        if home is None or device in self._untranslated or (not home and at not in self._own):
+            return None
+        translate = self.target.bed.unit.translate
+        for dfn in _sample(at, min(pages, 1 << 30)):
+            if dfn > shadow._max_dfn or (not home and not shadow.frames.own(dfn)):
+                break
+            mfn, access = shadow.reach(home, dfn)
+            for write in (False, True):
+                found = translate(device & 0xFFFF, dfn << PAGE_SHIFT, write)
+                expected = mfn << PAGE_SHIFT if mfn is not None and access >> write & 1 else None
+                actual = found if isinstance(found, int) else None
+                if actual != expected and not self._doorbell(dfn, mfn):
+                    kind = "write" if write else "read"
+                    got, must = ("nothing" if m is None else f"frame {m >> 12:#x}" for m in (actual, expected))
+                    return Broken("device-reach", f"{name}'s {kind} at dfn {dfn:#x} reaches {got}, mapped is {must}")
+        return None
+
+    def _doorbell(self, dfn: int, mfn: int | None) -> bool:
+        backend = self.target.bed.backend
+        base, length = backend.doorbell_window
+        window = range(base >> PAGE_SHIFT, base + length >> PAGE_SHIFT)
+        return not backend.doorbell_is_translated and (dfn in window or mfn in window)
+
+    # ------------------------------------------------------------------------------------------------------- sweeps
+
+    def sweep(self, full: bool = True) -> Broken | None:
+        """Look at everything; the first thing that is wrong.  Without ``full`` the invariants that cost most are left
+        out: what they would see, most other clauses see too."""
+        view = View(self.target.bed)
+        for domain, context, tree in view.contexts:
+            if domain.iommu is not None and context.number and domain is self.target.bed.dom0:
+                broken = self._compare(int(context.number), tree)
+                if broken is not None:
+                    return broken
+        counted = self._counts_are_right(view)
+        for name, holds in INVARIANTS.items():
+            if (counted and name in _COUNTED) or (not full and name in _COSTLY):
+                continue
+            for what in holds(view):
+                return Broken(f"invariant:{name}", what)
+        return None
+
+    def _counts_are_right(self, view: View) -> bool:
+        """The reference invariants in whole-array comparisons; where they fail, the invariants themselves speak."""
+        frames = view.frames
+        if view.xen.kept:
+            return False
+        fmt_writes = any(domain.pv for domain in view.xen.domains.values())
+        steps = [0] * (frames.frames + 1)
+        for domain, _, leaf in view.leaves():
+            if leaf.referenced and leaf.mfn + leaf.pages <= frames.frames:
+                amount = (1 << 32 | 1) if fmt_writes and leaf.writable and domain.pv else 1
+                steps[leaf.mfn] += amount
+                steps[leaf.mfn + leaf.pages] -= amount
+        held = array("Q", map(int.__add__, accumulate(steps[:-1]), frames.allocated))
+        return held == frames.refs
+
+    def _compare(self, number: int, tree: Reachable) -> Broken | None:
+        """The tables of a context against what the guest mapped."""
+        shadow = self.shadow
+        if number not in shadow.spaces:
+            return Broken("tree", f"context {number} exists and should not")
+        regions = [(first, last + 1, 0, 3) for first, last in shadow.regions[number]]
+        expected = sorted([*shadow.spaces[number], *regions])
+        for said, found in _diverge(expected, list(_joined(tree.leaves))):
+            return Broken("tree", f"context {number}: the guest mapped {_words(said)}, the tables say {_words(found)}")
+        largest = 2 if self.target.xen.backend.orders[-1] >= 9 else 1
+        if largest == 1:
+            return None
+        for start, end, delta, _ in shadow.spaces[number]:
+            if delta & 511:
+                continue
+            for dfn in range(-(-start // 512) * 512, end - 511, 512):
+                leaf = tree.at(dfn)
+                if leaf is not None and leaf.order == 0 and dfn + delta < self.target.memory.frames:
+                    return Broken(
+                        "superpage", f"context {number}: dfn {dfn:#x} could be a 2 MiB page and is 4 KiB ones"
+                    )
+        return None
+
+
+_COUNTED: Final = ("references", "writable_references")
+_COSTLY: Final = ("hardware_walks_what_contexts_say", "no_reach_into_others", "free_frames")
+
+
+def _sample(at: int, pages: int) -> list[int]:
+    """Pages worth trying: both ends, the middle, both sides of the next superpage's boundary."""
+    if pages <= 4:
+        return list(range(at, at + pages))
+    boundary = (at | 511) + 1
+    chosen = {at, at + 1, at + pages // 2, at + pages - 1}
+    chosen.update(dfn for dfn in (boundary - 1, boundary) if dfn < at + pages)
+    return sorted(chosen)
+
+
+def _joined(leaves: list[Leaf]) -> Iterator[tuple[int, int, int, int]]:
+    """Leaves as ranges, alike neighbours joined."""
+    start = end = delta = access = 0
+    for leaf in leaves:
+        rights = leaf.readable | leaf.writable << 1
+        if leaf.dfn == end and leaf.mfn - leaf.dfn == delta and rights == access and end > start:
+            end += 1 << leaf.order
+            continue
+        if end > start:
+            yield start, end, delta, access
+        start, end, delta, access = leaf.dfn, leaf.dfn + (1 << leaf.order), leaf.mfn - leaf.dfn, rights
+    if end > start:
+        yield start, end, delta, access
+
+
+Span = tuple[int, int, int, int]
+
+
+def _diverge(expected: list[Span], found: list[Span]) -> Iterator[tuple[Span | None, Span | None]]:
+    """Where two lists of ranges differ; alike neighbours in either may be joined or not."""
+    left, right = _merge(expected), _merge(found)
+    for k in range(max(len(left), len(right))):
+        one = left[k] if k < len(left) else None
+        other = right[k] if k < len(right) else None
+        if one != other:
+            yield one, other
+            return
+
+
+def _merge(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for span in spans:
+        if merged and merged[-1][1] == span[0] and merged[-1][2:] == span[2:]:
+            merged[-1] = (merged[-1][0], span[1], *span[2:])
+        else:
+            merged.append(span)
+    return merged
+
+
+def _words(span: Span | None) -> str:
+    if span is None:
+        return "nothing more"
+    start, end, delta, access = span
+    rights = ("nothing", "r", "w", "rw")[access]
+    return f"dfn {start:#x}+{end - start:#x} to frame {start + delta:#x} ({rights})"

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running programs under the oracle: sparse sweeps first, and on failure the operation that it was."""
+
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from abi.errno import errno_name
+from fuzz.oracle import Broken, Oracle
+from fuzz.program import Bench, Op, Program, ProgramError, format_op
+from fuzz.target import SUBOPS, Target
+from hypervisor.errors import XenBug
+from testbed.build import TestBed
+
+Key = tuple[str, str, str]
+"""(clause, verb of the operation, errno or exception): what makes two findings the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A program that breaks a clause at its last operation."""
+
+    program: Program
+    clause: str
+    what: str
+    errno: str
+    """What the operation answered, "-" if nothing."""
+
+    @property
+    def key(self) -> Key:
+        verb = str(self.program.ops[-1][0]) if self.program.ops else "-"
+        return self.clause, verb, self.errno
+
+
+class Runner:
+    """Programs of one bench, run one after the other on one target."""
+
+    def __init__(self, bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> None:
+        self.bench: Final = bench
+        self.target: Final = Target(bench, sabotage)
+        self.oracle: Final = Oracle(self.target)
+        self.coverage: Final[Counter[tuple[str, int]]] = Counter()
+        """(verb, result) to how often."""
+        self.ops = 0
+        self._steps: Final[dict[str, Callable[[Op], tuple[int, Broken | None]]]] = {
+            **{verb: partial(self._call, name) for verb, name in SUBOPS.items()},
+            "raw": self._raw,
+            "dma": self._dma,
+            "remove": self._remove,
+            "fail": self._fail,
+            "preempt": self._preempt,
+        }
+
+    # -------------------------------------------------------------------------------------------------- operations
+
+    def _call(self, name: str, operation: Op) -> tuple[int, Broken | None]:
+        call = self.target.call(name, self.target.arguments(operation), operation[-2], operation[-1])
+        return call.result, self.oracle.judge(call)
+
+    def _raw(self, operation: Op) -> tuple[int, Broken | None]:
+        _, number, raw, argument = operation
+        call = self.target.raw(number, raw, argument)
+        return call.result, self.oracle.judge(call)
+
+    def _dma(self, operation: Op) -> tuple[int, Broken | None]:
+        return 0, self.oracle.dma(*operation[1:])
+
+    def _remove(self, operation: Op) -> tuple[int, Broken | None]:
+        target = self.target
+        gfn = target.number(operation[1])
+        result = target.xen.remove_page(target.bed.dom0, gfn)
+        return result, self.oracle.judge_removal(gfn, result)
+
+    def _fail(self, operation: Op) -> tuple[int, Broken | None]:
+        self.target.fail(operation[1])
+        return 0, None
+
+    def _preempt(self, operation: Op) -> tuple[int, Broken | None]:
+        self.target.preempt(operation[1])
+        return 0, None
+
+    # ---------------------------------------------------------------------------------------------------- programs
+
+    def run(
+        self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
+    ) -> Finding | None:
+        """Run a program from the start; the first clause that breaks.
+
+        State is swept after the last operation, and after every one from number ``sweep_from`` on.
+        ``told`` collects what each operation answered.  ``full`` is
+        the depth of the last sweep.  ``ProgramError`` for an operation that the bench's version cannot express.
+        """
+        target, oracle, steps, coverage = self.target, self.oracle, self._steps, self.coverage
+        target.reset()
+        oracle.reset()
+        result = 0
+        broken: Broken | None = None
+        k = -1
+        try:
+            for k, operation in enumerate(ops):
+                verb: str = operation[0]
+                oracle.before()
+                result, broken = steps[verb](operation)
+                coverage[verb, result] += 1
+                if told is not None:
+                    told.append(errno_name(result))
+                if broken is None and sweep_from is not None and k >= sweep_from:
+                    broken = oracle.sweep()
+                if broken is not None:
+                    break
+            else:
+                broken = oracle.sweep(full)
+        except XenBug as bug:
+            broken, errno = Broken("xen-bug", str(bug)), "XenBug"
+        except (ProgramError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # whatever it is, it is the finding
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            broken = Broken("exception", f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})")
+            errno = type(error).__name__
+        else:
+            errno = errno_name(result)
+        self.ops += k + 1
+        if broken is None:
+            return None
+        return Finding(Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno)
+
+    def locate(self, ops: tuple[Op, ...]) -> Finding | None:
+        """Like :meth:`run`; a finding of the sweep is traced to the first operation after which it can be seen."""
+        found = self.run(ops)
+        if found is None or not _swept(found.clause):
+            return found
+        low, high = 0, len(found.program.ops)  # clean after low operations, broken after high
+        while high - low > 1:
+            middle = (low + high) // 2
+            earlier = self.run(ops[:middle])
+            if earlier is None:
+                low = middle
+            else:
+                found, high = earlier, len(earlier.program.ops)
+        return found
+
+
+def _swept(clause: str) -> bool:
+    return clause in ("tree", "superpage") or clause.startswith("invariant:")
+
+
+def replay(program: Program, sabotage: Callable[[TestBed], None] | None = None) -> Finding | None:
+    """Run a program by itself on a fresh test bed, densely swept."""
+    return Runner(program.bench, sabotage).run(program.ops, sweep_from=0)
+
+
+def story(program: Program, sabotage: Callable[[TestBed], None] | None = None) -> list[str]:
+    """Every operation of a program with what it answered, and at the end what is wrong."""
+    runner = Runner(program.bench, sabotage)
+    answers: list[str] = []
+    found = runner.run(program.ops, sweep_from=0, told=answers)
+    lines = [f"{format_op(operation)}  # {answer}" for operation, answer in zip(program.ops, answers)]
+    if found is not None:
+        lines.append(f"# broken after {format_op(found.program.ops[-1])}: {found.clause}: {found.what}")
+    return lines
