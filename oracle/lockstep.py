@@ -94,6 +94,8 @@ class Deviation:
     reason: str
     evidence: str
     excuses: Callable[[Access], bool]
+    fixed_in: int = 1 << 30
+    """Major version of the model that no longer has it."""
 
 
 @dataclass(frozen=True, slots=True)

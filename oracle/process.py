@@ -8,7 +8,9 @@ needs no cooperation from a program that was killed.
 import atexit
 import contextlib
 import ctypes
+import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +43,14 @@ def find_program(names: Sequence[str], package: str, variable: str) -> str:
         if found is not None:
             return found
     raise ModelMissing(f"{names[0]} is missing; install the package {package} (apt-get install {package})")
+
+
+@functools.cache
+def major_version(program: str) -> int:
+    """The first number that a program's ``--version`` prints; 0 if it prints none."""
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"(\d+)\.\d+", said)
+    return int(found[1]) if found else 0
 
 
 def _dies_with(parent: int) -> Callable[[], None]:

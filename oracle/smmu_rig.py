@@ -28,6 +28,7 @@ from oracle.device_rig import DeviceRig, Wanted
 from oracle.dma_probe import Mailbox
 from oracle.intent import Range
 from oracle.lockstep import Lockstep
+from oracle.process import major_version
 from oracle.qemu_smmu import EVENTQ_PROD, QemuSmmuUnit
 from oracle.qemu_virt import RAM_START, Virt, program, stages
 from oracle.smmu_deviations import DEVIATIONS, as_seen, comparable_record, leaf_output, meaningless_bits
@@ -99,6 +100,7 @@ class SmmuRig(DeviceRig):
     def _assemble(self, stage: int, bits: int, linear: bool) -> None:
         memory = self.virt.ram.memory
         self._stage = stage
+        version = self._version = major_version(program())
 
         def identify(offset: int, value: int) -> int:
             if offset == _IDR0:
@@ -115,13 +117,13 @@ class SmmuRig(DeviceRig):
         unit = Lockstep(
             ours,
             self.model,
-            DEVIATIONS,
+            [deviation for deviation in DEVIATIONS if version < deviation.fixed_in],
             EVENT_NAMES,
             self._discard,
             {_CMDQ_PROD: ((_CMDQ_CONS, 4), (_GERROR, 4))},
             meaningless_bits(self.model.read(_GBPA, 4) != 0, lambda: bool((words[_GERROR] ^ words[_GERRORN]) & 1)),
             comparable_record,
-            lambda walk: as_seen(memory, ours, walk),
+            lambda walk: as_seen(memory, ours, version, walk),
         )
         bus = SystemBus(memory)
         bus.map(UNIT_BASE, unit.register_size, unit)
@@ -203,7 +205,7 @@ class SmmuRig(DeviceRig):
         super().access(which, iova, write)
 
     def goals(self, walk: Walk) -> list[int]:
-        blind = as_seen(self.memory, self.ours, walk)
+        blind = as_seen(self.memory, self.ours, self._version, walk)
         ends = (walk.maddr, leaf_output(walk), blind.walk.maddr if blind is not None else None)
         return [goal for goal in ends if goal is not None]
 
