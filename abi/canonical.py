@@ -68,6 +68,14 @@ CANONICAL: Final[Mapping[str, tuple[CanonicalField, ...]]] = MappingProxyType(
         "attach_pasid": (_CTX, *_DEVICE, _field("pasid")),
         "detach_pasid": (*_DEVICE, _field("pasid")),
         "flush_pages": (_CTX, _field("dfn"), _PGSIZE, _NR_PAGES),
+        "reserved_device_memory_map": (
+            _field("flags"),
+            _field("nr_entries", out=True),
+            _field("buffer"),
+            _field("segment", "seg", "dev.pci.seg", "dev.seg"),
+            _field("bus", "dev.pci.bus", "dev.bus"),
+            _field("devfn", "dev.pci.devfn", "dev.devfn"),
+        ),
         # XenServer's interface shares an ancestor with the others, not its arguments.
         "query_caps": (_field("flags", out=True), _STATUS, _field("offset", out=True)),
         "map_page": (_field("flags"), _STATUS, _field("bfn"), _field("gfn")),

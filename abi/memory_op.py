@@ -13,7 +13,7 @@ from typing import Final
 
 from abi.declare import IN, INOUT, OUT, PCI_DEVICE, c_struct, case, handle, pfn, tagged_union, u32, ulong
 from abi.errno import ENOBUFS, ERANGE
-from abi.model import Constant
+from abi.model import Constant, CopyBack, SubOp, subop
 
 MEMORY_OP: Final = 12
 XENMEM_RESERVED_DEVICE_MEMORY_MAP: Final = 27
@@ -39,6 +39,15 @@ CONSTANTS: Final = (
     Constant("XENMEM_RDM_ALL", XENMEM_RDM_ALL, "map", "every device's ranges; dev is ignored"),
 )
 STRUCTS: Final = (ENTRY, MAP)
+SUBOP: Final[SubOp] = subop(
+    "reserved_device_memory_map",
+    XENMEM_RESERVED_DEVICE_MEMORY_MAP,
+    "XENMEM_reserved_device_memory_map",
+    MAP,
+    copied_back=CopyBack.ALWAYS,
+    case="pci",
+    doc="sub-op of memory_op: which device frames firmware has reserved",
+)
 
 PROMISES: Final = ((ERANGE, ENOBUFS),)
 """(promised by the comment, given) for too few slots."""

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from abi import memory_op
 from abi.codec import Codec
 from abi.model import Abi, SubOp
 
@@ -23,6 +24,7 @@ class Reading:
 _GROUPS = {
     "map_pages": "map",
     "map_page": "map",
+    "reserved_device_memory_map": "map",
     "map_foreign_page": "map",
     "alloc_context": "alloc",
     "free_context": "free",
@@ -69,7 +71,8 @@ def constants_for(abi: Abi, row: SubOp, field: str) -> dict[str, int]:
         groups = {"context"}
     else:
         return {}
-    return {c.name: c.value for c in abi.constants if c.group in groups}
+    constants = memory_op.CONSTANTS if row is memory_op.SUBOP else abi.constants
+    return {c.name: c.value for c in constants if c.group in groups}
 
 
 _FLAGS = ("flags", "map_flags", "alloc_flags", "free_flags")

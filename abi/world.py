@@ -45,7 +45,6 @@ class Device:
     """The context that it is in; ``None``: none yet."""
     reserved: tuple[tuple[int, int], ...] = ()
     """Device frames that firmware reserves for it (RMRR): first and last of each range."""
-    bridge: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from abi import versions
+from abi import memory_op, versions
 from abi.declare import ARCHES
 from abi.model import Abi, SubOp
 
@@ -66,6 +66,8 @@ def subop_called(abi: Abi, name: str) -> SubOp:
     for subop in abi.subops.values():
         if name in (subop.name, subop.c_name, str(subop.number)) or name == subop.c_name.partition("_")[2]:
             return subop
+    if name in (memory_op.SUBOP.name, memory_op.SUBOP.c_name) and abi.has("reattach_device"):
+        return memory_op.SUBOP
     known = ", ".join(f"{s.number} {s.name}" for s in abi.subops.values())
     raise AbiUsageError(f"{abi.name} has no sub-op {name!r}; it has {known}")
 

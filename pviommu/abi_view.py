@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from abi import diagram, versions
+from abi import diagram, memory_op, versions
 from abi.check import AGREES, DIFFERS, EXTRA, MISSING, NAMED_HOLE, Item, Report
 from abi.codec import Codec
 from abi.conditions import CONDITIONS
@@ -121,7 +121,8 @@ def _on_i386(abi: Abi, layout: Layout) -> int:
     """The struct's size on i386 if anything in it lies elsewhere there, else 0."""
     if layout.arch == "i386":
         return 0
-    small = place(next(s for s in abi.structs if s.tag == layout.tag), ARCHES["i386"])
+    declared = (*abi.structs, *memory_op.STRUCTS)
+    small = place(next(s for s in declared if s.tag == layout.tag), ARCHES["i386"])
     there = {m.path: m.offset for m in small.members}
     same = small.size == layout.size and all(there[m.path] == m.offset for m in layout.members)
     return 0 if same else small.size
@@ -148,7 +149,7 @@ def _members(layout: Layout) -> Table:
 
 
 def _end(layout: Layout, case: str) -> str:
-    return "not used by this sub-op" if case else "hole at the end"
+    return "not used by this alternative" if case else "hole at the end"
 
 
 def _print_subop(out: Console, row: SubOp) -> None:

@@ -206,6 +206,15 @@ def test_errors_tell_what_the_posted_code_does_instead():
     assert {"F4", "F5"} <= {row["defect"] for row in found}
 
 
+def test_the_reserved_memory_map_is_reached_by_its_name():
+    name = "XENMEM_reserved_device_memory_map"
+    assert "nr_entries" in run("show", "v7", "--subop", name)
+    raw = run("encode", "v7", name, "flags=XENMEM_RDM_ALL", "nr_entries=4").strip()
+    assert raw.startswith("0100000004000000") and len(raw) == 48
+    assert run_json("decode", "v7", name, raw)["canonical"]["nr_entries"] == 4
+    assert "has no sub-op" in refused("show", "A-new", "--subop", name)
+
+
 def test_decode_points_at_holes_and_unknown_flags():
     output = run("decode", "v7", "alloc_context", "0100 0100 ff000000")
     assert "(hole)" in output and "0xfe (no name)" in output and "IOMMU_ALLOC_identity" in output

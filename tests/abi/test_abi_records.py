@@ -77,7 +77,7 @@ def chance(record, name):
 def dom0():
     base = RUNS["F"][0]
     identity = {base + n: Leaf(base + n, READ | WRITE) for n in range(128)}
-    devices = {sbdf: Device(bridge=sbdf in BRIDGES) for sbdf in ENDPOINTS + BRIDGES}
+    devices = {sbdf: Device() for sbdf in ENDPOINTS + BRIDGES}
     return domain_for("v3", contexts={0: Context(identity)}, devices=devices, frames=Frames())
 
 
