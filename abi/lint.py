@@ -4,7 +4,8 @@
 A rule is a function over a :class:`Subject` that yields places and problems.  Rules look at declarations, tables and
 facts, never at a version's name, so a version that mended something no longer has the finding, and a new version gets
 whatever it deserves.  The rules are in :mod:`abi.lint_header` (what the header says), :mod:`abi.lint_contract` (what is
-answered) and :mod:`abi.lint_posting` (hypervisor and Linux driver of the same posting).
+answered), :mod:`abi.lint_lifecycle` (what a call leaves behind), and :mod:`abi.lint_posting` (hypervisor and Linux
+driver of the same posting).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -86,9 +87,9 @@ def rule(name: str, scope: str, severity: str, asked: str, mend: str) -> Callabl
 
 def rules() -> Mapping[str, Rule]:
     """Every rule by name, in the order of the scopes."""
-    from abi import lint_contract, lint_header, lint_posting
+    from abi import lint_contract, lint_header, lint_lifecycle, lint_posting
 
-    assert lint_contract and lint_header and lint_posting
+    assert lint_contract and lint_header and lint_lifecycle and lint_posting
     return {r.name: r for scope in SCOPES for r in _RULES.values() if r.scope == scope}
 
 

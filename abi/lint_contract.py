@@ -19,7 +19,7 @@ def _conditions(contract: Contract, subop: str) -> set[str]:
     return {row.condition for row in contract.tables.get(subop, ())}
 
 
-def _answered(s: Subject) -> Iterator[tuple[SubOp, set[str]]]:
+def answered(s: Subject) -> Iterator[tuple[SubOp, set[str]]]:
     """Implemented sub-ops with the conditions that they test, where the contract is known."""
     if s.contract is not None and s.abi.convention is not Convention.BATCH:
         for row in s.abi.subops.values():
@@ -36,7 +36,7 @@ def _answered(s: Subject) -> Iterator[tuple[SubOp, set[str]]]:
 )
 def reserved_unchecked(s: Subject) -> Iterator[tuple[str, str]]:
     """Reserved bytes and unknown flag bits that nobody checks."""
-    for row, tested in _answered(s):
+    for row, tested in answered(s):
         codec = row.codec
         if codec is None or not row.copied_in:
             continue
@@ -124,7 +124,7 @@ def stale_out(s: Subject) -> Iterator[tuple[str, str]]:
 )
 def errno_differs(s: Subject) -> Iterator[tuple[str, str]]:
     """An error code that is not the one that the header's comment promises."""
-    for row, tested in _answered(s):
+    for row, tested in answered(s):
         assert s.contract is not None
         for promise in row.promises:
             given = [r.errno for r in s.contract.table(row.name) if r.condition == promise.condition]
@@ -153,7 +153,7 @@ def errno_differs(s: Subject) -> Iterator[tuple[str, str]]:
 def declared_but_ignored(s: Subject) -> Iterator[tuple[str, str]]:
     """A size, PASID or feature flag that the struct takes and nobody looks at."""
     watched = {"pgsize": "bad-pgsize", "pasid": "pasid"}
-    for row, tested in _answered(s):
+    for row, tested in answered(s):
         if row.codec is None:
             continue
         for field, condition in watched.items():
@@ -185,7 +185,7 @@ def usability_ambiguous(s: Subject) -> Iterator[tuple[str, str]]:
         yield f"-{code}", "stands for: " + "; ".join(s.contract.usability)
     others = [
         f"{row.name}: {CONDITIONS[r.condition]}"
-        for row, _ in _answered(s)
+        for row, _ in answered(s)
         for r in s.contract.table(row.name)
         if r.errno == s.abi.errno_unusable and r.condition not in ("unusable", "not-privileged", "target-unusable")
     ]
@@ -206,7 +206,7 @@ def privilege_hard_coded(s: Subject) -> Iterator[tuple[str, str]]:
         return
     if any("hardware domain" in cause for cause in s.contract.usability):
         yield "every sub-op", "only the hardware domain may call; no policy is asked"
-    for row, tested in _answered(s):
+    for row, tested in answered(s):
         if "not-privileged" in tested:
             yield row.name, "only the hardware domain may; no policy is asked"
 
@@ -264,7 +264,7 @@ def partial_undocumented(s: Subject) -> Iterator[tuple[str, str]]:
 )
 def unmap_can_fail(s: Subject) -> Iterator[tuple[str, str]]:
     """An unmap that allocates, and so can fail for want of memory."""
-    for row, tested in _answered(s):
+    for row, tested in answered(s):
         if row.name == "unmap_pages" and "no-split-memory" in tested:
             yield row.name, "-ENOMEM when a superpage has to be split; callers free the pages all the same"
 
@@ -278,7 +278,7 @@ def unmap_can_fail(s: Subject) -> Iterator[tuple[str, str]]:
 )
 def default_context_writable(s: Subject) -> Iterator[tuple[str, str]]:
     """The default context, which the hypervisor owns, can be mapped into and unmapped from."""
-    for row, tested in _answered(s):
+    for row, tested in answered(s):
         if row.name in ("map_pages", "unmap_pages") and "default-context" not in tested:
             yield row.name, "accepts context 0: removes the guest's identity mapping and a reference never taken"
 
@@ -297,112 +297,3 @@ def tools_only_dependency(s: Subject) -> Iterator[tuple[str, str]]:
             "reserved regions",
             "a guest can learn them only from XENMEM_reserved_device_memory_map, which is for tools and not stable",
         )
-
-
-@rule(
-    "separate-init",
-    "contract",
-    "note",
-    "Frediano Ziglio on v6",
-    "do what init does on the first alloc_context, with defaults from the domain's configuration",
-)
-def separate_init(s: Subject) -> Iterator[tuple[str, str]]:
-    """A set-up call that every guest has to make first and can get wrong once."""
-    if s.abi.has("init"):
-        yield "init", "nothing works before it, and there is no second try"
-
-
-@rule(
-    "init-falls-through",
-    "contract",
-    "error",
-    "defect A2",
-    "end init's case; a table of handlers cannot lose a break",
-)
-def init_falls_through(s: Subject) -> Iterator[tuple[str, str]]:
-    """init goes on into alloc_context on the same bytes."""
-    if s.contract is not None and s.contract.init_alters:
-        yield "init", "allocates a context on the same bytes, writes its number over max_ctx_no and answers for it"
-
-
-@rule(
-    "count-wraps",
-    "contract",
-    "error",
-    "defect A3",
-    "refuse every count that does not fit the field that keeps it",
-)
-def count_wraps(s: Subject) -> Iterator[tuple[str, str]]:
-    """A count from the guest that is cut to 16 bits."""
-    if s.contract is not None and s.contract.init_wraps:
-        yield "init, max_ctx_no", "0xffff stops the hypervisor, even after init; 0x10000 means no contexts for ever"
-
-
-@rule(
-    "refusal-poisons",
-    "contract",
-    "error",
-    "defects C2, C8",
-    "change nothing on a path that refuses",
-)
-def refusal_poisons(s: Subject) -> Iterator[tuple[str, str]]:
-    """A refused call that leaves the object unusable."""
-    if s.contract is not None and s.contract.refusal_marks:
-        yield "free_context", "after -EBUSY nothing can be attached to the context any more"
-    if s.contract is not None and s.contract.init_sticks:
-        yield "init", "after -ENOMEM there is no second try"
-
-
-@rule(
-    "no-access-accepted",
-    "contract",
-    "warning",
-    "defect H1",
-    "refuse a mapping that is neither readable nor writeable",
-)
-def no_access_accepted(s: Subject) -> Iterator[tuple[str, str]]:
-    """A map without any permission counts as done and maps nothing."""
-    for row, tested in _answered(s):
-        if row.name == "map_pages" and "no-access" not in tested:
-            yield row.name, "without readable and writeable: success, mapped counts it, nothing is mapped"
-
-
-@rule(
-    "range-unchecked",
-    "contract",
-    "error",
-    "defect H2",
-    "refuse a range that ends beyond max_iova_addr",
-)
-def range_unchecked(s: Subject) -> Iterator[tuple[str, str]]:
-    """Device frames beyond the reported limit are accepted and alias lower ones."""
-    for row, tested in _answered(s):
-        if row.name in ("map_pages", "unmap_pages") and "out-of-range" not in tested:
-            yield f"{row.name}, dfn", "not held against max_iova_addr; high bits are dropped"
-
-
-@rule(
-    "reserved-range-entered",
-    "contract",
-    "error",
-    "defects D1, D2",
-    "test every device frame of the range, not the first one",
-)
-def reserved_range_entered(s: Subject) -> Iterator[tuple[str, str]]:
-    """The check for reserved regions looks at the first page only."""
-    if s.contract is not None:
-        for name in sorted(s.contract.reserved_once):
-            yield name, "a range that enters a reserved region further on passes the check"
-
-
-@rule(
-    "silent-overwrite",
-    "contract",
-    "error",
-    "defect D5; Robin Murphy on the Linux driver v2 (quietly replaced entries)",
-    "fail the move with an error when something is mapped where the region has to go",
-)
-def silent_overwrite(s: Subject) -> Iterator[tuple[str, str]]:
-    """Attaching a device replaces what the guest mapped."""
-    if s.contract is not None and s.contract.overwrites:
-        yield "reattach_device", "the device's reserved regions replace mappings of the guest without a word"
