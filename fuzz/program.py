@@ -132,6 +132,8 @@ class Bench:
     """Decides where the guest's pages lie."""
     iotlb: int | None = None
     """Entries that the IOTLB keeps; ``None``: every one until it is invalidated."""
+    defects: str = ""
+    """Ids of catalogued defects to switch on, joined by commas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,7 @@ def _parse_bench(words: list[str]) -> Bench:
         name, equals, text = word.partition("=")
         if not equals or name not in known or name in values:
             raise ProgramError(f"{word!r} is not one of {', '.join(sorted(known))}=value, each once")
-        if name in ("backend", "profile", "guest"):
+        if name in ("backend", "profile", "guest", "defects"):
             values[name] = text
         else:
             values[name] = None if text == "none" and name in ("contexts", "iotlb") else _number(text)

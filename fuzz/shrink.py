@@ -83,7 +83,7 @@ def _plainer(kind: str, value: Value, default: Value | None) -> Iterator[Value]:
     if isinstance(value, tuple):
         space, number = value
         for plain in (8, number // 512 * 512, number - 1):
-            if 0 <= plain < number:
+            if 8 <= plain < number:  # those below hold arguments
                 yield (space, plain)
     elif isinstance(value, bytes):
         for k in range(len(value)):

@@ -68,6 +68,7 @@ class Target:
                 seed=bench.seed,
                 iotlb_capacity=bench.iotlb,
                 rmrrs=(RMRR,),
+                defects=tuple(filter(None, bench.defects.split(","))),
             )
             self.bed: Final = build(config)
         except ValueError as error:

@@ -6,7 +6,7 @@ import typer
 from pviommu.abi_cli import app as abi_app
 from pviommu.defects_cli import app as defects_app
 from pviommu.driver_cli import app as driver_app
-from pviommu.fuzz_cli import fuzz, replay, shrink
+from pviommu.fuzz_cli import fuzz, hunt, replay, shrink
 from pviommu.golden_cli import golden
 from pviommu.oracle_cli import app as oracle_app
 from pviommu.run_cli import run
@@ -26,6 +26,7 @@ app.command()(walk)
 app.command()(dump)
 app.command()(golden)
 app.command()(fuzz)
+app.command()(hunt)
 app.command()(replay)
 app.command()(shrink)
 app.add_typer(abi_app, name="abi")

@@ -119,6 +119,29 @@ def shrink(file: ProgramFile) -> None:
     raise typer.Exit(1)
 
 
+def hunt(
+    time: Annotated[float, typer.Option(min=0.1, help="Seconds for each defect at most.")] = 60.0,
+    seed: Seed = 0,
+    defect: Annotated[list[str] | None, typer.Option(help="Only this defect; may be repeated.")] = None,
+) -> None:
+    """Switch every catalogued defect on alone in a fixed profile and see how soon it is found.
+
+    Exit status 1 if one is not.
+    """
+    from fuzz.hunt import hunt as look
+    from hypervisor.defects.catalogue import DEFECTS
+
+    unknown = [name for name in defect or [] if name not in DEFECTS]
+    if unknown:
+        raise UsageError(f"unknown defect {unknown[0]!r}; there are: {', '.join(DEFECTS)}")
+    missed = 0
+    for result in look(defect or [], time, seed):
+        missed += not result.clause
+        said = f"{result.length} operations, {result.clause}" if result.clause else "not found"
+        print(f"{result.defect}: {result.seconds:.1f} s, {result.programs} programs, {result.ops} operations: {said}")
+    raise typer.Exit(1 if missed else 0)
+
+
 def _read(file: Path) -> "Program":
     from fuzz.program import ProgramError, parse
 
