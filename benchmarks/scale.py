@@ -200,10 +200,12 @@ def growth(backend: str, size: Size, small: Size = SMALL) -> Iterator[tuple[str,
 
 
 def figures(seconds: float, lean: Lean) -> Iterator[Figure]:
-    """A million mappings take minutes; a measurement of less than a second makes do with a tenth."""
+    """A million mappings take minutes; a measurement of less than a second makes do with a tenth of everything."""
     for backend in BACKENDS:
-        for size, title in ((DEEP, "one context"), (WIDE, "1,000 contexts, 4,096 devices, 16 units")):
-            mappings = size.mappings if seconds >= 1 else size.mappings // 10
-            for what, ratio, middle in growth(backend, size._replace(mappings=mappings)):
-                name = f"{backend}, {mappings:,} in {title}: {what}"
+        for size in (DEEP, WIDE):
+            if seconds < 1:
+                contexts, devices = max(1, size.contexts // 10), max(1, size.devices // 10)
+                size = size._replace(mappings=size.mappings // 10, contexts=contexts, devices=devices)
+            for what, ratio, middle in growth(backend, size):
+                name = f"{backend}, {size.mappings:,} in {size.contexts:,} contexts, {size.devices:,} devices: {what}"
                 yield Figure("scale", name, "x", ratio, middle, BAR)
