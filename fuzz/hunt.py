@@ -8,6 +8,7 @@ from time import monotonic
 from fuzz.engines.swarm import Swarm, benches
 from fuzz.shrink import Shrinker
 from hypervisor.defects.catalogue import DEFECTS
+from testbed.defects.run import profile_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def hunt(only: list[str], seconds: float, seed: int) -> Iterator[Hunt]:
     """Look for each of the defects ``only`` (none: all of the catalogue), ``seconds`` for each at most."""
     for name in only or list(DEFECTS):
         defect = DEFECTS[name]
-        profile = "v3-fixed" if "v7" not in defect.versions else "v7-fixed"
+        profile = profile_for(defect)
         over = [replace(bench, defects=name) for backend in defect.backends for bench in benches(backend, profile)]
         start = monotonic()
         swarm = Swarm(over, seed)

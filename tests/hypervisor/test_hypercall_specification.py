@@ -67,10 +67,7 @@ def specified(caller: Caller) -> Domain:
     return Domain(
         initialized=iommu.initialised,
         max_ctx_no=iommu.limit,
-        devices={
-            sbdf: Device(0, tuple(device.reserved), not device.translated)
-            for sbdf, device in caller.dom0.devices.items()
-        },
+        devices={sbdf: Device(0, tuple(device.reserved)) for sbdf, device in caller.dom0.devices.items()},
         frames=Frames(caller),
         max_iova_addr=caller.xen.backend.max_iova,
         cap_flags=caps["cap_flags"],
