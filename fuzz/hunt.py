@@ -7,8 +7,8 @@ from time import monotonic
 
 from fuzz.engines.swarm import Swarm, benches
 from fuzz.shrink import Shrinker
+from hypervisor import profile as profiles
 from hypervisor.defects.catalogue import DEFECTS
-from testbed.defects.run import profile_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,10 @@ class Hunt:
 
 def hunt(only: list[str], seconds: float, seed: int) -> Iterator[Hunt]:
     """Look for each of the defects ``only`` (none: all of the catalogue), ``seconds`` for each at most."""
+    newest = profiles.get("v7-fixed").abi.name
     for name in only or list(DEFECTS):
         defect = DEFECTS[name]
-        profile = profile_for(defect)
+        profile = "v7-fixed" if newest in defect.versions else "v3-fixed"
         over = [replace(bench, defects=name) for backend in defect.backends for bench in benches(backend, profile)]
         start = monotonic()
         swarm = Swarm(over, seed)
