@@ -60,7 +60,11 @@ def _run() -> int:
     except typer.Abort:
         return INTERRUPTED
     except TyperException as error:
-        _complain(error.format_message())
+        message = error.format_message().replace("Value error, ", "")
+        if message.startswith("Usage:"):  # a command group without a command: its help
+            print(message, file=sys.stderr)
+        else:
+            _complain(message)
         return USAGE
     except (KeyboardInterrupt, OSError):
         raise
