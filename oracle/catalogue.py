@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from oracle import cpu_oracle, smmu_oracle, vtd_oracle
+from oracle import cpu_oracle, golden, smmu_oracle, vtd_oracle
 from oracle.campaign import ProgramOracle, replay, run
 from oracle.outcome import Outcome
 from oracle.process import ModelMissing, find_program
@@ -73,5 +73,6 @@ CATALOGUE: Final = {
             "stage 2: our SMMUv3 driver's tables and our walk against QEMU's Arm processor",
             qemu_arm,
         ),
+        Entry("golden", "words that a real Xen wrote against what our drivers write", lambda: "", golden.run),
     )
 }

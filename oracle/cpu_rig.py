@@ -122,6 +122,7 @@ class CpuRig:
         sid = context.devices[0].sbdf & 0xFFFF
         regime = self._regime(sid)
         if regime is None:
+            self._differ(f"context {number}", "has devices", "their stream table entries do not translate with stage 2")
             return
         table = context.table
         assert table is not None

@@ -17,6 +17,9 @@ from machine.memory import PhysicalMemory
 from oracle.lockstep import Difference, Lockstep, Verdict, show
 from oracle.software import Software
 
+SOFTWARE_STEP: Final = "a step of software"
+"""What a difference says that comes from a driver which reports a failure."""
+
 
 class Wanted(NamedTuple):
     """What has to become of an access: the address it reaches, or the reasons for which it may be blocked."""
@@ -65,6 +68,8 @@ class DeviceRig:
             "restore": self.restore,
             "forget": self.forget,
         }
+        self.strayed = False
+        """The model ever let an access through, or did not, against what software was asked for."""
         self._hazards: Final = tuple(hazards)
         self._flips: dict[int, int] = {}
         """Bits that are flipped at the moment, by word index."""
@@ -99,6 +104,9 @@ class DeviceRig:
                 self.restore()
                 self.forget()
             action(*arguments)
+            for failure in self.software.failures:
+                self.differences.append(Difference(SOFTWARE_STEP, "confirmed by hardware", failure))
+            self.software.failures.clear()
 
         return step
 
@@ -160,6 +168,9 @@ class DeviceRig:
         access = self.unit.access(sid, iova, write, walk)
         if self._trusted:
             wanted = self.wanted(self.devices[which], iova, write)
+            self.strayed = self.strayed or (
+                wanted.maddr is not None if isinstance(access.model, Fault) else access.model != wanted.maddr
+            )
             got = access.ours if self.unit.verdict is Verdict.EXCUSED else access.model
             if not wanted.fits(got):
                 self.differences.append(Difference(f"{access}, as software was asked", str(wanted), show(got), access))

@@ -7,7 +7,7 @@ model's answer, so that a run shows what a machine with that model inside would 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
@@ -284,15 +284,29 @@ class Lockstep:
         if self._is_fresh(access):
             tally.refreshed += 1
             return Verdict.FRESH
-        if access.blind is not None and self._fits(theirs, access.blind.walk):
-            tally.excused[access.blind.name] = tally.excused.get(access.blind.name, 0) + 1
+        excuse = self._excuse(access)
+        if excuse is not None:
+            tally.excused[excuse] = tally.excused.get(excuse, 0) + 1
             return Verdict.EXCUSED
-        for deviation in self._deviations:
-            if deviation.excuses(access):
-                tally.excused[deviation.name] = tally.excused.get(deviation.name, 0) + 1
-                return Verdict.EXCUSED
         self.differences.append(Difference(str(access), show(mine), show(theirs), access))
         return Verdict.DIFFERENT
+
+    def _excuse(self, access: Access) -> str | None:
+        """The name of the deviation that explains an access, if one does."""
+        candidates = [access]
+        if access.blind is not None:
+            walk = access.blind.walk
+            if self._fits(access.model, walk):
+                return access.blind.name
+            code = next((number for number, name in self._names.items() if name == walk.blocked), None)
+            if code is not None:  # another deviation may show in what the model sees
+                fault = Fault(self.ours.name, access.sid, access.iova, access.write, code, self._names[code])
+                candidates.append(replace(access, ours=fault, walk=walk))
+        for candidate in candidates:
+            for deviation in self._deviations:
+                if deviation.excuses(candidate):
+                    return deviation.name
+        return None
 
     def _is_fresh(self, access: Access) -> bool:
         """Whether the model answered what memory says now; every cache may forget, so that is always right."""

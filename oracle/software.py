@@ -31,6 +31,8 @@ class Software:
         self.devices: Final = tuple(devices)
         self.contexts: Final[dict[int, IommuContext]] = {}
         self.intents: Final[dict[int, Intent]] = {}
+        self.failures: Final[list[str]] = []
+        """What the driver reported as failed: hardware did not confirm something."""
         self._dom0: Final = xen.create_domain(0, hardware=True, pv=True, iommu=False)
         self._fixed: Final = fixed
         self._moved: Final = moved
@@ -56,7 +58,7 @@ class Software:
         changes = Changes()
         assert context.table is not None
         context.table.empty_some(1 << 30, changes)
-        self.xen.finish_teardown_pass(self._dom0, context, changes)
+        self._note(self.xen.finish_teardown_pass(self._dom0, context, changes), f"free {number}")
         self.xen.backend.context_release(context)
 
     def attach(self, which: int, number: int) -> None:
@@ -65,7 +67,9 @@ class Software:
         if context is None or which >= len(self.devices):
             return
         device = self.devices[which]
-        if device.context is context or self.xen.backend.attach(device, context):
+        if device.context is context or self._note(
+            self.xen.backend.attach(device, context), f"attach {which} {number}"
+        ):
             return
         if device.context is not None:
             device.context.devices.remove(device)
@@ -81,7 +85,7 @@ class Software:
     def _detach(self, device: PciDevice) -> None:
         if device.context is None:
             return
-        self.xen.backend.detach(device)
+        self._note(self.xen.backend.detach(device), f"detach {device.function}")
         device.context.devices.remove(device)
         device.context = None
         self._moved(device)
@@ -98,7 +102,8 @@ class Software:
         changes = Changes()
         done, _ = table.map(new.dfn, new.mfn, new.pages, table.format.permission[new.permission], changes)
         self.intents[context.number].add(new.dfn, new.mfn, done, new.permission)
-        self.xen.finish_pass(self._dom0, context, new.dfn, max(done, 1), changes)
+        error = self.xen.finish_pass(self._dom0, context, new.dfn, max(done, 1), changes)
+        self._note(error, f"map {new.dfn:#x} in {context.number}")
 
     def unmap(self, number: int, dfn: int, pages: int) -> None:
         """Unmap ``pages`` pages, up to the first that is not mapped."""
@@ -112,4 +117,10 @@ class Software:
         changes = Changes()
         done, _ = context.table.unmap(dfn, pages, changes)
         self.intents[number].remove(dfn, done)
-        self.xen.finish_pass(self._dom0, context, dfn, max(done, 1), changes)
+        error = self.xen.finish_pass(self._dom0, context, dfn, max(done, 1), changes)
+        self._note(error, f"unmap {dfn:#x} in {number}")
+
+    def _note(self, error: int, what: str) -> int:
+        if error:
+            self.failures.append(f"{what}: errno {-error}")
+        return error

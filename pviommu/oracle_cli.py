@@ -68,6 +68,25 @@ def run_oracle(
     raise typer.Exit(1 if outcome.findings else 0)
 
 
+@app.command("guards")
+def guards(as_json: Json = False) -> None:
+    """Plant a wrong bit in every field that our drivers write, and show which oracle notices which.
+
+    Exit status 1 if one goes unnoticed.
+    """
+    from oracle.guards import notice, plants, table
+
+    rows = [(plant, notice(plant)) for plant in plants()]
+    unguarded = [plant for plant, row in rows if not any(row.values())]
+    if as_json:
+        print(json.dumps([{"structure": p.structure, "field": p.field, "noticed": row} for p, row in rows], indent=2))
+    else:
+        print(table(rows))
+    for plant in unguarded:
+        print(f"pviommu: nobody notices {plant}", file=sys.stderr)
+    raise typer.Exit(1 if unguarded else 0)
+
+
 def _replay(entry: Entry, source: str) -> Outcome:
     if entry.replay is None:
         raise UsageError(f"{entry.name} runs no programs")
