@@ -5,12 +5,10 @@ No firmware runs: the "firmware" is three instructions that put the processor to
 devices their addresses through PCI configuration space.
 """
 
-import os
 from typing import Final
 
 from oracle import process
-from oracle.edu import Edu, plug_in
-from oracle.qtest import Qtest, image
+from oracle.edu_machine import EduMachine
 from oracle.shared_ram import SharedRam
 
 RAM_SIZE: Final = 0x8800_0000
@@ -18,7 +16,6 @@ RAM_SIZE: Final = 0x8800_0000
 IOMMU_BASE: Final = 0xFED9_0000
 FIRST_SLOT: Final = 3
 FIRST_BAR: Final = 0xE000_0000
-BAR_STEP: Final = 0x10_0000
 NOT_RAM: Final = range(0xA_0000, 0x10_0000)
 """Machine addresses below 1 MiB that are not RAM in a PC."""
 
@@ -28,50 +25,23 @@ _BIOS_SIZE: Final = 0x10000
 _PACKAGE: Final = "qemu-system-x86"
 
 
-class Pc:
+class Pc(EduMachine):
     """The machine, started.  ``iommu``: properties of the intel-iommu device; ``talk``: it prints what it does."""
 
     def __init__(self, iommu: str, devices: int, talk: bool = False) -> None:
         program = process.find_program(("qemu-system-x86_64",), _PACKAGE, "PVIOMMU_QEMU_X86_64")
-        self.ram: Final = SharedRam(RAM_SIZE)
-        firmware = image(bytes(_BIOS_SIZE - 16) + _SLEEP)
         arguments = [
             *("-machine", "q35,memory-backend=ram,sata=off,smbus=off,hpet=off,pit=off,usb=off"),
             *("-m", f"{RAM_SIZE >> 20}M"),
-            *("-accel", "tcg", "-icount", "shift=0,sleep=off,align=off"),
-            *("-bios", f"/proc/{os.getpid()}/fd/{firmware}"),
             *("-device", f"intel-iommu,intremap=off,{iommu}"),
         ]
         if talk:
             arguments += ["-trace", "vtd_*"]
-        slots = range(FIRST_SLOT, FIRST_SLOT + devices)
-        for slot in slots:
-            arguments += ["-device", f"edu,addr={slot:02x}.0,dma_mask=0xffffffffffffffff"]
-        self.devices: Final[dict[int, Edu]] = {}
-        """By requester id."""
-        try:
-            self.connection: Final = Qtest(program, arguments, self.ram)
-        except BaseException:
-            self.ram.close()
-            raise
-        try:
-            for index, slot in enumerate(slots):
-                sid = slot << 3
-                bar = FIRST_BAR + index * BAR_STEP
-                self.devices[sid] = plug_in(self.connection, self._config, self.ram.memory, sid, index, bar)
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            os.close(firmware)
+        firmware = bytes(_BIOS_SIZE - 16) + _SLEEP
+        super().__init__(program, SharedRam(RAM_SIZE), firmware, arguments, FIRST_SLOT, devices, FIRST_BAR)
 
     def _config(self, sid: int, offset: int, value: int | None) -> int:
         """Configuration space through ports CF8h and CFCh."""
         select = f"outl 0xcf8 {0x8000_0000 | sid << 8 | offset:#x}\n"
         access = "inl 0xcfc\n" if value is None else f"outl 0xcfc {value:#x}\n"
         return self.connection.ask((select, access))[1]
-
-    def close(self) -> None:
-        """End the process and give its RAM back."""
-        self.connection.close()
-        self.ram.close()
