@@ -16,7 +16,8 @@ from queue import Empty
 from time import monotonic
 from typing import Any, Final
 
-from fuzz.engines.swarm import Swarm, benches
+from fuzz.engines.engine import Engine, make
+from fuzz.engines.swarm import benches
 from fuzz.oracle import CLAUSES
 from fuzz.program import Bench, parse
 from fuzz.run import Finding, Key, replay, story
@@ -107,12 +108,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _work(over: list[Bench], seed: int, seconds: float, max_ops: int | None, results: Any) -> None:
+def _work(name: str, over: list[Bench], seed: int, seconds: float, max_ops: int | None, results: Any) -> None:
     """One worker: fuzz, shrink what is new to it, report."""
-    swarm = Swarm(over, seed)
+    engine = make(name, over, seed)
     seen: set[Key] = set()
     reported = monotonic()
-    for hit in swarm.findings(seconds, max_ops):
+    for hit in engine.findings(seconds, max_ops):
         if hit is not None:
             runner, found = hit
             located = runner.locate(found.program.ops) or found
@@ -122,13 +123,13 @@ def _work(over: list[Bench], seed: int, seconds: float, max_ops: int | None, res
                 results.put(("finding", seed, (small.key, small.what, str(small.program))))
         if monotonic() - reported > REPORT_EVERY:
             reported = monotonic()
-            results.put(("progress", seed, _progress(swarm)))
-    results.put(("done", seed, _progress(swarm)))
+            results.put(("progress", seed, _progress(engine)))
+    results.put(("done", seed, _progress(engine)))
 
 
-def _progress(swarm: Swarm) -> tuple[int, int, int]:
-    covered = {pair for runner in swarm.runners for pair in runner.coverage}
-    return swarm.programs, swarm.ops, len(covered)
+def _progress(engine: Engine) -> tuple[int, int, int]:
+    covered = {pair for runner in engine.runners for pair in runner.coverage}
+    return engine.programs, engine.ops, len(covered)
 
 
 def run(
@@ -139,6 +140,7 @@ def run(
     seconds: float,
     jobs: int,
     seed: int,
+    engine: str = "swarm",
     stop_on_first: bool = False,
     max_ops: int | None = None,
     watch: Callable[[Progress], None] | None = None,
@@ -151,7 +153,7 @@ def run(
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     workers = {
-        base + k: context.Process(target=_work, args=(over, base + k, seconds, max_ops, results), daemon=True)
+        base + k: context.Process(target=_work, args=(engine, over, base + k, seconds, max_ops, results), daemon=True)
         for k in range(jobs)
     }
     start = monotonic()

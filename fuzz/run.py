@@ -84,6 +84,27 @@ class Runner:
 
     # ---------------------------------------------------------------------------------------------------- programs
 
+    def begin(self) -> None:
+        """Back to the start of a program."""
+        self.target.reset()
+        self.oracle.reset()
+
+    def step(self, operation: Op, sweep: bool = True) -> tuple[str, Broken | None]:
+        """One more operation after :meth:`begin`: what it answered, and the clause that it breaks."""
+        try:
+            self.oracle.before()
+            result, broken = self._steps[operation[0]](operation)
+            if broken is None and sweep:
+                broken = self.oracle.sweep()
+        except (ProgramError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            broken, errno = raised(error)
+        else:
+            errno = errno_name(result)
+        self.ops += 1
+        return errno, broken
+
     def run(
         self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
     ) -> Finding | None:
@@ -113,14 +134,10 @@ class Runner:
                     break
             else:
                 broken = oracle.sweep(full)
-        except XenBug as bug:
-            broken, errno = Broken("xen-bug", str(bug)), "XenBug"
         except (ProgramError, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever it is, it is the finding
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            broken = Broken("exception", f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})")
-            errno = type(error).__name__
+        except Exception as error:
+            broken, errno = raised(error)
         else:
             errno = errno_name(result)
         self.ops += k + 1
@@ -142,6 +159,15 @@ class Runner:
             else:
                 found, high = earlier, len(earlier.program.ops)
         return found
+
+
+def raised(error: Exception) -> tuple[Broken, str]:
+    """The clause that an exception breaks, whatever it is, and what stands for its errno."""
+    if isinstance(error, XenBug):
+        return Broken("xen-bug", str(error)), "XenBug"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    name = type(error).__name__
+    return Broken("exception", f"{name}: {error} ({place.name}, line {place.lineno})"), name
 
 
 def _swept(clause: str) -> bool:

@@ -6,9 +6,10 @@ import typer
 from pviommu.abi_cli import app as abi_app
 from pviommu.defects_cli import app as defects_app
 from pviommu.driver_cli import app as driver_app
-from pviommu.fuzz_cli import fuzz, hunt, replay, shrink
+from pviommu.fuzz_cli import fuzz, hunt
 from pviommu.golden_cli import golden
 from pviommu.oracle_cli import app as oracle_app
+from pviommu.program_cli import replay, shrink
 from pviommu.run_cli import run
 from pviommu.scenario_cli import app as scenario_app
 from pviommu.state_cli import dump, walk

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``pviommu fuzz``, ``pviommu replay`` and ``pviommu shrink``.  Exit status 1 when a clause is broken."""
+"""``pviommu fuzz`` and ``pviommu hunt``: campaigns.  Exit status 1 when a clause is broken."""
 
 import json
 import os
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fuzz.campaign import Progress
-    from fuzz.program import Program
-
-ProgramFile = Annotated[Path, typer.Argument(help="A program, as a finding's program.txt.")]
 
 
 def fuzz(
@@ -26,6 +23,9 @@ def fuzz(
     time: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 60.0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Workers; default is one for each core.")] = None,
     seed: Seed = 0,
+    engine: Annotated[
+        str, typer.Option(help="How programs are chosen: swarm, greybox, ...; an unknown name lists them.")
+    ] = "swarm",
     corpus: Annotated[Path, typer.Option(help="Directory of the campaign; an existing one is continued.")] = Path(
         "fuzz-campaign"
     ),
@@ -35,7 +35,10 @@ def fuzz(
 ) -> None:
     """Fuzz the hypercalls of a profile, with DMA, in parallel; findings are shrunk and written to a directory each."""
     from fuzz import campaign
+    from fuzz.engines.engine import ENGINES
 
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}; there are: {', '.join(ENGINES)}")
     names = backend_list(backend)
     make_config(names[0], profile, None, seed)
     if resume and not (corpus / "campaign.sqlite").exists():
@@ -49,6 +52,7 @@ def fuzz(
             seconds=time,
             jobs=jobs or os.cpu_count() or 1,
             seed=seed,
+            engine=engine,
             stop_on_first=stop_on_first,
             watch=_status() if live else None,
         )
@@ -80,45 +84,6 @@ def _line(progress: "Progress") -> str:
     )
 
 
-def replay(
-    file: ProgramFile,
-    until: Annotated[int | None, typer.Option(min=0, help="Only this many operations.")] = None,
-) -> None:
-    """Run a program under the oracle, swept after every operation, and print what each operation answered."""
-    from dataclasses import replace
-
-    from fuzz import run
-    from fuzz.program import ProgramError
-
-    program = _read(file)
-    program = replace(program, ops=program.ops[:until])
-    try:
-        print("\n".join(run.story(program)))
-        found = run.replay(program)
-    except ProgramError as error:
-        raise UsageError(f"{file}: {error}") from None
-    raise typer.Exit(1 if found is not None else 0)
-
-
-def shrink(file: ProgramFile) -> None:
-    """Print the smallest program with the same finding; exit status 1 if there is one."""
-    from fuzz.program import ProgramError
-    from fuzz.run import Runner
-    from fuzz.shrink import Shrinker
-
-    program = _read(file)
-    try:
-        runner = Runner(program.bench)
-        found = runner.locate(program.ops)
-    except ProgramError as error:
-        raise UsageError(f"{file}: {error}") from None
-    if found is None:
-        print("nothing is broken", file=sys.stderr)
-        raise typer.Exit(0)
-    print(Shrinker(runner).shrink(found).program, end="")
-    raise typer.Exit(1)
-
-
 def hunt(
     time: Annotated[float, typer.Option(min=0.1, help="Seconds for each defect at most.")] = 60.0,
     seed: Seed = 0,
@@ -140,12 +105,3 @@ def hunt(
         said = f"{result.length} operations, {result.clause}" if result.clause else "not found"
         print(f"{result.defect}: {result.seconds:.1f} s, {result.programs} programs, {result.ops} operations: {said}")
     raise typer.Exit(1 if missed else 0)
-
-
-def _read(file: Path) -> "Program":
-    from fuzz.program import ProgramError, parse
-
-    try:
-        return parse(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ProgramError) as error:
-        raise UsageError(f"{file}: {error}") from None
