@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``v3-fixed`` and ``v7-fixed``: the same ABI, answered without what went wrong in the postings.
+"""``v3-fixed``, ``v7-fixed`` and ``e3-fixed``: the same ABI, answered without what went wrong in the postings.
 
 What is different from the version as posted: nothing is done that cannot be reported, bytes without a meaning must be
 zero, flags and page sizes are looked at, the default context is the hypervisor's, a reserved region is refused
@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
+from abi import versions
 from abi.conditions import FrameKind
 from abi.contract import CONTRACTS, DONE, MOVE_LATE, Contract, Table, contract_of, rows
 from abi.errno import (
@@ -133,7 +134,22 @@ def _fixed(posted: Contract, tables: Mapping[str, Table]) -> Contract:
 V3_FIXED: Final = _fixed(contract_of("v3"), _v3_tables(contract_of("v3")))
 V7_FIXED: Final = _fixed(contract_of("v7"), _v7_tables(contract_of("v7")))
 
-EVERY: Final[Mapping[str, Contract]] = MappingProxyType({**CONTRACTS, "v3-fixed": V3_FIXED, "v7-fixed": V7_FIXED})
+E3_FIXED: Final = replace(
+    V7_FIXED,
+    name="e3-fixed",
+    abi=versions.get("E3"),
+    tables=MappingProxyType(
+        dict(V7_FIXED.tables)
+        | {
+            "flush_pages": rows(("unusable", ENODEV), ("unreadable", EFAULT), ("holes", EINVAL)) + _CONTEXT + _REACH,
+        }
+    ),
+)
+"""E3's own answers were not seen: flush_pages tests its range as unmap_pages does."""
+
+EVERY: Final[Mapping[str, Contract]] = MappingProxyType(
+    {**CONTRACTS, "v3-fixed": V3_FIXED, "v7-fixed": V7_FIXED, "e3-fixed": E3_FIXED}
+)
 """Every contract that is known, the fixed ones included."""
 
 

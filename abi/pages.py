@@ -34,7 +34,7 @@ _PAGES: Final = {
     "proposal": ("N",),
     "v4": ("v4",),
     "v7": ("v5", "v6", "v7", "v7-fixed"),
-    "e3": ("E3",),
+    "e3": ("E3", "e3-fixed"),
 }
 """Page -> the versions on it, the one whose header is shown last but for its fixed profile."""
 _DIFFS: Final = (("v3", "v4"), ("v3", "v7"), ("N", "v4"), ("v4", "v5"), ("v6", "v7"), ("v7", "E3"))

@@ -189,7 +189,7 @@ def _go_on_into_alloc(c: Call, condition: str) -> str:
 
 
 def _nothing(c: Call) -> None:
-    """noop."""
+    """noop; flush_pages, whose effect is on caches that a guest cannot see."""
 
 
 def _query(c: Call) -> None:
@@ -278,6 +278,7 @@ EFFECTS: Final[Mapping[str, Callable[[Call], None]]] = {
     "free_context": _free,
     "reattach_device": _reattach,
     "lookup_page": _lookup,
+    "flush_pages": _nothing,
     "remote_cmd": _remote,
 }
 PAGE_EFFECTS: Final[Mapping[str, tuple[str, Callable[[Call, int], None]]]] = {

@@ -40,20 +40,8 @@ class Profile:
     """Ids of :mod:`hypervisor.defects.catalogue`: what went wrong in the posted version of that name."""
 
 
-_POSTED_V3: Final = (
-    *("S1", "S2", "S3", "A1", "A6", "A8", "A10", "B1", "B2", "C1", "C2", "C3", "C7", "D3", "T1", "T3", "T5"),
-    *("F1", "F6", "F7", "G5", "H1", "H2", "H7", "R1", "R3", "R4", "R5", "R6", "R7"),
-)
-_POSTED_V4: Final = (
-    *("S1", "S3", "A2", "A3", "A4", "A5", "A6", "A8", "A9", "C1", "C2", "C3", "D1", "D2", "T1", "T3", "T4", "T5"),
-    *("F6", "F7", "H1", "H2", "H7"),
-)
-_POSTED_V7: Final = tuple(name for name in _POSTED_V4 if name not in ("A8", "D2"))
-_POSTED: Final = {
-    **dict.fromkeys(("v1", "v2", "v3"), _POSTED_V3),
-    **dict.fromkeys(("v4", "v5", "v6"), _POSTED_V4),
-    "v7": _POSTED_V7,
-}
+POSTED: Final = ("v1", "v2", "v3", "v4", "v5", "v6", "v7")
+"""Versions that were posted with an implementation, oldest first."""
 
 
 def _v3_fixed() -> Profile:
@@ -94,11 +82,17 @@ def _fixed(version: str, like: Profile) -> Profile:
     return replace(like, name=f"{version}-fixed", abi=versions.get(version), summary=summary)
 
 
-def _posted(version: str) -> Profile:
+def _posted(version: str, like: str = "") -> Profile:
     """``version`` as it was posted, as far as the catalogue of defects goes."""
-    fixed = get(f"{version}-fixed")
+    from hypervisor.defects import catalogue  # which knows the hypervisor, which knows its profile
+
+    fixed = get(like or f"{version}-fixed")
     summary = f"RFC {version} as posted, defects included"
-    return replace(fixed, name=version, summary=summary, superpage_units=False, defects=_POSTED[version])
+    return replace(fixed, name=version, summary=summary, superpage_units=False, defects=catalogue.of_version(version))
+
+
+def _edera(version: str, summary: str) -> Profile:
+    return replace(_posted(version, "v7-fixed"), summary=summary)
 
 
 _PROFILES: Final[dict[str, Callable[[], Profile]]] = {
@@ -109,7 +103,15 @@ _PROFILES: Final[dict[str, Callable[[], Profile]]] = {
     "v5-fixed": lambda: _fixed("v5", _v7_fixed()),
     "v6-fixed": lambda: _fixed("v6", _v7_fixed()),
     "v7-fixed": _v7_fixed,
-    **{version: lambda version=version: _posted(version) for version in _POSTED},  # type: ignore[misc]
+    "e3-fixed": lambda: replace(
+        _v7_fixed(),
+        name="e3-fixed",
+        abi=versions.get("E3"),
+        summary="v7-fixed with the flush of a map that the caller may put off (IOMMU_MAP_no_flush, IOMMU_flush_pages)",
+    ),
+    **{version: lambda version=version: _posted(version) for version in POSTED},  # type: ignore[misc]
+    "e1": lambda: _edera("e1", "Edera's tree on RFC v7, first state: v7's defects, and a flush lost in a rebase"),
+    "e2": lambda: _edera("e2", "Edera's tree on RFC v7, second state: IOMMU_init answers for itself"),
 }
 
 

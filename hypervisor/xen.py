@@ -60,6 +60,8 @@ class Xen:
         self.max_nr_pages: Final = U64_MAX if self.abi.max_nr_pages is None else self.abi.max_nr_pages
         self.max_dfn: Final = self.backend.max_iova >> 12
         self.flushes_additions: Final = self.backend.flushes_additions
+        self.map_no_flush: Final = self.abi.map_no_flush
+        """The flag with which a caller puts the flush of a map off; 0 where there is none."""
         self.map_permissions: Final = _map_permissions(self.abi, self.backend.format)
         """By the flags of a map call: the leaf's permission bits, and whether a device may write."""
         self.referenced: Final = self.backend.format.referenced

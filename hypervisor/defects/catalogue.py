@@ -46,9 +46,18 @@ def get(name: str) -> Defect:
         raise ValueError(f"unknown defect {name!r}; there are: {', '.join(DEFECTS)}") from None
 
 
+_BUILT_ON: Final = {"e1": ("v7", ()), "e2": ("v7", ("A2",))}
+"""Trees that were built on a posted version: which one, and what they mended of it."""
+
+
 def of_version(version: str) -> tuple[str, ...]:
     """Ids of what the posted ``version`` has."""
-    return tuple(defect.id for defect in DEFECTS.values() if version in defect.versions)
+    base, mended = _BUILT_ON.get(version, (version, ()))
+    return tuple(
+        defect.id
+        for defect in DEFECTS.values()
+        if defect.id not in mended and (base in defect.versions or version in defect.versions)
+    )
 
 
 def complete(ids: Iterable[str]) -> list[Defect]:

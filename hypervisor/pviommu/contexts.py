@@ -28,7 +28,7 @@ def query_capabilities(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, 
     flags = xen.abi.caps.get("default_identity", 0) if domain.hardware else 0
     return 0, (
         xen.backend.max_iova,
-        flags | xen.abi.caps.get("cache", 0),
+        flags | xen.abi.caps.get("cache", 0) | xen.abi.caps.get("deferred_flush", 0),
         xen.pgsize_mask,
         0,
         domain.iommu.limit,

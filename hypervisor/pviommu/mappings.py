@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""map_pages, unmap_pages and lookup_page.
+"""map_pages, unmap_pages, flush_pages and lookup_page.
 
 A call is worked off in *passes*.  A pass changes tables, then flushes once, and only then drops references and
 frees tables: until hardware has confirmed, a device may still reach the old frames.  Between passes the hypercall
@@ -8,6 +8,10 @@ may be preempted; how far it got travels in the re-issued call (see ``entry``), 
 Checks come in this order: the request itself (size limit, context, flags, page size, alignment, range), and then
 for each page: reserved region, frame, existing mapping, memory for tables.  The pages before the first that fails
 stay mapped (or unmapped) and are what ``mapped`` (``unmapped``) counts.
+
+Where the interface has ``IOMMU_MAP_no_flush``, a map with it leaves out the flush that is only for what it added; what
+it took away (a table that a superpage replaced) is flushed all the same, because it is used again.  The caller asks
+for the rest with flush_pages, before a device uses the range.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -82,6 +86,7 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
         if preempt is not None and preempt(vcpu):
             to_grain = _to_grain(dfn + done, unit)
             if not to_grain and _can_resume(xen, vcpu, dfn, done):
+                changes.added = changes.added and not flags & xen.map_no_flush
                 flushed = xen.finish_pass(domain, context, dfn + start, done - start, changes)
                 return flushed or RESTART, (done // unit,)
             limit = min(limit, to_grain or limit)
@@ -94,7 +99,7 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
         touched, done = done, done - part
     else:
         touched = done
-    if changes.modified or (changes.added and xen.flushes_additions):
+    if changes.modified or (changes.added and xen.flushes_additions and not flags & xen.map_no_flush):
         error = xen.finish_pass(domain, context, dfn + start, max(touched - start, 1), changes) or error
     return error, (done // unit,)
 
@@ -143,6 +148,18 @@ def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], p
     if changes.modified:
         error = xen.finish_pass(domain, context, dfn + start, max(done - start, 1), changes) or error
     return error, (done // unit,)
+
+
+def flush_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+    """Let hardware see what was mapped within a range with the flush left out; pages that are not mapped do not
+    matter.  -EIO if hardware does not confirm."""
+    number, dfn, pgsize, nr_pages = args
+    context, _, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
+    if context is None or not total:
+        return error, ()
+    changes = Changes()
+    changes.added = True
+    return xen.finish_pass(domain, context, dfn, total, changes), ()
 
 
 def lookup_page(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:

@@ -67,6 +67,7 @@ ROWS: Final[dict[str, Row]] = {
     "reattach_device": Row(contexts.reattach_device),
     "map_pages": Row(mappings.map_pages, resumes=True),
     "unmap_pages": Row(mappings.unmap_pages, resumes=True),
+    "flush_pages": Row(mappings.flush_pages),
     "lookup_page": Row(mappings.lookup_page),
     "remote_cmd": Row(remote_cmd, resumes=True, remote=False),
 }

@@ -20,7 +20,7 @@ from hypervisor.frames import DOMID_IO, DOMID_NONE, DOMID_XEN
 from machine.firmware import Rmrr
 from testbed.build import COPIER, NIC, ROGUE
 
-ALL = ["-".join(which) for which in product(("vtd", "smmuv3"), ("v3-fixed", "v7-fixed"), ("pv", "pvh"))]
+ALL = ["-".join(which) for which in product(("vtd", "smmuv3"), ("v3-fixed", "v7-fixed", "e3-fixed"), ("pv", "pvh"))]
 REGION = Rmrr(12 * MIB, 12 * MIB + 0x3FFF, (COPIER,))
 FIRST = REGION.base >> 12
 BUFFER = 0x7000_0000_0000
@@ -100,7 +100,7 @@ fields = {
     "max_ctx_no": st.sampled_from([3, 4, 0, 0xFFFE, 0xFFFF, 0x1_0000, U32]),
     "arena_order": st.sampled_from([8]),
     "domid": st.sampled_from([0, 0, 0, 9, 0x7FF0]),
-    "subop": st.sampled_from([0, 1, 3, 4, 5, 6, 7, 8, 9, 12]),
+    "subop": st.sampled_from([0, 1, 3, 4, 5, 6, 7, 8, 9, 12, 13]),
 }
 
 
@@ -153,6 +153,9 @@ def issue(caller: Caller, name: str, args: tuple[int, ...], place: str) -> tuple
     rc = caller.call_at(name, BUFFER)
     after = caller.testbed.ram.read(9 << 12, size)
     return rc, codec.decode(after) if codec is not None else (), spoiled
+
+
+NAMES["e3-fixed"] = (*NAMES["v7-fixed"], "flush_pages")
 
 
 @pytest.mark.parametrize("which", ALL)
