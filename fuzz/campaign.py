@@ -9,7 +9,7 @@ import hashlib
 import multiprocessing
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty
@@ -141,6 +141,7 @@ def run(
     jobs: int,
     seed: int,
     engine: str = "swarm",
+    against: str = "",
     stop_on_first: bool = False,
     max_ops: int | None = None,
     watch: Callable[[Progress], None] | None = None,
@@ -148,7 +149,7 @@ def run(
     """Fuzz ``profile`` on ``backends`` with ``jobs`` workers; the outcome, findings filed in ``directory``."""
     store = Store(directory)
     progress = Progress(findings=store.known())
-    over = [bench for backend in backends for bench in benches(backend, profile)]
+    over = [replace(bench, against=against) for backend in backends for bench in benches(backend, profile)]
     base = seed * 1_000_000 + store.begin() * 10_000
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()

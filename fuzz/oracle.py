@@ -30,6 +30,8 @@ CLAUSES: Final[dict[str, str]] = {
     "toolstack": "Taking a page from the guest succeeds exactly if it is the guest's.",
     "xen-bug": "No call stops the hypervisor.",
     "exception": "No call makes the emulator raise.",
+    "same-answer": "Two machines that mean the same answer a call alike.",
+    "same-reach": "Two machines that mean the same let devices reach the same.",
     **{f"invariant:{name}": (function.__doc__ or "").strip() for name, function in INVARIANTS.items()},
 }
 """Name to prose."""

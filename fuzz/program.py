@@ -134,6 +134,8 @@ class Bench:
     """Entries that the IOTLB keeps; ``None``: every one until it is invalidated."""
     defects: str = ""
     """Ids of catalogued defects to switch on, joined by commas."""
+    against: str = ""
+    """A second machine that must agree: the name of another backend or profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ def _parse_bench(words: list[str]) -> Bench:
         name, equals, text = word.partition("=")
         if not equals or name not in known or name in values:
             raise ProgramError(f"{word!r} is not one of {', '.join(sorted(known))}=value, each once")
-        if name in ("backend", "profile", "guest", "defects"):
+        if name in ("backend", "profile", "guest", "defects", "against"):
             values[name] = text
         else:
             values[name] = None if text == "none" and name in ("contexts", "iotlb") else _number(text)

@@ -41,11 +41,11 @@ class Runner:
     def __init__(self, bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> None:
         self.bench: Final = bench
         self.target: Final = Target(bench, sabotage)
-        self.oracle: Final = Oracle(self.target)
+        self.oracle: Final = self._make_oracle()
         self.coverage: Final[Counter[tuple[str, int]]] = Counter()
         """(verb, result) to how often."""
         self.ops = 0
-        self._steps: Final[dict[str, Callable[[Op], tuple[int, Broken | None]]]] = {
+        self.steps: Final[dict[str, Callable[[Op], tuple[int, Broken | None]]]] = {
             **{verb: partial(self._call, name) for verb, name in SUBOPS.items()},
             "raw": self._raw,
             "dma": self._dma,
@@ -53,6 +53,9 @@ class Runner:
             "fail": self._fail,
             "preempt": self._preempt,
         }
+
+    def _make_oracle(self) -> Oracle:
+        return Oracle(self.target)
 
     # -------------------------------------------------------------------------------------------------- operations
 
@@ -93,7 +96,7 @@ class Runner:
         """One more operation after :meth:`begin`: what it answered, and the clause that it breaks."""
         try:
             self.oracle.before()
-            result, broken = self._steps[operation[0]](operation)
+            result, broken = self.steps[operation[0]](operation)
             if broken is None and sweep:
                 broken = self.oracle.sweep()
         except (ProgramError, KeyboardInterrupt):
@@ -114,7 +117,7 @@ class Runner:
         ``told`` collects what each operation answered.  ``full`` is
         the depth of the last sweep.  ``ProgramError`` for an operation that the bench's version cannot express.
         """
-        target, oracle, steps, coverage = self.target, self.oracle, self._steps, self.coverage
+        target, oracle, steps, coverage = self.target, self.oracle, self.steps, self.coverage
         target.reset()
         oracle.reset()
         result = 0
@@ -171,17 +174,26 @@ def raised(error: Exception) -> tuple[Broken, str]:
 
 
 def _swept(clause: str) -> bool:
-    return clause in ("tree", "superpage") or clause.startswith("invariant:")
+    return clause in ("tree", "superpage", "same-reach") or clause.startswith("invariant:")
+
+
+def runner_for(bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> Runner:
+    """What runs programs of ``bench``: one machine under the oracle, or two that are held against each other."""
+    if bench.against:
+        from fuzz.twins import Twins
+
+        return Twins(bench, sabotage)
+    return Runner(bench, sabotage)
 
 
 def replay(program: Program, sabotage: Callable[[TestBed], None] | None = None) -> Finding | None:
     """Run a program by itself on a fresh test bed, densely swept."""
-    return Runner(program.bench, sabotage).run(program.ops, sweep_from=0)
+    return runner_for(program.bench, sabotage).run(program.ops, sweep_from=0)
 
 
 def story(program: Program, sabotage: Callable[[TestBed], None] | None = None) -> list[str]:
     """Every operation of a program with what it answered, and at the end what is wrong."""
-    runner = Runner(program.bench, sabotage)
+    runner = runner_for(program.bench, sabotage)
     answers: list[str] = []
     found = runner.run(program.ops, sweep_from=0, told=answers)
     lines = [f"{format_op(operation)}  # {answer}" for operation, answer in zip(program.ops, answers)]

@@ -199,6 +199,10 @@ class Target:
         after = self.memory.read(self._struct, len(raw)) if argument == "plain" else self._look(argument, raw)
         return Call(name, argument, raw, result, after)
 
+    def name_of(self, number: int) -> str:
+        """The sub-op with this number, "" if there is none."""
+        return self._names.get(number, "")
+
     def raw(self, number: int, raw: bytes, argument: str) -> Call:
         """The same with bytes as they come, as many as the struct takes (missing ones are zero)."""
         if self.union:

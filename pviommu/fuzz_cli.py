@@ -26,6 +26,10 @@ def fuzz(
     engine: Annotated[
         str, typer.Option(help="How programs are chosen: swarm, greybox, ...; an unknown name lists them.")
     ] = "swarm",
+    against: Annotated[
+        str,
+        typer.Option(help="Backend or profile that --engine differential compares with; default: the other backend."),
+    ] = "",
     corpus: Annotated[Path, typer.Option(help="Directory of the campaign; an existing one is continued.")] = Path(
         "fuzz-campaign"
     ),
@@ -36,9 +40,16 @@ def fuzz(
     """Fuzz the hypercalls of a profile, with DMA, in parallel; findings are shrunk and written to a directory each."""
     from fuzz import campaign
     from fuzz.engines.engine import ENGINES
+    from hypervisor import profile as profiles
+    from testbed import backends
 
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}; there are: {', '.join(ENGINES)}")
+    if against and (engine != "differential" or against not in (*backends.names(), *profiles.names())):
+        raise UsageError(
+            f"--against takes a backend or a profile and --engine differential; there are: "
+            f"{', '.join((*backends.names(), *profiles.names()))}"
+        )
     names = backend_list(backend)
     make_config(names[0], profile, None, seed)
     if resume and not (corpus / "campaign.sqlite").exists():
@@ -53,6 +64,7 @@ def fuzz(
             jobs=jobs or os.cpu_count() or 1,
             seed=seed,
             engine=engine,
+            against=against,
             stop_on_first=stop_on_first,
             watch=_status() if live else None,
         )

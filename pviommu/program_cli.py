@@ -38,12 +38,12 @@ def replay(
 def shrink(file: ProgramFile) -> None:
     """Print the smallest program with the same finding; exit status 1 if there is one."""
     from fuzz.program import ProgramError
-    from fuzz.run import Runner
+    from fuzz.run import runner_for
     from fuzz.shrink import Shrinker
 
     program = read(file)
     try:
-        runner = Runner(program.bench)
+        runner = runner_for(program.bench)
         found = runner.locate(program.ops)
     except ProgramError as error:
         raise UsageError(f"{file}: {error}") from None

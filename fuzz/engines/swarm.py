@@ -3,11 +3,11 @@
 
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from fuzz.generate import Generator
-from fuzz.program import Bench
-from fuzz.run import Finding, Runner
+from fuzz.program import Bench, Op
+from fuzz.run import Finding, Runner, runner_for
 from testbed.build import TestBed
 
 LENGTH: Final = 200
@@ -26,15 +26,24 @@ def benches(backend: str, profile: str) -> list[Bench]:
     ]
 
 
+class Source(Protocol):
+    """Where programs come from."""
+
+    def program(self, length: int) -> tuple[Op, ...]: ...
+
+
 class Swarm:
     """Findings of one worker, program after program, over several benches in turn."""
 
     def __init__(self, over: list[Bench], seed: int, sabotage: Callable[[TestBed], None] | None = None) -> None:
-        self.runners: Final = [Runner(bench, sabotage) for bench in over]
+        self.runners: Final = [runner_for(bench, sabotage) for bench in over]
         self._generators: Final = [
-            Generator(runner.bench, runner.target.abi, seed * 1_000_003 + k) for k, runner in enumerate(self.runners)
+            self._generator(runner, seed * 1_000_003 + k) for k, runner in enumerate(self.runners)
         ]
         self.programs = 0
+
+    def _generator(self, runner: Runner, seed: int) -> Source:
+        return Generator(runner.bench, runner.target.abi, seed)
 
     @property
     def ops(self) -> int:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every engine finds planted faults, is quiet without them, and does the same again under the same seed."""
+
+import pytest
+
+from fuzz.blocks import Blocks
+from fuzz.engines.differential import Differential
+from fuzz.engines.engine import ENGINES, make
+from fuzz.engines.greybox import Greybox
+from fuzz.feedback import event_names
+from fuzz.program import Bench, ProgramError, parse
+from fuzz.run import Runner, replay, runner_for
+from fuzz.shrink import Shrinker
+from hypervisor.iommu.pool import Arena
+
+PV = Bench("vtd", "v7-fixed", "pv", 4, 6)
+
+
+def writes_always_allowed(bed):
+    permissions = bed.xen.map_permissions
+    for flags in permissions:
+        permissions[flags] = permissions[3 | flags]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_finds_a_planted_fault(engine):
+    found = next(hit for hit in make(engine, [PV], 3, writes_always_allowed).findings(6000) if hit is not None)
+    runner, finding = found
+    small = Shrinker(runner).shrink(runner.locate(finding.program.ops) or finding)
+    assert len(small.program.ops) <= 8, str(small.program)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("backend", "profile", "guest"), [("vtd", "v7-fixed", "pvh"), ("smmuv3", "v3-fixed", "pv")])
+def test_an_engine_is_quiet_on_fixed_profiles(engine, backend, profile, guest):
+    for hit in make(engine, [Bench(backend, profile, guest, 4, 5)], 5).findings(600, max_ops=2000):
+        assert hit is None, f"{hit[1].program}{hit[1].clause}: {hit[1].what}"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_equal_seeds_do_the_same(engine):
+    runs = []
+    for _ in range(2):
+        worker = make(engine, [PV], 11)
+        list(worker.findings(600, max_ops=1500))
+        runs.append((worker.programs, worker.ops, worker.runners[0].coverage))
+    assert runs[0] == runs[1]
+
+
+def test_greybox_keeps_what_showed_something_new():
+    worker = Greybox([PV], 2)
+    list(worker.findings(600, max_ops=4000))
+    (bench,) = worker._benches
+    assert 0 < worker.kept < worker.programs
+    events = {name for _, _, bits in bench.seen.outcomes for name in event_names(bits).split(",") if name}
+    assert {"tables-taken", "folded", "split"} <= events
+    assert bench.seen.blocks > 200
+
+
+def test_blocks_are_counted_and_the_code_is_put_back():
+    code = Arena.allocate.__code__
+    blocks = Blocks()
+    try:
+        assert Arena.allocate.__code__ is not code
+        runner = Runner(PV)
+        blocks.clear()
+        runner.run(parse("# pviommu program 1\nbench\nalloc\n").ops)
+        short = blocks.taken()
+        runner.run(parse("# pviommu program 1\nbench\nalloc\nmap ctx=1 frame=ram:9 at=0x400\n").ops)
+        assert 0 < short.bit_count() < blocks.taken().bit_count()
+        ran = {module for hit, (module, _) in zip(blocks.hits, blocks.places) if hit}
+        assert "hypervisor.pviommu.mappings" in ran
+    finally:
+        blocks.remove()
+    assert Arena.allocate.__code__ is code
+
+
+def test_a_posted_version_differs_from_its_fixed_twin_and_the_program_replays():
+    engine = Differential([Bench("vtd", "v3", "pv", 4, 6, against="v3-fixed")], 1)
+    runner, found = next(hit for hit in engine.findings(600) if hit is not None)
+    small = Shrinker(runner).shrink(runner.locate(found.program.ops) or found)
+    again = replay(parse(str(small.program)))
+    assert again is not None and again.key == small.key
+
+
+def test_what_nobody_knows_cannot_be_compared_with():
+    with pytest.raises(ProgramError, match="'toaster'"):
+        runner_for(Bench(against="toaster"))
