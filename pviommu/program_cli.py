@@ -10,6 +10,8 @@ import typer
 from pviommu.options import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fuzz.program import Program
 
 ProgramFile = Annotated[Path, typer.Argument(help="A program, as a finding's program.txt.")]
@@ -17,22 +19,50 @@ ProgramFile = Annotated[Path, typer.Argument(help="A program, as a finding's pro
 
 def replay(
     file: ProgramFile,
+    at: Annotated[int | None, typer.Option(min=0, help="Show the state after this many operations.")] = None,
     until: Annotated[int | None, typer.Option(min=0, help="Only this many operations.")] = None,
+    shell: Annotated[
+        bool, typer.Option("--shell", help="A prompt to walk through the program and look around.")
+    ] = False,
 ) -> None:
-    """Run a program under the oracle, swept after every operation, and print what each operation answered."""
+    """Run a program under the oracle, swept after every operation, and print what each operation answered.
+
+    Exit status 1 if a clause breaks.
+    """
     from dataclasses import replace
 
-    from fuzz import run
+    from fuzz import state
     from fuzz.program import ProgramError
+    from fuzz.session import Session
 
     program = read(file)
-    program = replace(program, ops=program.ops[:until])
+    count = len(program.ops)
+    for name, value in (("--at", at), ("--until", until)):
+        if value is not None and value > count:
+            raise UsageError(f"{name} {value}: {file} has {count} operations")
     try:
-        print("\n".join(run.story(program)))
-        found = run.replay(program)
+        session = Session(replace(program, ops=program.ops[:until]))
+        if shell:
+            from pviommu.replay_shell import ReplayShell
+
+            session.goto(at or 0)
+            ReplayShell(session).cmdloop()
+        else:
+            while session.position < len(session.ops) and session.broken is None:
+                print(session.step())
+                if session.position == at:
+                    _show(state.overview(session.target))
+            if at == 0 or (at is not None and session.position < at):
+                session.goto(at)
+                _show(state.overview(session.target))
     except ProgramError as error:
         raise UsageError(f"{file}: {error}") from None
-    raise typer.Exit(1 if found is not None else 0)
+    raise typer.Exit(1 if session.broken is not None else 0)
+
+
+def _show(lines: "Iterator[str]") -> None:
+    for line in lines:
+        print(f"  | {line}")
 
 
 def shrink(file: ProgramFile) -> None:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One program, an operation at a time, forwards and (by starting over) backwards: for replays, shells and reports."""
+
+from typing import Final, NamedTuple
+
+from fuzz.oracle import Broken
+from fuzz.program import Bench, Op, Program, format_op
+from fuzz.run import runner_for
+from fuzz.target import Target
+
+
+class Step(NamedTuple):
+    """An operation that has run."""
+
+    operation: Op
+    answer: str
+    """Name of the errno, or of what was raised."""
+    broken: Broken | None
+
+    def __str__(self) -> str:
+        line = f"{format_op(self.operation)}  # {self.answer}"
+        return f"{line}\n# broken: {self.broken}" if self.broken is not None else line
+
+
+class Session:
+    """Runs a program under the oracle, swept after every operation.  It can go on after a clause broke."""
+
+    def __init__(self, program: Program) -> None:
+        """``ProgramError`` for a bench that cannot be built."""
+        self._runner: Final = runner_for(program.bench)
+        self.ops: Final = list(program.ops)
+        """What is to run; more may be put in after :attr:`position`."""
+        self.steps: Final[list[Step]] = []
+        """What has run."""
+        self._runner.begin()
+
+    @property
+    def bench(self) -> Bench:
+        return self._runner.bench
+
+    @property
+    def target(self) -> Target:
+        return self._runner.target
+
+    @property
+    def position(self) -> int:
+        """Operations that have run."""
+        return len(self.steps)
+
+    @property
+    def broken(self) -> Step | None:
+        """The first step that broke a clause."""
+        return next((step for step in self.steps if step.broken is not None), None)
+
+    def step(self) -> Step:
+        """Run the next operation; ``IndexError`` at the end, ``ProgramError`` if the version has no such call."""
+        operation = self.ops[self.position]
+        self.steps.append(Step(operation, *self._runner.step(operation)))
+        return self.steps[-1]
+
+    def goto(self, position: int) -> None:
+        """Be where ``position`` operations have run; going back starts over."""
+        if position < self.position:
+            self._runner.begin()
+            self.steps.clear()
+        while self.position < position:
+            self.step()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A target's state in words: contexts and their tables, devices, references, walks, what was logged.
+
+Everything is read, nothing is changed: no cache is filled and no fault recorded, so that looking does not change what
+the rest of a program does.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from base.units import PAGE_SHIFT, format_sbdf
+from fuzz.program import DEVICES
+from fuzz.target import Target
+from hypervisor.iommu.context import IommuContext
+from machine.iommu.unit import Walk
+from testbed.tables import PAGE_NAMES, Leaves, Table, flat, tree
+
+NAMES: Final = {sbdf: name for name, sbdf in DEVICES.items()}
+"""Device number to its name in programs."""
+
+
+def overview(target: Target) -> Iterator[str]:
+    """Every context with its tables, the devices, the references, the arena."""
+    for context in _contexts(target):
+        if context.number:
+            yield from tables(target, context)
+    yield from devices(target)
+    yield from references(target)
+    yield from arena(target)
+
+
+def contexts(target: Target) -> Iterator[str]:
+    """One line for each context."""
+    for context in _contexts(target):
+        yield _headline(target, context)
+
+
+def context_numbered(target: Target, number: int) -> IommuContext | None:
+    """The context with this number, if there is one."""
+    return next((context for context in _contexts(target) if context.number == number), None)
+
+
+def tables(target: Target, context: IommuContext) -> Iterator[str]:
+    """A context's whole tree, indented by level; superpages are named."""
+    yield _headline(target, context)
+    root = tree(target.memory, context)
+    if root is not None:
+        yield from _below(root, "  ")
+
+
+def devices(target: Target) -> Iterator[str]:
+    """Where each device is."""
+    for sbdf, device in target.bed.dom0.devices.items():
+        where = f"context {device.context.number}" if device.context is not None else "no context"
+        regions = ", ".join(f"{first:#x} to {last:#x}" for first, last in device.reserved)
+        yield f"{_name(int(sbdf))} ({format_sbdf(sbdf)}): {where}" + (f", reserved dfns {regions}" if regions else "")
+
+
+def references(target: Target) -> Iterator[str]:
+    """Guest pages that are held by more than their owner or no longer by it, alike neighbours together."""
+    frames, mfns = target.xen.frames, target.bed.mfns
+    start, last = 0, (1, 0, 1)
+    for page in range(len(mfns) + 1):
+        if page < len(mfns):
+            mfn = mfns[page]
+            now = (frames.count(mfn), frames.writable_count(mfn), frames.allocated[mfn])
+            if now == last:
+                continue
+        if last != (1, 0, 1):
+            held, writable, owned = last
+            what = f"{held} references, {writable} of them to write" + ("" if owned else ", taken from the guest")
+            yield f"ram:{start}" + (f" to ram:{page - 1}" if page - 1 > start else "") + f": {what}"
+        start, last = page, now
+
+
+def reference(target: Target, page: int) -> str:
+    """One guest page: its frame and who holds it."""
+    frames, mfn = target.xen.frames, target.bed.mfns[page]
+    owned = "its owner's reference among them" if frames.allocated[mfn] else "taken from the guest"
+    return (
+        f"ram:{page} is frame {mfn:#x}: {frames.count(mfn)} references, {frames.writable_count(mfn)} to write, {owned}"
+    )
+
+
+def arena(target: Target) -> Iterator[str]:
+    """How full the arena for tables is."""
+    pool = target.arena
+    if pool is not None:
+        yield f"arena: {pool.used} of {pool.pages} pages in use"
+
+
+def log(target: Target) -> Iterator[str]:
+    """Xen's console, and how many faults each unit has recorded."""
+    yield from target.xen.console
+    for unit in target.bed.units:
+        yield f"{unit.name}: {unit.counters.faults} faults"
+
+
+def walk(target: Target, device: int, dfn: int, write: bool) -> Iterator[str]:
+    """How the unit finds what a device reaches at ``dfn``, structure by structure."""
+    found = target.bed.walk(device, dfn << PAGE_SHIFT, write)
+    yield f"{_name(device)}, {'write' if write else 'read'} at dfn {dfn:#x}"
+    yield from _steps(found)
+
+
+def _steps(found: Walk) -> Iterator[str]:
+    for step in found.steps:
+        words = " ".join(f"{word:016x}" for word in step.words)
+        level = "" if step.level is None else f"level {step.level} "
+        slot = "" if step.slot is None else f" [{step.slot}]"
+        yield f"  {level}{step.name}{slot} at {step.maddr:#x}: {words}  {step.meaning}"
+    if found.maddr is None:
+        yield f"  blocked: {found.blocked}"
+    else:
+        rights = ("r" if found.readable else "-") + ("w" if found.writable else "-")
+        size = "not translated" if found.page_size is None else f"a page of {found.page_size // 1024} KiB"
+        yield f"  reaches {found.maddr:#x}, {rights}, {size}"
+
+
+def _contexts(target: Target) -> Iterator[IommuContext]:
+    iommu = target.bed.dom0.iommu
+    assert iommu is not None
+    yield iommu.default
+    yield from (iommu.contexts[number] for number in sorted(iommu.contexts))
+
+
+def _headline(target: Target, context: IommuContext) -> str:
+    inside = ", ".join(_name(int(device.sbdf)) for device in context.devices) or "no devices"
+    root = tree(target.memory, context)
+    if root is None:
+        return f"context {context.number} ({inside}): passes everything through"
+    pages = sum(leaves.count << leaves.order for leaves in flat(root))
+    return f"context {context.number} ({inside}): {pages} pages mapped" + (", dying" if context.dying else "")
+
+
+def _below(node: Table, margin: str) -> Iterator[str]:
+    for part in node.content:
+        if isinstance(part, Leaves):
+            first, size = part.iova >> PAGE_SHIFT, part.count << part.order
+            where = f"dfn {first:#x}" + (f" to {first + size - 1:#x}" if size > 1 else "")
+            leaf = f"frame {part.maddr >> PAGE_SHIFT:#x} {part.rights} {PAGE_NAMES[part.order]} x {part.count}"
+            yield f"{margin}{where} -> {leaf}"
+        else:
+            where = f"at {part.maddr:#x} for dfn {part.iova >> PAGE_SHIFT:#x} on"
+            yield f"{margin}level {part.level} table {where}, {part.used} used"
+            yield from _below(part, margin + "  ")
+
+
+def _name(sbdf: int) -> str:
+    return NAMES.get(sbdf) or format_sbdf(sbdf)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A program walked through: the state after any operation, by command and at a prompt."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fuzz import state
+from fuzz.program import parse
+from fuzz.session import Session
+
+TEXT = """# pviommu program 1
+bench backend=vtd profile=v7-fixed guest=pv contexts=4 arena=6
+alloc
+attach copier ctx=1
+map ctx=1 frame=ram:0 at=0x400 pages=512
+dma copier at=0x400 pages=512
+unmap ctx=1 at=0x483
+remove frame=ram:1000
+"""
+FAULTY = TEXT.replace("arena=6", "arena=6 defects=A5")
+
+
+def pviommu(*args, given=""):
+    command = [sys.executable, "-m", "pviommu", *map(str, args)]
+    done = subprocess.run(command, input=given, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def program(tmp_path):
+    def write(text):
+        path = tmp_path / "program.txt"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_session_goes_forwards_and_backwards():
+    session = Session(parse(TEXT))
+    session.goto(5)
+    later = list(state.overview(session.target))
+    session.goto(3)
+    middle = list(state.overview(session.target))
+    session.goto(5)
+    assert list(state.overview(session.target)) == later != middle
+    assert [step.answer for step in session.steps] == ["0"] * 5
+
+
+def test_the_state_says_what_the_program_did():
+    session = Session(parse(TEXT))
+    session.goto(3)
+    text = "\n".join(state.overview(session.target))
+    assert "dfn 0x400 to 0x5ff -> frame 0x200 RW 2 MiB x 1" in text
+    assert "copier (0000:00:04.0): context 1, reserved dfns 0xc00 to 0xc03" in text
+    assert "ram:0 to ram:511: 2 references, 1 of them to write" in text
+    session.goto(6)
+    assert "ram:1000: 0 references, 0 of them to write, taken from the guest" in list(state.references(session.target))
+    assert any(
+        "reaches 0x204000, rw, a page of 4 KiB" in line for line in state.walk(session.target, 0x20, 0x404, True)
+    )
+    assert any("blocked" in line for line in state.walk(session.target, 0x20, 0x483, False))
+
+
+def test_looking_changes_nothing():
+    plain, watched = Session(parse(TEXT)), Session(parse(TEXT))
+    for session, looks in ((plain, False), (watched, True)):
+        while session.position < len(session.ops):
+            session.step()
+            if looks:
+                list(state.overview(session.target))
+                list(state.walk(session.target, 0x20, 0x500, True))
+    assert bytes(plain.target.memory.read(0, 16 << 20)) == bytes(watched.target.memory.read(0, 16 << 20))
+    assert plain.target.bed.unit.counters == watched.target.bed.unit.counters
+
+
+def test_replay_shows_the_state_after_an_operation(program):
+    status, out, _ = pviommu("replay", program(TEXT), "--at", 3)
+    assert status == 0
+    assert out.index("map ctx=1") < out.index("  |   level 3 table") < out.index("dma copier")
+
+
+def test_replay_finds_what_is_broken_and_stops_there(program):
+    status, out, _ = pviommu("replay", program(FAULTY))
+    assert status == 1
+    assert out.splitlines()[-1].startswith("# broken: invariant:references")
+
+
+@pytest.mark.parametrize("option", ["--at", "--until"])
+def test_a_place_beyond_the_end_is_one_line(program, option):
+    status, out, err = pviommu("replay", program(TEXT), option, 7)
+    assert status == 2 and not out
+    assert err.count("\n") == 1 and "6 operations" in err
+
+
+def test_the_prompt_walks_looks_and_survives_mistakes(program):
+    given = "step 3\ntables 1\nwalk copier 0x401 w\nrefs 3\nwalk toaster 1\nstep x\nfly\ngoto 1\nop alloc\nlist\nlog\n"
+    status, out, err = pviommu("replay", program(TEXT), "--shell", given=given)
+    assert status == 0 and not err
+    for said in (
+        "3: map ctx=1 frame=ram:0 at=0x400 pages=512  # 0",
+        "2 MiB x 1",
+        "reaches 0x201000, rw",
+        "ram:3 is frame 0x203: 2 references",
+        "walk takes a device",
+        "no command 'fly'",
+        "2: alloc  # 0",
+        "dmar0: 0 faults",
+    ):
+        assert said in out, said
+
+
+def test_the_prompt_answers_1_when_something_broke(program):
+    assert pviommu("replay", program(FAULTY), "--shell", given="run\nquit\n")[0] == 1
