@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from oracle import cpu_oracle, golden, smmu_oracle, vtd_oracle
+from oracle import cpu_oracle, golden, smmu_oracle, vtd_oracle, xen_boot, xen_tables
 from oracle.campaign import ProgramOracle, replay, run
 from oracle.outcome import Outcome
 from oracle.process import ModelMissing, find_program
@@ -50,6 +50,13 @@ def qemu_x86() -> str:
     return find_program(("qemu-system-x86_64",), "qemu-system-x86", "PVIOMMU_QEMU_X86_64")
 
 
+def qemu_x86_and_xen() -> str:
+    """QEMU for x86, with a Xen and a dom0 kernel to boot in it."""
+    program = qemu_x86()
+    xen_boot.images()
+    return program
+
+
 def qemu_arm() -> str:
     """QEMU for Arm."""
     return find_program(("qemu-system-aarch64",), "qemu-system-arm", "PVIOMMU_QEMU_AARCH64")
@@ -74,5 +81,11 @@ CATALOGUE: Final = {
             qemu_arm,
         ),
         Entry("golden", "words that a real Xen wrote against what our drivers write", lambda: "", golden.run),
+        Entry(
+            "xen-tables",
+            "the tables that a real Xen built for its dom0, walked by our unit; its contiguity markers; its queue",
+            qemu_x86_and_xen,
+            xen_tables.run,
+        ),
     )
 }

@@ -26,7 +26,9 @@ def _verdict(outcome: Outcome) -> str:
 
 def tell(outcome: Outcome, finding: Finding) -> str:
     """A disagreement: what was done, what each answered, both walks, and how to see it again."""
-    lines = [f"{outcome.oracle}: disagreement after {finding.steps} steps (shrunk from {finding.shrunk_from})"]
+    lines = [f"{outcome.oracle}: disagreement about {' '.join(finding.kind)}"]
+    if finding.program:
+        lines[0] += f" after {finding.steps} steps (shrunk from {finding.shrunk_from})"
     for what, ours, model in finding.differences:
         lines += [f"  {what}", f"    ours:  {ours}", f"    model: {model}"]
     if finding.problem:
@@ -35,6 +37,9 @@ def tell(outcome: Outcome, finding: Finding) -> str:
         lines += ["  our walk, from memory as it is now:", *(f"    {line}" for line in walk_lines(finding.our_walk))]
     if finding.model_walk:
         lines += ["  the model's own account:", *(f"    {line}" for line in finding.model_walk.splitlines())]
+    if not finding.program:
+        lines.append(f"  see it again with: pviommu oracle run {outcome.oracle} --seed {outcome.seed}")
+        return "\n".join(lines)
     lines.append("  replay with:")
     lines.append(f"pviommu oracle run {outcome.oracle} --replay - <<'END'")
     lines.append(finding.program.rstrip("\n"))
