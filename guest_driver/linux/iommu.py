@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guest_driver.linux.dma_cookie import IommuDmaCookie
     from guest_driver.linux.iommu_core import Iommu
     from guest_driver.linux.iommu_group import IommuGroup
+    from guest_driver.sva.mm import MmStruct
 
 # Protection bits of a mapping.
 IOMMU_READ: Final = 1
@@ -37,6 +38,7 @@ IOMMU_DOMAIN_UNMANAGED: Final = 1
 IOMMU_DOMAIN_DMA: Final = 3
 IOMMU_DOMAIN_IDENTITY: Final = 4
 IOMMU_DOMAIN_DMA_FQ: Final = 11
+IOMMU_DOMAIN_SVA: Final = 16
 IOMMU_DOMAIN_NESTED: Final = 64
 
 # Capabilities that ops.capable answers for.
@@ -184,6 +186,8 @@ class IommuOps:
     """(dev, the uAPI's IOMMU_HWPT_ALLOC_* bits): a paging domain on user space's behalf."""
     domain_alloc_nested: Callable[[Device, IommuDomain, int, int, bytes], IommuDomain | int] | None = None
     """(dev, parent, flags, data type, data): a domain whose first stage user space owns."""
+    domain_alloc_sva: Callable[[Device, MmStruct], IommuDomain | int] | None = None
+    """A domain over the page tables of a process."""
     hw_info: Callable[[Device], tuple[int, bytes] | int] | None = None
     """(data type, data) for user space."""
     capable: Callable[[Device, int], bool] | None = None

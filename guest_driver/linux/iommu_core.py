@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Iommu:
     """What the IOMMU core knows: registered IOMMUs, groups, live domains and the policy for default domains."""
 
-    __slots__ = ("def_domain_type", "devices", "domains", "groups", "next_group_id", "printk")
+    __slots__ = ("def_domain_type", "devices", "domains", "global_pasids", "groups", "next_group_id", "printk")
 
     def __init__(self, printk: Printk, passthrough: bool, strict: bool) -> None:
         self.printk = printk
@@ -40,6 +40,8 @@ class Iommu:
         self.devices: list[IommuDevice] = []
         self.groups: list[IommuGroup] = []
         self.next_group_id = 0
+        self.global_pasids: set[int] = set()
+        """PASIDs that belong to a process."""
         self.domains: dict[IommuDomain, None] = {}
         """Allocated domains that are not freed yet, oldest first."""
 
@@ -51,10 +53,11 @@ class Iommu:
             self.next_group_id,
             [(domain, domain.save()) for domain in self.domains],
             [(domain, domain.save()) for domain in static],
+            set(self.global_pasids),
         )
 
     def restore(self, state: Any) -> None:
-        devices, groups, self.next_group_id, domains, static = state
+        devices, groups, self.next_group_id, domains, static, pasids = state
         self.devices[:] = devices
         self.groups[:] = [group for group, _ in groups]
         for group, saved in groups:
@@ -64,6 +67,7 @@ class Iommu:
             domain.restore(saved)
         for domain, saved in static:
             domain.restore(saved)
+        self.global_pasids = set(pasids)
 
 
 def dev_iommu_ops(dev: Device) -> IommuOps | None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from guest_driver.linux.device import Device
 from guest_driver.linux.iommu_core import Iommu
+from guest_driver.linux.mutex import Mutex
 from guest_driver.linux.page_alloc import PageAllocator
 from guest_driver.linux.printk import Printk
 from guest_driver.port import GuestRam, MmioPort, PciHost
@@ -47,6 +48,7 @@ class Kernel:
         "ram",
         "slab_fault",
         "softirqs",
+        "unlocked",
     )
 
     def __init__(self, ram: GuestRam, pci: PciHost, mmio: MmioPort, cmdline: CommandLine, scatter: bool = True) -> None:
@@ -65,6 +67,8 @@ class Kernel:
         """Work raised by interrupt handlers, run by :meth:`run_softirqs`."""
         self.slab_fault: Callable[[str], bool] | None = None
         """Fault point: called with what a small allocation is for; answering True makes it fail."""
+        self.unlocked: Callable[[Mutex], object] | None = None
+        """Called with every lock that is released: a moment at which another CPU may run."""
 
     def kzalloc(self, purpose: str) -> bool:
         """Whether there is memory for a small object of the kernel's own."""
