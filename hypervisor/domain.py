@@ -83,3 +83,6 @@ class Vcpu:
         self.memory = memory
         self.restart: tuple[int, ...] = ()
         """Arguments with which a preempted hypercall is issued again."""
+
+    def __repr__(self) -> str:
+        return f"d{self.domain.domid}v{self.number}"

@@ -8,6 +8,8 @@
 * A faulty set-up (a machine description that cannot be) is a ``ValueError`` while the test bed is built.
 """
 
+from typing import Final
+
 
 class HostStopped(Exception):
     """From here on the host does not answer any more."""
@@ -22,4 +24,11 @@ class XenHang(HostStopped):
 
 
 class XenDeadlock(HostStopped):
-    """The hypervisor would wait for ever for a lock that nobody is going to release."""
+    """The hypervisor would wait for ever for a lock that nobody is going to release.
+
+    ``cycle`` has a line for every vCPU that waits for the next one; it is empty if the holder does not wait itself.
+    """
+
+    def __init__(self, what: str, cycle: tuple[str, ...] = ()) -> None:
+        super().__init__(what)
+        self.cycle: Final = cycle

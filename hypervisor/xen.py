@@ -22,7 +22,8 @@ from hypervisor.guest_access import GuestMemory
 from hypervisor.iommu.backend import Backend
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.moves import move_device
-from hypervisor.iommu.pool import HeapPool
+from hypervisor.iommu.pool import Arena, HeapPool
+from hypervisor.locking.locks import Locks
 from hypervisor.memory_op import memory_op
 from hypervisor.p2m import RAM_RW, P2m, PvFrames, Translation
 from hypervisor.pagetable.format import Format
@@ -72,6 +73,8 @@ class Xen:
         """What hardware did not confirm to have forgotten: its frames and tables are never used again."""
         self.preempt: Callable[[Vcpu], bool] | None = None
         self.rescheduled: Callable[[Vcpu], None] | None = None
+        self.locks: Locks | None = None
+        """Its locks, once :func:`hypervisor.locking.install.install_locks` has put them in place."""
         self._console: list[str] = []
         error = self.backend.enable()
         if error:
@@ -93,6 +96,16 @@ class Xen:
                 self.rescheduled(vcpu)
             result = self.entry.enter(self, vcpu, args)
         return result
+
+    # -------------------------------------------------------------------------------------------- allocations
+
+    def xmalloc(self, what: str) -> bool:
+        """Room on Xen's own heap for a small object; ``False`` if there is none."""
+        return True
+
+    def new_arena(self, domain: Domain, base: int, pages: int) -> Arena:
+        """The arena of ``domain`` over ``pages`` frames from ``base`` on."""
+        return Arena(base, pages)
 
     # ---------------------------------------------------------------------------------- what a pass leaves
 
@@ -287,10 +300,13 @@ class Xen:
             {domid: _save_domain(domain) for domid, domain in self.domains.items()},
             self.retired,
             (len(self._console), len(self.kept)),
+            self.locks.save() if self.locks is not None else None,
         )
 
     def restore(self, state: Any) -> None:
-        frames, backend, domains, self.retired, (console, kept) = state
+        frames, backend, domains, self.retired, (console, kept), locks = state
+        if self.locks is not None:
+            self.locks.restore(locks or [])
         self.frames.restore(frames)
         self.backend.restore(backend)
         for domid in [domid for domid in self.domains if domid not in domains]:

@@ -100,7 +100,8 @@ class TestBed:
         linear = LinearMemory(
             self.memory, self.dom0.translation, len(self.mfns), self.mfns if pv else None, reserved=pv
         )
-        self.vcpu: Final[Vcpu] = self.xen.add_vcpu(self.dom0, linear)
+        self.vcpus: Final[tuple[Vcpu, ...]] = tuple(self.xen.add_vcpu(self.dom0, linear) for _ in range(config.vcpus))
+        self.vcpu: Final[Vcpu] = self.vcpus[0]
         self.linear: Final = linear
         for sbdf in sorted(self.pci.functions):
             error = self.xen.assign_device(self.dom0, self._xen_device(sbdf))
@@ -109,6 +110,8 @@ class TestBed:
 
         self.hypercalls: Final = XenHypercalls(self.xen, self.vcpu)
         self.ram: Final = DomainRam(self.memory, self.mfns, pv)
+        self.rams: Final[dict[int, DomainRam]] = {0: self.ram}
+        """Every guest's RAM, by its domain's id."""
         self.mmio: Final = BusMmio(self.bus)
         self.guest_pci: Final = MachinePci(self.pci, self.interrupts, self.backend.doorbell)
         self._saved: list[Any] | None = None

@@ -29,6 +29,8 @@ class Config:
     """Bytes of RAM of the machine; a multiple of 2 MiB, at most 3 GiB."""
     guest_ram: int = 32 * MIB
     """Bytes of RAM of the hardware domain; a multiple of 2 MiB."""
+    vcpus: int = 1
+    """Virtual CPUs of the hardware domain."""
     seed: int = 0
     """Decides where the guest's pages lie in machine memory."""
     iotlb_capacity: int | None = None
@@ -54,6 +56,8 @@ class Config:
             raise ValueError(f"guest RAM of {self.guest_ram:#x} bytes: a multiple of 2 MiB, less than the RAM")
         if self.guest is not None and self.guest not in GUESTS:
             raise ValueError(f"unknown guest kind {self.guest!r}; there are: {', '.join(GUESTS)}")
+        if not 1 <= self.vcpus <= 64:
+            raise ValueError(f"{self.vcpus} vCPUs: it takes 1 to 64")
         replacement.parse(self.iotlb)
         check_units(self.units)
         for rmrr in self.rmrrs:

@@ -9,7 +9,6 @@ from hypervisor.domain import Domain, Vcpu
 from hypervisor.frames import DOMID_XEN
 from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.moves import move_device
-from hypervisor.iommu.pool import Arena
 from hypervisor.pagetable.radix import Changes
 from hypervisor.pviommu.result import RESTART, Result
 
@@ -58,10 +57,12 @@ def set_up(xen: "Xen", domain: Domain, contexts: int, arena_order: int) -> int:
     assert iommu is not None
     if arena_order >= xen.frames.frames.bit_length():
         return -ENOMEM
+    if not (xen.xmalloc("context table") and xen.xmalloc("arena bitmap")):
+        return -ENOMEM
     base = xen.frames.allocate(DOMID_XEN, arena_order)
     if base is None:
         return -ENOMEM
-    iommu.arena = Arena(base, 1 << arena_order)
+    iommu.arena = xen.new_arena(domain, base, 1 << arena_order)
     iommu.limit = contexts
     iommu.initialised = True
     return 0
@@ -80,6 +81,8 @@ def alloc_context(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...],
     if number is None:
         return -ENOSPC, (number_in,)
     assert iommu.arena is not None
+    if not xen.xmalloc("context"):
+        return -ENOMEM, (number_in,)
     context = IommuContext(number, iommu.arena)
     error = xen.backend.context_init(context)
     if error:

@@ -29,6 +29,10 @@ UNION_SIZE: Final = 32
 class Entry(Protocol):
     """A calling convention's way in."""
 
+    def wrap_handlers(self, wrap: "Wrap") -> None:
+        """Put what ``wrap`` makes of a sub-op's name and handler in the place of every handler."""
+        ...
+
     @property
     def carries_progress(self) -> bool:
         """Whether a re-issued call can say how far earlier passes got."""
@@ -46,6 +50,7 @@ class Entry(Protocol):
         ...
 
 
+Wrap = Callable[[str, Handler], Handler]
 Decode = Callable[[memoryview | bytearray], tuple[int, ...] | None]
 PutOut = Callable[[memoryview | bytearray, tuple[int, ...]], None]
 _Prepared = tuple[Handler, Decode | None, PutOut | None, int, bool, bool]
@@ -79,6 +84,14 @@ def prepare(abi: Abi, rows: Mapping[str, Row]) -> dict[int, _Prepared]:
     return prepared
 
 
+def _wrapped(prepared: Mapping[int, _Prepared], abi: Abi, wrap: Wrap) -> dict[int, _Prepared]:
+    """``prepared`` with other handlers for what is implemented."""
+    return {
+        number: (wrap(abi.subops[number].name, row[0]), *row[1:]) if abi.subops[number].implemented else row
+        for number, row in prepared.items()
+    }
+
+
 def _reserved(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
     """A number that the header defines and nobody implements."""
     return -EOPNOTSUPP, ()
@@ -98,6 +111,9 @@ class SubopEntry:
     def __init__(self, abi: Abi, rows: Mapping[str, Row] = ROWS) -> None:
         self._abi: Final = abi
         self._subops = prepare(abi, rows)
+
+    def wrap_handlers(self, wrap: Wrap) -> None:
+        self._subops = _wrapped(self._subops, self._abi, wrap)
 
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         domain = vcpu.domain if target is None else target
@@ -148,6 +164,9 @@ class UnionEntry:
     def __init__(self, abi: Abi, rows: Mapping[str, Row] = ROWS) -> None:
         self._abi: Final = abi
         self._subops = prepare(abi, rows)
+
+    def wrap_handlers(self, wrap: Wrap) -> None:
+        self._subops = _wrapped(self._subops, self._abi, wrap)
 
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         arg = args[0]

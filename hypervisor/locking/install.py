@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Putting locks onto an assembled hypervisor."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from hypervisor.locking.guards import GUARDS, Guard, guarded
+from hypervisor.locking.locks import Locks
+from hypervisor.locking.places import Places
+from hypervisor.locking.toolstack import guard_toolstack
+
+if TYPE_CHECKING:
+    from hypervisor.xen import Xen
+
+
+def install_locks(xen: "Xen", guards: Mapping[str, Guard] = GUARDS) -> Locks:
+    """Let every sub-op and every call of the toolstack hold its locks from now on; those that ``xen`` has already stay
+    as they are."""
+    if xen.locks is None:
+        locks = xen.locks = Locks()
+        xen.entry.wrap_handlers(lambda name, handler: guarded(name, handler, guards[name], locks))
+        guard_toolstack(xen, locks)
+    return xen.locks
+
+
+def install_places(xen: "Xen") -> Places:
+    """All named places of ``xen``, locks included; :meth:`Places.remove` takes them out again."""
+    places = Places(xen, install_locks(xen))
+    places.install()
+    return places
