@@ -31,7 +31,9 @@ def list_scenarios() -> None:
 @app.command("run")
 def run_scenario(
     name: Annotated[str, typer.Argument(help="A name of 'pviommu scenario list', or 'all'.")],
-    backend: Annotated[str, typer.Option("--backend", help="mock, vtd, smmuv3, or all where it runs.")] = "mock",
+    backend: Annotated[
+        str, typer.Option("--backend", help=f"{', '.join(catalogue.PLACES)}, or all; the first where it runs.")
+    ] = "",
     kernel: Annotated[str, typer.Option("--kernel", help=f"Whose iommufd: {', '.join(RELEASES)}.")] = LATEST,
     released: Annotated[
         bool, typer.Option("--as-released", help="With the faults that kernel was released with.")
@@ -46,10 +48,10 @@ def run_scenario(
         raise UsageError(str(error)) from None
     good = True
     for scenario in chosen:
-        places = scenario.places if backend == "all" else (backend,)
-        if backend not in (*catalogue.EVERYWHERE, "all"):
-            raise UsageError(f"unknown backend {backend!r}; there are: {', '.join(catalogue.EVERYWHERE)}, all")
-        if backend not in (*scenario.places, "all"):
+        if backend not in (*catalogue.PLACES, "all", ""):
+            raise UsageError(f"unknown backend {backend!r}; there are: {', '.join(catalogue.PLACES)}, all")
+        places = scenario.places if backend == "all" else (backend or scenario.places[0],)
+        if backend not in (*scenario.places, "all", ""):
             if name == "all":
                 continue
             raise UsageError(f"{scenario.name} runs on {', '.join(scenario.places)} only")

@@ -132,7 +132,7 @@ SVA: Final = (
     SvaDefect(
         "SVA-3",
         "nothing on the PASID path adds to the list that the notifier goes through",
-        "after the process has ended its devices use page tables that belong to somebody else",
+        "what a device translates while the process ends stays cached: it reads pages that somebody else has by now",
         f"{_THREAD}; Jason Gunthorpe: I don't think this even works",
         _never_listed,
     ),

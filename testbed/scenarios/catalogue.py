@@ -6,14 +6,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from testbed.scenarios import coherency, ownership, replace
+from testbed.scenarios import coherency, ownership, replace, sva
 from testbed.scenarios.bench import MOCK
 from testbed.scenarios.step import Scenario
 
 EVERYWHERE: Final = (MOCK, "vtd", "smmuv3")
+BARE: Final = "bare-smmuv3"
+"""An SMMUv3 with stage 1 and no hypervisor."""
+PLACES: Final = (*EVERYWHERE, BARE)
 _REPLACE = "iommufd/device: Use iommu_group_replace_domain() (February 2023)"
 _OWNER = "iommu: Add iommu_at[de]tach_device_shared() for multi-device groups (December 2021)"
 _CC = "iommufd: Always setup MSI and enforce cc on kernel-managed domains (September 2023)"
+_CD = "iommu/arm-smmu-v3: Refactor write_ctx_desc (August 2023)"
 _AT_ONCE = "merged code moves the group, its references and its reserved regions in one call"
 
 _ALL: Final = (
@@ -78,6 +82,41 @@ _ALL: Final = (
         coherency.doorbell,
         "doorbell page and reserved regions are the paging parent's",
         (MOCK,),
+    ),
+    Scenario(
+        "sva",
+        _CD,
+        "two devices share a process that ends",
+        sva.merged,
+        "a table for each master, a pair on the list before its descriptor, quiet descriptors at the end",
+        (BARE,),
+    ),
+    Scenario(
+        "sva-undo",
+        _CD,
+        "an update of several masters fails",
+        sva.undo,
+        "an undo under a second taking of the lock misses whoever left in between",
+        (BARE,),
+        shows_flaw=True,
+    ),
+    Scenario(
+        "sva-others",
+        _CD,
+        "a device that nobody bound",
+        sva.others,
+        "writing for every master of the domain gives the process's memory to devices that did not ask",
+        (BARE,),
+        shows_flaw=True,
+    ),
+    Scenario(
+        "sva-list",
+        _CD,
+        "the notifier goes through an empty list",
+        sva.list_never_filled,
+        "without quiet descriptors a device that reads while the process ends reads its successor's pages",
+        (BARE,),
+        shows_flaw=True,
     ),
 )
 SCENARIOS: Final = {scenario.name: scenario for scenario in _ALL}
