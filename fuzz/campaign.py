@@ -25,8 +25,8 @@ from fuzz.shrink import Shrinker
 
 _SCHEMA: Final = """
 create table if not exists runs (number integer primary key, started text);
-create table if not exists findings (clause text, verb text, errno text, path text, what text, seen text,
-  unique (clause, verb, errno));
+create table if not exists findings (clause text, verb text, errno text, events text, path text, what text, seen text,
+  unique (clause, verb, errno, events));
 """
 REPORT_EVERY: Final = 0.5
 """Seconds between two reports of a worker."""
@@ -64,8 +64,8 @@ class Store:
         return int(row.lastrowid or 1)
 
     def known(self) -> dict[Key, str]:
-        rows = self._db.execute("select clause, verb, errno, path from findings").fetchall()
-        return {(clause, verb, errno): path for clause, verb, errno, path in rows}
+        rows = self._db.execute("select clause, verb, errno, events, path from findings").fetchall()
+        return {(row[0], row[1], row[2], row[3]): row[4] for row in rows}
 
     def file(self, key: Key, what: str, text: str, steps: list[str]) -> Path:
         """Write a finding's directory, then its row."""
@@ -76,7 +76,7 @@ class Store:
         (path / "story.txt").write_text(_story(key, what, steps, path), encoding="utf-8")
         (path / f"test_{path.name.replace('-', '_')}.py").write_text(_TEST, encoding="utf-8")
         with self._db:
-            self._db.execute("insert or ignore into findings values (?,?,?,?,?,?)", (*key, str(path), what, _now()))
+            self._db.execute("insert or ignore into findings values (?,?,?,?,?,?,?)", (*key, str(path), what, _now()))
         return path
 
     def close(self) -> None:

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from typing import Final
 
 from abi.versions import Abi
-from fuzz.program import Bench, Op
+from fuzz.program import Bench
 from fuzz.target import GUEST_RAM, RMRR
+from fuzz.verbs import Op
 
 PAGES: Final = GUEST_RAM >> 12
 CONTIGUOUS: Final = PAGES // 2
 """Guest pages that lie together in machine memory."""
+FIRST_FRAME: Final = 512
+"""The machine frame of the first of them."""
 _RMRR: Final = RMRR.base >> 12
 _BASES: Final = (0x400, 0x800, 0x3FE00, 0x40000, _RMRR - 512, _RMRR, 0x800_0000 - 512)
 """Where a program's mappings are: multiples of a superpage, at edges that matter."""
@@ -50,6 +53,9 @@ _WEIGHTS: Final = {
     "superpage": 4,
     "slice": 4,
     "remove": 1,
+    "p2m": 1,
+    "remote": 0.5,
+    "progress": 0.4,
     "fail": 1,
     "preempt": 1,
     "lookup": 2,
@@ -68,10 +74,18 @@ class Generator:
         self.bench: Final = bench
         self._abi: Final = abi
         self._rng: Final = random.Random(seed)
+        rng = self._rng
         self._limited: Final = abi.max_nr_pages
-        self._verbs: Final = {name for name in _WEIGHTS if not (name == "lookup" and not abi.has("lookup_page"))} - (
-            set() if abi.has("init") else {"init"}
-        )
+        self._verbs: Final = set(_WEIGHTS) - {
+            verb
+            for verb, subop in (
+                ("lookup", "lookup_page"),
+                ("init", "init"),
+                ("remote", "remote_cmd"),
+                ("progress", "init"),
+            )
+            if not abi.has(subop)
+        }
         self._make: Final[dict[str, Callable[[], Op]]] = {
             "alloc": self._alloc,
             "free": self._free,
@@ -83,7 +97,10 @@ class Generator:
             "superpage": self._superpage,
             "slice": self._slice,
             "remove": lambda: ("remove", ("ram", 8 + self._below(PAGES - 8))),
-            "fail": lambda: ("fail", 1 + self._below(4)),
+            "fail": lambda: ("fail", 1 + self._below(4), 0) if rng.random() < 0.8 else ("fail", 0, 1 + self._below(3)),
+            "p2m": self._retype,
+            "remote": lambda: ("remote", self._pick((0, 0, 0, 0, 1, 0x7FF0))),
+            "progress": lambda: ("progress", self._pick((0x100, 0x100, 0x200, 0x300, 0x1000, 0xFFFF_FF00))),
             "preempt": lambda: ("preempt", self._pick(_PATTERNS)),
             "lookup": lambda: ("lookup", self._ctx(), self._somewhere(), *self._arg()),
             "query": lambda: ("query", *self._arg()),
@@ -342,6 +359,16 @@ class Generator:
         self._pending.append(self._touch(ctx, at + skip, count))
         return ("unmap", ctx, at + skip, count, 0x1000, "plain", 0)
 
+    def _retype(self) -> Op:
+        """A page of the guest's becomes one that devices may not write, one that is elsewhere, or RAM again."""
+        kinds = (
+            ("pagetable", "ram") if self.bench.guest == "pv" else ("ro", "shared", "paged", "logdirty", "hole", "ram")
+        )
+        frame = self._frame()
+        if frame[0] != "ram" or frame[1] < 8:
+            frame = ("ram", 8 + self._below(PAGES - 8))
+        return ("p2m", frame, self._rng.choice(kinds))
+
     def _raw(self) -> Op:
         """Bytes: a number that may be no sub-op's, a struct that may be nothing."""
         rng = self._rng
@@ -349,7 +376,12 @@ class Generator:
         data = bytearray(rng.getrandbits(8) if rng.random() < 0.2 else 0 for _ in range(40))
         for _ in range(self._below(4)):
             data[self._below(40)] = self._pick((0, 1, 2, 3, 0x10, 0x7F, 0x80, 0xFF))
-        return ("raw", number, bytes(data), "plain")
+        return (
+            "raw",
+            number | self._pick((0, 0, 0, 0x100, 0x8000_0000)) if self._limited is None else number,
+            bytes(data),
+            "plain",
+        )
 
 
 def _fitting(operation: Op) -> Op:

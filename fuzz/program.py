@@ -20,101 +20,58 @@ its frame number is), ``xen:N``, ``mmio:N``, ``rmrr:N`` (firmware's) or ``gfn:N`
 
 import re
 from dataclasses import dataclass, fields
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from base.units import make_sbdf
+from abi.errno import errno_name, errno_number
+from fuzz.verbs import (
+    ACCESS,
+    ACCESS_NAMES,
+    ARGUMENTS,
+    DEFAULTS,
+    DEVICES,
+    DRIVER_VERBS,
+    POSITIONAL,
+    SIZE_NAMES,
+    SIZES,
+    SPACES,
+    VERBS,
+    WORDS,
+    Field,
+    Op,
+    ProgramError,
+    Value,
+    op,
+)
+from guest_driver import drivers
 from hypervisor import profile as profiles
 from testbed import backends
-from testbed.build import COPIER, NIC, ROGUE
 from testbed.config import GUESTS
+
+__all__ = [
+    "ARGUMENTS",
+    "DEFAULTS",
+    "DEVICES",
+    "VERBS",
+    "Bench",
+    "Field",
+    "Op",
+    "Program",
+    "ProgramError",
+    "Value",
+    "format_bench",
+    "format_op",
+    "op",
+    "parse",
+    "parse_op",
+]
+
 
 MAGIC: Final = "# pviommu program 1"
 MAX_OPS: Final = 100_000
-
-Value = int | str | bytes | tuple[str, int]
-Op = tuple[Any, ...]
-"""(verb, value of each of the verb's fields in the order of :data:`VERBS`)."""
-
-DEVICES: Final = {
-    "nic": int(NIC),
-    "copier": int(COPIER),
-    "rogue": int(ROGUE),
-    "port": int(make_sbdf(0, 0, 0x1C, 0)),
-    "bridge": int(make_sbdf(0, 0, 0, 0)),
-    "foreign": 0xFFFF,
-}
-"""Name to segment << 16 | bus << 8 | devfn; the domain has no ``foreign`` device."""
-SPACES: Final = ("ram", "xen", "mmio", "rmrr", "gfn")
-ARGUMENTS: Final = ("plain", "split", "readonly", "unmapped", "noncanonical")
-"""Where a call's struct lies: in one page; across two pages; in a page that the guest may not write; nowhere."""
-_SIZES: Final = {"4K": 0x1000, "2M": 0x20_0000, "1G": 0x4000_0000}
-_SIZE_NAMES: Final = {value: name for name, value in _SIZES.items()}
-_ACCESS: Final = {"none": 0, "r": 1, "w": 2, "rw": 3}
-_ACCESS_NAMES: Final = {value: name for name, value in _ACCESS.items()}
-
-
-class ProgramError(ValueError):
-    """A text that is no program; one line that says where and why."""
-
-
-class Field(NamedTuple):
-    """One field of a verb: its name, how it is written, and what it is when left out (``None``: it may not be)."""
-
-    name: str
-    kind: str
-    default: Value | None = None
-
-
-_ARG: Final = (Field("arg", "argument", "plain"), Field("holes", "count", 0))
-VERBS: Final[dict[str, tuple[Field, ...]]] = {
-    "noop": _ARG,
-    "query": _ARG,
-    "init": (Field("contexts", "count"), Field("arena", "count"), *_ARG),
-    "alloc": (Field("flags", "hex", 0), *_ARG),
-    "free": (Field("ctx", "count"), Field("flags", "hex", 0), *_ARG),
-    "attach": (Field("device", "device"), Field("ctx", "count"), Field("pasid", "hex", 0), *_ARG),
-    "map": (
-        Field("ctx", "count"),
-        Field("frame", "frame"),
-        Field("at", "hex"),
-        Field("pages", "count", 1),
-        Field("access", "access", 3),
-        Field("size", "size", 0x1000),
-        *_ARG,
-    ),
-    "unmap": (
-        Field("ctx", "count"),
-        Field("at", "hex"),
-        Field("pages", "count", 1),
-        Field("size", "size", 0x1000),
-        *_ARG,
-    ),
-    "lookup": (Field("ctx", "count"), Field("at", "hex"), *_ARG),
-    "raw": (Field("subop", "hex"), Field("bytes", "bytes", b""), Field("arg", "argument", "plain")),
-    "dma": (Field("device", "device"), Field("at", "hex"), Field("pages", "count", 1)),
-    "remove": (Field("frame", "frame"),),
-    "fail": (Field("allocation", "count"),),
-    "preempt": (Field("pattern", "hex"),),
-}
-"""Every operation.  ``dma``: the device reads and writes pages from ``at``; ``remove``: the toolstack takes a page from
-the guest; ``fail``: that allocation from now on (1: the next) finds no memory; ``preempt``: from now on the vCPU is
-wanted elsewhere wherever the next bit of the pattern, lowest first and over again, says so (0: never)."""
-POSITIONAL: Final = {"attach": "device", "dma": "device"}
-"""Fields that are written without their name."""
-DEFAULTS: Final = {verb: tuple(field.default for field in fields_) for verb, fields_ in VERBS.items()}
-_INDEX: Final = {verb: {field.name: k for k, field in enumerate(fields_)} for verb, fields_ in VERBS.items()}
-
-
-def op(verb: str, **values: Value) -> Op:
-    """An operation from named fields; the others have their defaults."""
-    known = _INDEX[verb]
-    row = list(DEFAULTS[verb])
-    for name, value in values.items():
-        row[known[name]] = value
-    missing = [field.name for field, value in zip(VERBS[verb], row) if value is None]
-    if missing:
-        raise ProgramError(f"{verb} needs {missing[0]}")
-    return (verb, *row)
+LEVELS: Final = ("typed", "raw", "driver")
+"""Hypercalls with fields, hypercalls as bytes, what a guest kernel asks of its IOMMU code.  The first two are written
+in the same operations; they differ in what a generator makes of them."""
+_WORDS_OF_BENCH: Final = ("backend", "profile", "guest", "defects", "against", "level", "driver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +91,10 @@ class Bench:
     """Entries that the IOTLB keeps; ``None``: every one until it is invalidated."""
     defects: str = ""
     """Ids of catalogued defects to switch on, joined by commas."""
+    level: str = "typed"
+    """What the program is written in: one of :data:`LEVELS`."""
+    driver: str = "reference"
+    """At driver level: a name in :mod:`guest_driver.drivers`."""
     against: str = ""
     """A second machine that must agree: the name of another backend or profile."""
 
@@ -182,13 +143,22 @@ def _format(kind: str, value: Value) -> str:
         return value.hex()
     if isinstance(value, str):
         return value
+    if kind == "errno":
+        return errno_name(value)
     if kind == "count":
         return str(value)
-    names = _SIZE_NAMES if kind == "size" else _ACCESS_NAMES if kind == "access" else {}
+    names = SIZE_NAMES if kind == "size" else ACCESS_NAMES if kind == "access" else {}
     return names.get(value) or f"{value:#x}"
 
 
 # ---------------------------------------------------------------------------------------------------------- parsing
+
+_SHAPES: Final = {
+    "frames": (r"(near|far)(\+[0-9]{1,4})?", "run of frames: near or far, perhaps with +N"),
+    "pieces": (r"[0-9]{1,4}(\+[0-9]{1,4})?:[0-9]{1,7}(,[0-9]{1,4}(\+[0-9]{1,4})?:[0-9]{1,7}){0,31}", "list of pieces"),
+}
+"""By kind: (regular expression, what it is): frames ``near+3`` begin with the fourth of those that are neighbours in
+machine memory; a piece is ``page:pages`` for the IOMMU core, ``page+offset:bytes`` for the DMA API."""
 
 
 def parse(text: str) -> Program:
@@ -207,6 +177,8 @@ def parse(text: str) -> Program:
                 bench = _parse_bench(words)
             else:
                 ops.append(parse_op(words))
+                if (words[0] in DRIVER_VERBS) != (bench.level == "driver") and words[0] != "dma":
+                    raise ProgramError(f"{words[0]} is no operation of {bench.level!r} level")
         except ProgramError as error:
             raise ProgramError(f"line {number}: {error}") from None
         if len(ops) > MAX_OPS:
@@ -225,7 +197,7 @@ def _parse_bench(words: list[str]) -> Bench:
         name, equals, text = word.partition("=")
         if not equals or name not in known or name in values:
             raise ProgramError(f"{word!r} is not one of {', '.join(sorted(known))}=value, each once")
-        if name in ("backend", "profile", "guest", "defects", "against"):
+        if name in _WORDS_OF_BENCH:
             values[name] = text
         else:
             values[name] = None if text == "none" and name in ("contexts", "iotlb") else _number(text)
@@ -234,9 +206,14 @@ def _parse_bench(words: list[str]) -> Bench:
         ("backend", bench.backend, backends.names()),
         ("profile", bench.profile, profiles.names()),
         ("guest", bench.guest, GUESTS),
+        ("level", bench.level, LEVELS),
     ):
         if value not in among:
             raise ProgramError(f"unknown {what} {value!r}; there are: {', '.join(among)}")
+    try:
+        drivers.get(bench.driver)
+    except ValueError as error:
+        raise ProgramError(str(error)) from None
     return bench
 
 
@@ -256,8 +233,10 @@ def parse_op(words: list[str]) -> Op:
         if name in values:
             raise ProgramError(f"{name} is given twice")
         values[name] = _parse(kinds[name], text)
-    if verb == "remove" and not _removable(values.get("frame", ("ram", 8))):
-        raise ProgramError("only the guest's pages from ram:8 on can be removed; those below hold arguments")
+    if verb in ("remove", "p2m") and not _removable(values.get("frame", ("ram", 8))):
+        raise ProgramError(
+            "only the guest's pages from ram:8 on can be taken away or changed; those below hold arguments"
+        )
     return op(verb, **values)
 
 
@@ -271,17 +250,26 @@ def _parse(kind: str, text: str) -> Value:
         if not colon or space not in SPACES:
             raise ProgramError(f"{text!r} is no frame: {', '.join(SPACES)}, a colon and a number")
         return (space, _number(number))
-    if kind in ("device", "argument"):
-        among = DEVICES if kind == "device" else ARGUMENTS
-        if text not in among:
-            raise ProgramError(f"unknown {kind} {text!r}; there are: {', '.join(among)}")
+    if kind in WORDS:
+        if text not in WORDS[kind]:
+            raise ProgramError(f"unknown {kind} {text!r}; there are: {', '.join(WORDS[kind])}")
         return text
+    if kind in _SHAPES:
+        shape, what = _SHAPES[kind]
+        if not re.fullmatch(shape, text):
+            raise ProgramError(f"{text!r} is no {what}")
+        return text
+    if kind == "errno":
+        try:
+            return -errno_number(text)
+        except ValueError as error:
+            raise ProgramError(str(error)) from None
     if kind == "bytes":
         try:
             return bytes.fromhex(text)
         except ValueError:
             raise ProgramError(f"{text!r} is not bytes in hexadecimal") from None
-    names = _SIZES if kind == "size" else _ACCESS if kind == "access" else {}
+    names = SIZES if kind == "size" else ACCESS if kind == "access" else {}
     return names[text] if text in names else _number(text)
 
 

@@ -6,17 +6,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from abi.errno import errno_name
-from fuzz.oracle import Broken, Oracle
-from fuzz.program import Bench, Op, Program, ProgramError, format_op
+from abi.versions import Abi
+from fuzz import events
+from fuzz.oracle import Oracle
+from fuzz.program import Bench, Program, format_op
+from fuzz.sweep import Broken
 from fuzz.target import SUBOPS, Target
+from fuzz.verbs import Op, ProgramError
 from hypervisor.errors import XenBug
 from testbed.build import TestBed
 
-Key = tuple[str, str, str]
-"""(clause, verb of the operation, errno or exception): what makes two findings the same."""
+Key = tuple[str, str, str, str]
+"""(clause, verb of the operation, errno or exception, events): what makes two findings the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +32,65 @@ class Finding:
     what: str
     errno: str
     """What the operation answered, "-" if nothing."""
+    events: str = "-"
+    """What else happened during it (:mod:`fuzz.events`), joined with "+"."""
 
     @property
     def key(self) -> Key:
         verb = str(self.program.ops[-1][0]) if self.program.ops else "-"
-        return self.clause, verb, self.errno
+        return self.clause, verb, self.errno, self.events
+
+    def like(self, other: "Finding") -> bool:
+        """Whether both are of one kind, whatever else happened: what shrinking keeps."""
+        return self.key[:3] == other.key[:3]
+
+
+class ProgramRunner(Protocol):
+    """Programs of one bench, run one after the other, whatever level they are written in."""
+
+    bench: Bench
+    coverage: Counter[tuple[str, int, int]]
+    """(verb, result, events as a mask of :mod:`fuzz.events`) to how often."""
+    ops: int
+
+    @property
+    def abi(self) -> Abi: ...
+
+    def run(
+        self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
+    ) -> Finding | None:
+        """Run a program from the start; the first clause that breaks.  As :meth:`Runner.run`."""
+        ...
+
+    def locate(self, ops: tuple[Op, ...]) -> Finding | None:
+        """The same, a finding traced to the first operation after which it can be seen, with its events."""
+        ...
 
 
 class Runner:
-    """Programs of one bench, run one after the other on one target."""
+    """Programs of hypercall level on one target."""
 
     def __init__(self, bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> None:
-        self.bench: Final = bench
+        self.bench = bench
         self.target: Final = Target(bench, sabotage)
         self.oracle: Final = self._make_oracle()
-        self.coverage: Final[Counter[tuple[str, int]]] = Counter()
-        """(verb, result) to how often."""
+        self.coverage: Counter[tuple[str, int, int]] = Counter()
         self.ops = 0
         self.steps: Final[dict[str, Callable[[Op], tuple[int, Broken | None]]]] = {
             **{verb: partial(self._call, name) for verb, name in SUBOPS.items()},
             "raw": self._raw,
             "dma": self._dma,
             "remove": self._remove,
+            "p2m": self._retype,
+            "remote": self._remote,
+            "progress": self._progress,
             "fail": self._fail,
             "preempt": self._preempt,
         }
+
+    @property
+    def abi(self) -> Abi:
+        return self.target.abi
 
     def _make_oracle(self) -> Oracle:
         return Oracle(self.target)
@@ -72,13 +110,23 @@ class Runner:
         return 0, self.oracle.dma(*operation[1:])
 
     def _remove(self, operation: Op) -> tuple[int, Broken | None]:
-        target = self.target
-        gfn = target.number(operation[1])
-        result = target.xen.remove_page(target.bed.dom0, gfn)
+        gfn, result = self.target.remove(operation[1])
         return result, self.oracle.judge_removal(gfn, result)
 
+    def _retype(self, operation: Op) -> tuple[int, Broken | None]:
+        gfn, result = self.target.retype(operation[1], operation[2])
+        return result, self.oracle.judge_retype(gfn, operation[2], result)
+
     def _fail(self, operation: Op) -> tuple[int, Broken | None]:
-        self.target.fail(operation[1])
+        self.target.fail(operation[1], operation[2])
+        return 0, None
+
+    def _remote(self, operation: Op) -> tuple[int, Broken | None]:
+        self.target.carry(operation[1])
+        return 0, None
+
+    def _progress(self, operation: Op) -> tuple[int, Broken | None]:
+        self.target.claim(operation[1])
         return 0, None
 
     def _preempt(self, operation: Op) -> tuple[int, Broken | None]:
@@ -128,7 +176,7 @@ class Runner:
                 verb: str = operation[0]
                 oracle.before()
                 result, broken = steps[verb](operation)
-                coverage[verb, result] += 1
+                coverage[verb, result, target.events] += 1
                 if told is not None:
                     told.append(errno_name(result))
                 if broken is None and sweep_from is not None and k >= sweep_from:
@@ -146,7 +194,9 @@ class Runner:
         self.ops += k + 1
         if broken is None:
             return None
-        return Finding(Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno)
+        return Finding(
+            Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno, events.names(target.events)
+        )
 
     def locate(self, ops: tuple[Op, ...]) -> Finding | None:
         """Like :meth:`run`; a finding of the sweep is traced to the first operation after which it can be seen."""
@@ -177,8 +227,13 @@ def _swept(clause: str) -> bool:
     return clause in ("tree", "superpage", "same-reach") or clause.startswith("invariant:")
 
 
-def runner_for(bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> Runner:
-    """What runs programs of ``bench``: one machine under the oracle, or two that are held against each other."""
+def runner_for(bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> ProgramRunner:
+    """What runs programs of ``bench``: one machine under the oracle, two that are held against each other, or a guest
+    kernel."""
+    if bench.level == "driver":
+        from fuzz.driver_run import DriverRunner
+
+        return DriverRunner(bench, sabotage)
     if bench.against:
         from fuzz.twins import Twins
 

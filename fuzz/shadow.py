@@ -6,7 +6,6 @@ little.  Every method answers with the result
 and the OUT fields that the call must have, and with what is done to the state if it has them.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable
 from typing import Final
 
@@ -26,58 +25,12 @@ from abi.errno import (
     EPERM,
 )
 from abi.versions import Abi
+from fuzz.guest_frames import Frames
 from fuzz.intervals import Intervals
 
 Args = tuple[int, ...]
 MAX_PAGES: Final = 1 << 32
 MAX_CONTEXTS: Final = 0xFFFE
-
-
-class Frames:
-    """Which frame numbers a hardware domain may map, and where they lead.  Facts of the machine, fixed at the start."""
-
-    def __init__(
-        self, mfns: list[int], pv: bool, ram_frames: int, mmio: list[tuple[int, int]], maps_mmio: bool, hole: int
-    ) -> None:
-        self.mfns: Final = mfns
-        self.pv: Final = pv
-        self.size: Final = len(mfns)
-        self.base: Final = min(mfns)
-        self.ram_frames: Final = ram_frames
-        self._mmio: Final = mmio
-        self._maps_mmio: Final = maps_mmio
-        self._hole: Final = hole
-        self._starts: Final[list[int]] = []
-        """Guest frames at which a stretch of contiguous machine frames begins (translated guests)."""
-        for pfn, mfn in enumerate(mfns):
-            if not pfn or mfn != mfns[pfn - 1] + 1:
-                self._starts.append(pfn)
-
-    def own(self, gfn: int) -> bool:
-        """Whether ``gfn`` is a number of the domain's own RAM."""
-        return self.base <= gfn < self.base + self.size if self.pv else 0 <= gfn < self.size
-
-    def machine(self, gfn: int) -> int:
-        """The machine frame of one of the domain's own."""
-        return gfn if self.pv else self.mfns[gfn]
-
-    def run(self, gfn: int, limit: int) -> tuple[int, int, int]:
-        """(machine frame, contiguous frames from there, 0), or (0, 0, errno) for one that may not be mapped; pages that
-        were taken away are the caller's business."""
-        if self.pv:
-            if self.base <= gfn < self.base + self.size:
-                return gfn, min(limit, self.base + self.size - gfn), 0
-            if gfn < self.ram_frames:
-                return 0, 0, -EPERM
-        elif gfn < self.size:
-            place = bisect_right(self._starts, gfn)
-            end = self._starts[place] if place < len(self._starts) else self.size
-            return self.mfns[gfn], min(limit, end - gfn), 0
-        for first, last in self._mmio:
-            if first <= gfn <= last:
-                return (gfn, min(limit, last + 1 - gfn), 0) if self._maps_mmio else (0, 0, -EPERM)
-        outside = not self.pv or gfn > self._mmio[-1][1]
-        return 0, 0, -self._hole if outside else -EPERM
 
 
 class Shadow:
@@ -93,6 +46,7 @@ class Shadow:
         max_iova: int,
         pgsize_mask: int,
         caps: int,
+        errno_paged_out: int,
     ) -> None:
         self.abi: Final = abi
         self.frames: Final = frames
@@ -101,16 +55,25 @@ class Shadow:
         self.spaces: dict[int, Intervals] = {}
         self.homes: dict[int, int] = dict.fromkeys(devices, 0)
         self.devices: Final = devices
-        self.removed: set[int] = set()
-        """Machine frames that the toolstack took away."""
+        self.odd: dict[int, str] = {}
+        """Machine frames that the toolstack took away ("gone") or made another kind of page of."""
+        self.dying: set[int] = set()
+        """Contexts whose free began and was stopped by a flush that hardware did not confirm."""
+        self.unsure = False
+        """A flush was not confirmed in this program: hardware may still remember anything that was mapped."""
+        self.progress = 0
+        """What the call that is being judged says about earlier passes."""
         self.regions: dict[int, list[tuple[int, int]]] = {}
         """By context: the reserved regions of its devices."""
         self.starved: Callable[[int], bool] = lambda pages: False
         """Whether a call that maps or splits so many pages may have run out of memory for tables."""
+        self.unconfirmed: Callable[[], bool] = lambda: False
+        """Whether a flush of the call that is being judged was not confirmed."""
         self._max_iova: Final = max_iova
         self._max_dfn: Final = max_iova >> 12
         self._pgsize_mask: Final = pgsize_mask
         self._caps: Final = caps
+        self._errno_paged_out: Final = errno_paged_out
         self.predict: Final[dict[str, Callable[[Args, int, Args], tuple[int, Args]]]] = {
             "noop": lambda args, result, out: (0, ()),
             "query_capabilities": self._query,
@@ -169,7 +132,12 @@ class Shadow:
             return -EBUSY, ()
         for device in inside:
             self.homes[device] = 0
+        if result == -EIO and self.unconfirmed():
+            self.dying.add(number)
+            self.regions[number] = []
+            return -EIO, ()
         del self.spaces[number], self.regions[number]
+        self.dying.discard(number)
         return 0, ()
 
     def _reattach(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
@@ -183,6 +151,8 @@ class Shadow:
             return -ENOENT, ()
         if self.homes[device] == number:
             return 0, ()
+        if number in self.dying:
+            return -EINVAL, ()
         if number:
             there = self.regions[number]
             for first, last in self.devices[device]:
@@ -193,8 +163,8 @@ class Shadow:
                 pages = last - first + 1
                 if self.spaces[number].first_mapped(first, pages) < pages:
                     return -EADDRINUSE, ()
-        if result == -ENOMEM and self.starved(1):
-            return -ENOMEM, ()
+        if (result == -ENOMEM and self.starved(1)) or (result == -EIO and self.unconfirmed()):
+            return result, ()
         old, self.homes[device] = self.homes[device], number
         for context in (old, number):
             if context:
@@ -210,7 +180,7 @@ class Shadow:
         limit = self.abi.max_nr_pages
         if limit is not None and nr_pages > limit:
             return 0, -E2BIG
-        if number not in self.spaces:
+        if number not in self.spaces or number in self.dying:
             return 0, -EINVAL
         if limit is not None:
             unit = 1
@@ -229,6 +199,13 @@ class Shadow:
                 count = max(first - dfn, 0)
         return count
 
+    def _start(self, dfn: int, unit: int, total: int) -> int:
+        """The page with which the call begins, -1 if the guest's idea of it is none that the hypervisor would have."""
+        if not self.progress:
+            return 0
+        start = self.progress - dfn % 256
+        return start if not start % unit and 0 <= start < total else -1
+
     def _map(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
         number, gfn, dfn, flags, pgsize, nr_pages, _ = args
         unit, error = self._checked(number, dfn, gfn, pgsize, nr_pages)
@@ -237,6 +214,11 @@ class Shadow:
         if flags & ~self.abi.map_flags_mask or not flags & (self.abi.map_readable | self.abi.map_writeable):
             return -EINVAL, (0,)
         total = nr_pages * unit
+        start = self._start(dfn, unit, total)
+        if start < 0:
+            return -EINVAL, (0,)
+        dfn, gfn, total = dfn + start, gfn + start, total - start
+        did = out[0] * unit - start if out else 0
         space = self.spaces[number]
         limit, error = total, 0
         if self.regions[number]:
@@ -245,10 +227,11 @@ class Shadow:
                 error = -EADDRNOTAVAIL
         pieces: list[tuple[int, int]] = []
         done = 0
+        write = bool(flags & self.abi.map_writeable)
         while done < limit:
             mfn, count, refused = self.frames.run(gfn + done, limit - done)
-            if not refused and self.removed:
-                count, refused = self._without_removed(mfn, count)
+            if not refused and self.odd:
+                count, refused = self._before_refused(mfn, count, write, did - done)
             if count:
                 pieces.append((mfn, count))
                 done += count
@@ -259,10 +242,8 @@ class Shadow:
         if free < limit:
             limit, error = free, -EADDRINUSE
         limit -= limit % unit
-        did = out[0] * unit if out else 0
-        if result == -ENOMEM and did <= limit and did < total and self.starved(did + 512):
-            limit, error = did, -ENOMEM
-        access = (flags & self.abi.map_readable and 1) | (flags & self.abi.map_writeable and 2)
+        limit, error = self._cut_short(result, did, limit, total, error, did + 512)
+        access = (flags & self.abi.map_readable and 1) | (write and 2)
         at = 0
         for mfn, count in pieces:
             if at >= limit:
@@ -270,23 +251,42 @@ class Shadow:
             count = min(count, limit - at)
             space.add(dfn + at, count, mfn - dfn - at, access)
             at += count
-        return error, (limit // unit,)
+        return error, ((start + limit) // unit,)
 
-    def _without_removed(self, mfn: int, count: int) -> tuple[int, int]:
-        """Of ``count`` frames from ``mfn``: how many come before one that the guest
-        can no longer name, and its errno."""
-        for gone in sorted(self.removed):
-            if mfn <= gone < mfn + count:
-                if not self.frames.pv:
-                    return gone - mfn, -self.frames._hole
-                if not self.held(gone):
-                    return gone - mfn, -EPERM
+    def _cut_short(self, result: int, did: int, limit: int, total: int, error: int, pages: int) -> tuple[int, int]:
+        """(pages done, errno) where memory for tables or a flush may have ended the call before page ``limit`` did."""
+        if self.unconfirmed():
+            self.unsure = True
+            return (did if 0 <= did <= limit else limit), -EIO
+        if result == -ENOMEM and 0 <= did <= limit and did < total and self.starved(pages):
+            return did, -ENOMEM
+        return limit, error
+
+    def _before_refused(self, mfn: int, count: int, write: bool, did: int) -> tuple[int, int]:
+        """Of ``count`` frames from ``mfn``: how many come before one that may not be mapped, and its errno."""
+        for odd in sorted(self.odd):
+            if mfn <= odd < mfn + count:
+                refused = self._verdict(odd, write, odd - mfn < did)
+                if refused:
+                    return odd - mfn, refused
         return count, 0
 
-    def held(self, mfn: int) -> bool:
-        """Whether a mapping of the domain's own contexts leads to ``mfn``."""
+    def _verdict(self, mfn: int, write: bool, was_mapped: bool) -> int:
+        kind = self.odd[mfn]
+        if kind == "gone" and self.frames.pv:
+            if self.unsure:  # it may be held by what hardware did not confirm to have forgotten
+                return 0 if was_mapped else -EPERM
+            return 0 if self.held(mfn) else -EPERM
+        if kind in ("gone", "hole", "paged"):
+            return -(self._errno_paged_out if kind == "paged" else self.frames.hole)
+        return -EPERM if write and kind in ("ro", "shared", "pagetable") else 0
+
+    def held(self, mfn: int, access: int = 3) -> bool:
+        """Whether a mapping of the domain's own contexts with one of the rights in ``access`` leads to ``mfn``."""
         return any(
-            start + delta <= mfn < end + delta for space in self.spaces.values() for start, end, delta, _ in space
+            start + delta <= mfn < end + delta and rights & access
+            for space in self.spaces.values()
+            for start, end, delta, rights in space
         )
 
     def _unmap(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
@@ -295,6 +295,10 @@ class Shadow:
         if error:
             return error, (0,)
         total = nr_pages * unit
+        start = self._start(dfn, unit, total)
+        if start < 0:
+            return -EINVAL, (0,)
+        dfn, total = dfn + start, total - start
         space = self.spaces[number]
         limit = self._region_ahead(number, dfn, total) if self.regions[number] else total
         if limit < total:
@@ -303,22 +307,21 @@ class Shadow:
         if mapped < limit:
             limit, error = mapped, -ENOENT
         limit -= limit % unit
-        if result == -ENOMEM and out[0] * unit <= limit and out[0] * unit < total and self.starved(total):
-            limit, error = out[0] * unit, -ENOMEM
+        limit, error = self._cut_short(result, out[0] * unit - start if out else 0, limit, total, error, total)
         if limit:
             space.remove(dfn, limit)
-        return error, (limit // unit,)
+        return error, ((start + limit) // unit,)
 
     def _lookup(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
         number, dfn, _ = args
-        if number not in self.spaces:
+        if number not in self.spaces or number in self.dying:
             return -EINVAL, (0,)
         mfn = self.reach(number, dfn)[0]
         if mfn is None:
             return -ENOENT, (0,)
         if self.frames.pv:
             return 0, (mfn,)
-        if mfn in self.removed or mfn not in self._gfns:
+        if self.odd.get(mfn) in ("gone", "hole", "paged") or mfn not in self._gfns:
             return -ENOENT, (0,)
         return 0, (self._gfns[mfn],)
 
@@ -333,19 +336,33 @@ class Shadow:
         if not self.frames.own(gfn):
             return -EINVAL
         mfn = self.frames.machine(gfn)
-        if mfn in self.removed:
+        if self.odd.get(mfn, "pagetable") != "pagetable":
             return -EINVAL
         if result == -ENOMEM and self.starved(1):
             return -ENOMEM
-        if result == -EIO:
-            return 0
-        self.removed.add(mfn)
+        if result == -EIO and self.unconfirmed():
+            self.unsure = True
+            return -EIO
+        self.odd[mfn] = "gone"
+        return 0
+
+    def retype(self, gfn: int, kind: str, result: int) -> int:
+        """What making a ``kind`` of page ``gfn`` must answer."""
+        mfn = self.frames.machine(gfn)
+        if self.odd.get(mfn) == "gone" or (kind != "ram" and self.frames.pv != (kind == "pagetable")):
+            return -EINVAL
+        if kind == "pagetable" and (self.held(mfn, 2) or (self.unsure and result == -EBUSY)):
+            return -EBUSY
+        if kind == "ram":
+            self.odd.pop(mfn, None)
+        else:
+            self.odd[mfn] = kind
         return 0
 
     def reach(self, number: int, dfn: int) -> tuple[int | None, int]:
         """(machine frame, access) that a device in context ``number`` finds at ``dfn``; (``None``, 0) for nothing."""
         if not number:
-            if not self.frames.own(dfn) or self.frames.machine(dfn) in self.removed:
+            if not self.frames.own(dfn) or self.odd.get(self.frames.machine(dfn)) == "gone":
                 return None, 0
             return self.frames.machine(dfn), 3
         for first, last in self.regions[number]:

@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 from typing import Final
 
-from fuzz.program import VERBS, Op, ProgramError, Value
-from fuzz.run import Finding, Runner
+from fuzz.run import Finding, ProgramRunner
+from fuzz.verbs import VERBS, Op, ProgramError, Value
 
 BUDGET: Final = 600
 """Runs that one shrink may take."""
@@ -14,7 +14,7 @@ BUDGET: Final = 600
 class Shrinker:
     """Shrinks what was found on ``runner``."""
 
-    def __init__(self, runner: Runner, budget: int = BUDGET) -> None:
+    def __init__(self, runner: ProgramRunner, budget: int = BUDGET) -> None:
         self._runner: Final = runner
         self._left = budget
 
@@ -36,7 +36,7 @@ class Shrinker:
             found = self._runner.run(ops)
         except ProgramError:
             return None
-        return found if found is not None and found.key == like.key else None
+        return found if found is not None and found.like(like) else None
 
     def _remove(self, best: Finding) -> Finding:
         """Leave operations out, large pieces first."""

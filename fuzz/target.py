@@ -2,12 +2,17 @@
 """A test bed that executes operations: what stands between a program and the hypervisor under test."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from abi.canonical import CANONICAL
+from abi.errno import EBUSY, EINVAL, EIO
 from abi.model import Convention
 from base.units import PAGE_SHIFT
-from fuzz.program import DEVICES, Bench, Op, ProgramError, Value
+from fuzz import events
+from fuzz.program import Bench
+from fuzz.verbs import DEVICES, Op, ProgramError, Value
+from hypervisor import p2m
+from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.pool import Arena
 from hypervisor.xen import Xen
 from machine.firmware import Rmrr
@@ -19,11 +24,20 @@ RAM: Final = 16 * MIB
 GUEST_RAM: Final = 8 * MIB
 RMRR: Final = Rmrr(12 * MIB, 12 * MIB + 0x3FFF, (COPIER,))
 """The copier's reserved region: four pages that no domain owns."""
+_OUTER: Final = 4 << PAGE_SHIFT
 _STRUCT: Final = 5 << PAGE_SHIFT
 _SPLIT: Final = (6 << PAGE_SHIFT) - 4
 _READONLY: Final = 0x7F00_0000_0000
 _UNMAPPED: Final = 0x7F00_0000_1000
 _NONCANONICAL: Final = 0x8000_0000_0000_0000
+_KINDS: Final = {
+    "ram": p2m.RAM_RW,
+    "ro": p2m.RAM_RO,
+    "shared": p2m.RAM_SHARED,
+    "paged": p2m.RAM_PAGED,
+    "logdirty": p2m.RAM_LOGDIRTY,
+    "hole": p2m.NONE,
+}
 SUBOPS: Final = {
     "noop": "noop",
     "query": "query_capabilities",
@@ -41,15 +55,21 @@ SUBOPS: Final = {
 class Call:
     """A hypercall that was made: what the guest wrote, and what it found afterwards."""
 
-    __slots__ = ("after", "argument", "before", "name", "result")
+    __slots__ = ("after", "argument", "before", "inner", "name", "progress", "result")
 
-    def __init__(self, name: str, argument: str, before: bytes, result: int, after: bytes) -> None:
+    def __init__(
+        self, name: str, argument: str, before: bytes, result: int, after: bytes, progress: int, inner: "Call | None"
+    ) -> None:
         self.name = name
         """Of the sub-op; "" for a number without one."""
         self.argument = argument
         self.before = before
         self.result = result
         self.after = after
+        self.progress = progress
+        """What the guest put into the bits of the sub-op register that say how far earlier passes got."""
+        self.inner = inner
+        """remote_cmd: the call that it carried, its result as if it had been made directly."""
 
 
 class Target:
@@ -85,8 +105,12 @@ class Target:
         self._fail_in = 0
         self._pattern = 0
         self._bit = 0
-        self.failed = False
-        """Whether an allocation was made to fail since this was last cleared."""
+        self._flush_fails_in = 0
+        self._carrier: int | None = None
+        self._progress = 0
+        self.events = 0
+        """What happened (a mask of :mod:`fuzz.events`) since this was last cleared."""
+        self._splits: dict[int, int] = {}
         self._names: Final = {number: subop.name for number, subop in self.abi.subops.items() if subop.implemented}
         if bench.contexts is not None and self.abi.has("init"):
             self.call("init", (bench.contexts, bench.arena))
@@ -95,18 +119,31 @@ class Target:
         self._interpose(bed.xen.frames)
         if self.arena is not None:
             self._interpose(self.arena)
+        self._interpose_flush("flush")
+        self._interpose_flush("flush_all")
+        bed.xen.rescheduled = self._rescheduled
         bed.snapshot()
+
+    def _rescheduled(self, vcpu: object) -> None:
+        self.events |= events.RESTART
 
     @property
     def arena(self) -> Arena | None:
         assert self.bed.dom0.iommu is not None
         return self.bed.dom0.iommu.arena
 
+    @property
+    def failed(self) -> bool:
+        """Whether an allocation was made to fail since :attr:`events` were last cleared."""
+        return bool(self.events & events.NO_MEMORY)
+
     def reset(self) -> None:
         """Back to the start."""
         self.bed.reset()
-        self._fail_in = self._pattern = self._bit = 0
-        self.failed = False
+        self._fail_in = self._flush_fails_in = self._pattern = self._bit = self._progress = 0
+        self._carrier = None
+        self.events = 0
+        self._splits.clear()
         self.xen.preempt = None
 
     # ----------------------------------------------------------------------------------------- allocation failures
@@ -121,15 +158,71 @@ class Target:
             if self._fail_in:
                 self._fail_in -= 1
                 if not self._fail_in:
-                    self.failed = True
+                    self.events |= events.NO_MEMORY
                     return None
             return genuine(*args)
 
         setattr(pool, "allocate", allocate)  # noqa: B010 -- on the instance, so that the class stays what it is
 
-    def fail(self, allocation: int) -> None:
-        """The ``allocation``-th page or block that is asked for from now on is not to be had; 0: all are again."""
-        self._fail_in = allocation
+    def _interpose_flush(self, name: str) -> None:
+        """Let every flush of the backend pass by the plan; one that is to fail reaches no hardware."""
+        backend = self.xen.backend
+        genuine: Callable[..., int] = getattr(backend, name)
+
+        def flush(context: IommuContext, *what: Any) -> int:
+            self.events |= events.FLUSH
+            if what and what[2].folded:
+                self.events |= events.FOLD
+            table = context.table
+            if table is not None and table.splits != self._splits.get(context.number, 0):
+                self._splits[context.number] = table.splits
+                self.events |= events.SPLIT
+            if self._flush_fails_in:
+                self._flush_fails_in -= 1
+                if not self._flush_fails_in:
+                    self.events |= events.UNCONFIRMED
+                    return -EIO
+            return genuine(context, *what)
+
+        setattr(backend, name, flush)
+
+    def fail(self, allocation: int, flush: int) -> None:
+        """The ``allocation``-th page or block that is asked for from now on is not to be had, the ``flush``-th flush is
+        not confirmed; 0: all are again."""
+        self._fail_in, self._flush_fails_in = allocation, flush
+
+    def remove(self, frame: Value) -> tuple[int, int]:
+        """The toolstack takes a page away: (its frame number, result)."""
+        gfn = self.number(frame)
+        if self.bed.dom0.pv and 0 <= gfn < self.memory.frames:
+            self.xen.frames.pagetable[gfn] = 0  # a guest unpins what it gives back
+        return gfn, self.xen.remove_page(self.bed.dom0, gfn)
+
+    def retype(self, frame: Value, kind: str) -> tuple[int, int]:
+        """The toolstack (or, for a PV guest's page tables, the guest) makes another kind of page of a page of the
+        guest's own: (its frame number, result)."""
+        dom0, frames = self.bed.dom0, self.xen.frames
+        number = int(frame[1])  # type: ignore[index]
+        if frame[0] != "ram" or number >= len(self.bed.mfns):  # type: ignore[index]
+            return -1, -EINVAL
+        gfn, mfn = self.number(frame), self.bed.mfns[number]
+        if not frames.allocated[mfn] or (kind != "ram" and dom0.pv != (kind == "pagetable")):
+            return gfn, -EINVAL
+        if dom0.pv:
+            if kind == "pagetable" and frames.writable_count(mfn):
+                return gfn, -EBUSY
+            frames.pagetable[mfn] = kind == "pagetable"
+        else:
+            dom0.p2m.set(gfn, mfn, 1, _KINDS[kind])
+        return gfn, 0
+
+    def carry(self, domain: int) -> None:
+        """The next hypercall is remote_cmd's, for ``domain``."""
+        self._carrier = domain
+
+    def claim(self, progress: int) -> None:
+        """The next hypercall says that so many pages were done by earlier passes of it (as far as bits say it)."""
+        self._progress = progress & 0xFFFF_FF00
 
     def preempt(self, pattern: int) -> None:
         """Wherever the hypervisor asks whether the vCPU is wanted elsewhere, the next bit of the pattern says so."""
@@ -183,7 +276,7 @@ class Target:
         return self.issue(subop.number, name, raw, str(argument))
 
     def issue(self, number: int, name: str, raw: bytes, argument: str) -> Call:
-        """Hypercall with sub-op ``number`` and ``raw`` as its struct."""
+        """Hypercall with ``number`` in the sub-op register and ``raw`` as its struct."""
         address = self._address
         if argument == "plain":
             if raw:
@@ -192,12 +285,59 @@ class Target:
             address = self._place(argument, raw)
         if self.union:
             result = self._hypercall(self.bed.vcpu, self.abi.hypercall, address)
+        elif self._carrier is not None and name != "remote_cmd":
+            return self._carried(number, name, raw, argument, address)
         else:
+            number |= self._progress
+            inner = self._inner(raw) if name == "remote_cmd" else None
             result = self._hypercall(self.bed.vcpu, self.abi.hypercall, number, address)
+            if inner is not None:
+                self._finish(inner, number & 0xFFFF_FF00, result)
+                self._progress = 0
+                return Call(name, argument, raw, result, self._look(argument, raw), number & 0xFFFF_FF00, inner)
         if name == "init" and not result and self.arena is not None:
             self._interpose(self.arena)
         after = self.memory.read(self._struct, len(raw)) if argument == "plain" else self._look(argument, raw)
-        return Call(name, argument, raw, result, after)
+        progress, self._progress = 0 if self.union or number < 256 else number & 0xFFFF_FF00, 0
+        return Call(name, argument, raw, result, after, progress, None)
+
+    def _carried(self, number: int, name: str, raw: bytes, argument: str, address: int) -> Call:
+        """The same by way of remote_cmd; what it answers is the outer call."""
+        domain, self._carrier = self._carrier, None
+        remote = self.abi.by_name.get("remote_cmd")
+        if remote is None or remote.codec is None:
+            raise ProgramError(f"{self.abi.name} has no sub-op remote_cmd")
+        assert domain is not None
+        outer = remote.codec.encode(domain & 0xFFFF, number & 0xFFFF, address)
+        self.bed.ram.write(_OUTER, outer)
+        inner = Call(name, argument, raw, 0, raw, 0, None)
+        register = remote.number | self._progress
+        result = self._hypercall(self.bed.vcpu, self.abi.hypercall, register, self.bed.ram.linear(_OUTER))
+        if name == "init" and not result and self.arena is not None:
+            self._interpose(self.arena)
+        inner.after = self._look(argument, raw) if argument != "plain" else self.memory.read(self._struct, len(raw))
+        inner.result, inner.progress, self._progress = result, register & 0xFFFF_FF00, 0
+        return Call("remote_cmd", "plain", outer, result, self.bed.ram.read(_OUTER, len(outer)), inner.progress, inner)
+
+    def _inner(self, outer: bytes) -> Call | None:
+        """The call that a remote_cmd made of bytes would carry, as it is before."""
+        codec = self.abi.by_name["remote_cmd"].codec
+        assert codec is not None
+        _, number, address = codec.decode(outer)
+        subop = self.abi.subops.get(number)
+        if subop is None or subop.codec is None or not subop.implemented:
+            return None
+        memory, size = self.bed.vcpu.memory, subop.codec.size
+        before = memory.read(address, size)
+        argument = "unmapped" if before is None else "plain" if memory.writable(address, size) else "readonly"
+        call = Call(subop.name, argument, before or bytes(size), 0, b"", 0, None)
+        call.after = address.to_bytes(8, "little")
+        return call
+
+    def _finish(self, inner: Call, progress: int, result: int) -> None:
+        address = int.from_bytes(inner.after, "little")
+        inner.after = self.bed.vcpu.memory.read(address, len(inner.before)) or inner.before
+        inner.progress, inner.result = progress, result
 
     def name_of(self, number: int) -> str:
         """The sub-op with this number, "" if there is none."""
@@ -206,29 +346,14 @@ class Target:
     def raw(self, number: int, raw: bytes, argument: str) -> Call:
         """The same with bytes as they come, as many as the struct takes (missing ones are zero)."""
         if self.union:
-            raw = (number.to_bytes(2, "little") + raw[2:] if len(raw) >= 2 else number.to_bytes(2, "little")).ljust(
-                32, b"\0"
+            tag = (number & 0xFFFF).to_bytes(2, "little")
+            return self.issue(
+                number, self._names.get(number & 0xFFFF, ""), (tag + raw[2:]).ljust(32, b"\0")[:32], argument
             )
-            return self.issue(number, self._names.get(number, ""), raw[:32], argument)
-        name = self._names.get(number, "")
+        name = self._names.get(number, "") or self._names.get(number & 0xFF, "")
         codec = self.abi.by_name[name].codec if name else None
         size = codec.size if codec is not None else 0
         return self.issue(number, name, raw[:size].ljust(size, b"\0"), argument)
-
-    def _place(self, argument: str, raw: bytes) -> int:
-        ram = self.bed.ram
-        if argument == "split":
-            ram.write(_SPLIT, raw)
-            return ram.linear(_SPLIT)
-        if argument == "readonly":
-            ram.write(7 << PAGE_SHIFT, raw)
-            return _READONLY
-        return _UNMAPPED if argument == "unmapped" else _NONCANONICAL
-
-    def _look(self, argument: str, raw: bytes) -> bytes:
-        if argument == "split":
-            return self.bed.ram.read(_SPLIT, len(raw))
-        return self.bed.ram.read(7 << PAGE_SHIFT, len(raw)) if argument == "readonly" else raw
 
     def arguments(self, operation: Op) -> tuple[int, ...]:
         """The canonical fields of a hypercall operation; OUT fields hold a number that no answer has."""
@@ -249,6 +374,21 @@ class Target:
         if verb in ("noop", "query"):
             return tuple(field.default for field in CANONICAL[SUBOPS[str(verb)]])
         return operation[1:3]
+
+    def _place(self, argument: str, raw: bytes) -> int:
+        ram = self.bed.ram
+        if argument == "split":
+            ram.write(_SPLIT, raw)
+            return ram.linear(_SPLIT)
+        if argument == "readonly":
+            ram.write(7 << PAGE_SHIFT, raw)
+            return _READONLY
+        return _UNMAPPED if argument == "unmapped" else _NONCANONICAL
+
+    def _look(self, argument: str, raw: bytes) -> bytes:
+        if argument == "split":
+            return self.bed.ram.read(_SPLIT, len(raw))
+        return self.bed.ram.read(7 << PAGE_SHIFT, len(raw)) if argument == "readonly" else raw
 
 
 def _soil(raw: bytes, mask: int, which: int) -> bytes:

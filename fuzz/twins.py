@@ -14,9 +14,10 @@ from typing import Final
 
 from abi.errno import errno_name
 from base.units import PAGE_SHIFT
-from fuzz.oracle import Broken, Oracle
+from fuzz.oracle import Oracle
 from fuzz.program import DEVICES, Bench, Op, ProgramError
 from fuzz.run import Runner
+from fuzz.sweep import Broken
 from fuzz.target import SUBOPS, Call, Target
 from hypervisor import profile as profiles
 from testbed import backends
@@ -98,7 +99,8 @@ class Twins(Runner):
         self._most: Final = min(one.xen.max_nr_pages, two.xen.max_nr_pages)
         self.steps.update({verb: partial(self._both, name) for verb, name in SUBOPS.items()})
         self.steps.update({"raw": self._raw_both, "dma": self._dma_both, "remove": self._remove_both})
-        self.steps.update({"fail": self._nothing, "preempt": self._preempt_both})
+        self.steps.update({"fail": self._nothing, "preempt": self._preempt_both, "p2m": self._retype_both})
+        self.steps.update({"remote": self._nothing, "progress": self._nothing})
 
     def _make_oracle(self) -> Oracle:
         self._agreement = _Agreement(self.target, self._other)
@@ -192,16 +194,21 @@ class Twins(Runner):
     def _remove_both(self, operation: Op) -> tuple[int, Broken | None]:
         if self._agreement.over:
             return 0, None
-        left, right = (
-            target.xen.remove_page(target.bed.dom0, target.number(operation[1]))
-            for target in (self.target, self._other)
-        )
+        left, right = (target.remove(operation[1])[1] for target in (self.target, self._other))
         if left != right and _ENOMEM in (left, right):
             self._agreement.over = True
         elif left != right:
             one, two = self._sides
             said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
             return left, Broken("same-answer", f"taking a page answered {said}")
+        return left, None
+
+    def _retype_both(self, operation: Op) -> tuple[int, Broken | None]:
+        left, right = (target.retype(operation[1], operation[2])[1] for target in (self.target, self._other))
+        if left != right and not self._agreement.over:
+            one, two = self._sides
+            said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
+            return left, Broken("same-answer", f"making another kind of page answered {said}")
         return left, None
 
     def _preempt_both(self, operation: Op) -> tuple[int, Broken | None]:

@@ -71,7 +71,10 @@ def fuzz(
     except OSError as error:
         raise UsageError(f"{corpus}: {error}") from None
     if as_json:
-        found = [{"clause": c, "op": v, "errno": e, "path": path} for (c, v, e), path in progress.findings.items()]
+        found = [
+            {"clause": c, "op": v, "errno": e, "events": what, "path": path}
+            for (c, v, e, what), path in progress.findings.items()
+        ]
         totals = {"programs": progress.programs, "ops": progress.ops, "seconds": round(progress.seconds, 2)}
         print(json.dumps({**totals, "workers_lost": progress.lost, "findings": found}, indent=2))
     else:

@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import Final, Protocol
 
 from fuzz.program import Bench
-from fuzz.run import Finding, Runner
+from fuzz.run import Finding, ProgramRunner
 from testbed.build import TestBed
 
-Hit = tuple[Runner, Finding]
+Hit = tuple[ProgramRunner, Finding]
 """What was found, and where it can be run again."""
 
 
@@ -22,7 +22,7 @@ class Engine(Protocol):
     """One worker's way of choosing programs."""
 
     @property
-    def runners(self) -> Sequence[Runner]:
+    def runners(self) -> Sequence[ProgramRunner]:
         """One for each bench."""
 
     @property

@@ -5,9 +5,13 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final, Protocol
 
+from fuzz.driver_generate import DriverGenerator
 from fuzz.generate import Generator
-from fuzz.program import Bench, Op
-from fuzz.run import Finding, Runner, runner_for
+from fuzz.program import Bench
+from fuzz.raw import RawGenerator
+from fuzz.run import Finding, ProgramRunner, Runner, runner_for
+from fuzz.verbs import Op
+from hypervisor import profile as profiles
 from testbed.build import TestBed
 
 LENGTH: Final = 200
@@ -16,14 +20,14 @@ FULL_EVERY: Final = 8
 """One program in so many ends with the full sweep."""
 
 
-def benches(backend: str, profile: str) -> list[Bench]:
+def benches(backend: str, profile: str, level: str = "typed", driver: str = "reference") -> list[Bench]:
     """What is worth starting from: both kinds of guest, ample and scarce memory, initialised and not."""
-    return [
-        Bench(backend, profile, guest, contexts, arena)
-        for guest in ("pv", "pvh")
-        for contexts, arena in ((4, 8), (4, 4), (None, 6))
-        if contexts is not None or not profile.startswith("v3")
-    ]
+    if level == "driver":
+        return [Bench(backend, profile, guest, level=level, driver=driver) for guest in ("pv", "pvh")]
+    starts: list[tuple[int | None, int]] = [(4, 8), (4, 4)]
+    if profiles.get(profile).abi.has("init"):
+        starts.append((None, 6))
+    return [Bench(backend, profile, guest, *start, level=level) for guest in ("pv", "pvh") for start in starts]
 
 
 class Source(Protocol):
@@ -42,14 +46,21 @@ class Swarm:
         ]
         self.programs = 0
 
-    def _generator(self, runner: Runner, seed: int) -> Source:
-        return Generator(runner.bench, runner.target.abi, seed)
+    def _generator(self, runner: ProgramRunner, seed: int) -> Source:
+        if runner.bench.level == "driver":
+            return DriverGenerator(runner.bench, runner.abi, seed)
+        assert isinstance(runner, Runner)
+        return (
+            RawGenerator(runner.target, seed)
+            if runner.bench.level == "raw"
+            else Generator(runner.bench, runner.abi, seed)
+        )
 
     @property
     def ops(self) -> int:
         return sum(runner.ops for runner in self.runners)
 
-    def findings(self, seconds: float, max_ops: int | None = None) -> Iterator[tuple[Runner, Finding] | None]:
+    def findings(self, seconds: float, max_ops: int | None = None) -> Iterator[tuple[ProgramRunner, Finding] | None]:
         """After every program what was found, or ``None``; ends when the time or the operations are used up."""
         end = monotonic() + seconds
         while monotonic() < end and (max_ops is None or self.ops < max_ops):

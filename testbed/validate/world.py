@@ -14,6 +14,7 @@ from base.units import Sbdf
 from guest_driver.boot import GuestKernel, boot
 from guest_driver.drivers import DriverVersion
 from guest_driver.linux.device import Device
+from guest_driver.linux.dma import CoherentBuffer
 from guest_driver.linux.iommu import IommuDomain, IommuDomainOps
 from guest_driver.linux.iommu_group import IommuGroup
 from guest_driver.linux.kernel import CommandLine, Kernel
@@ -89,6 +90,7 @@ class World:
         self.dma: dict[int, tuple[Device, int, int]] = {}
         """DMA API mappings of the program: (device, address, bytes)."""
         self.lists: dict[int, tuple[Device, list[Scatterlist]]] = {}
+        self.coherent: dict[int, CoherentBuffer] = {}
         self.unplugged: dict[str, Device] = {}
         self.one_group = False
         """Copier and rogue share a group, as functions without ACS do."""

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running programs of driver level: a guest kernel boots, its drivers ask for DMA, and properties of both sides hold.
+
+The guest is the one of :mod:`testbed.validate`: every call is recorded, and :mod:`testbed.invariants_guest` says after
+each what has to be true of driver, IOMMU core and dma-iommu.  What the machine has to keep is swept at the end.
+"""
+
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from abi.errno import EBUSY, errno_name
+from abi.versions import Abi
+from base.units import PAGE_SHIFT, Sbdf
+from fuzz import events
+from fuzz.program import Bench, Program
+from fuzz.run import Finding
+from fuzz.sweep import Broken, sweep
+from fuzz.verbs import DEVICES, Op
+from guest_driver import drivers
+from guest_driver.linux.oops import KernelOops
+from hypervisor.errors import XenBug
+from testbed.build import TestBed
+from testbed.invariants import View
+from testbed.invariants_guest import INVARIANTS, check
+from testbed.validate import coherent_calls
+from testbed.validate.calls import perform
+from testbed.validate.world import World
+
+assert coherent_calls.__name__  # imported for the calls that it registers
+CALLS: Final = {
+    "domain_alloc": "alloc",
+    "domain_free": "free",
+    "domain_attach": "attach",
+    "domain_detach": "detach",
+    "iommu_map": "map",
+    "iommu_map_bytes": "map-bytes",
+    "iommu_map_sg": "map-sg",
+    "iommu_unmap": "unmap",
+    "iova_to_phys": "phys",
+    "dma_map_page": "dma-map",
+    "dma_unmap_page": "dma-unmap",
+    "dma_map_sg": "dma-sg",
+    "dma_unmap_sg": "dma-unsg",
+    "dma_alloc_coherent": "dma-alloc",
+    "dma_free_coherent": "dma-free",
+    "claim_dma_owner": "claim",
+    "release_dma_owner": "release",
+    "bind_driver": "bind",
+    "unbind_driver": "unbind",
+    "attach_pasid": "pasid",
+    "unplug": "unplug",
+    "plug": "plug",
+    "group_type": "type",
+    "get_resv_regions": "regions",
+    "fail_call": "fail",
+    "no_memory": "no-memory",
+    "boot": "boot",
+}
+"""Verb to the name of the recorded call."""
+CLAUSES: Final[dict[str, str]] = {
+    **{f"guest:{entry.id}": entry.text for entry in INVARIANTS.values()},
+    "oops": "The guest kernel lives.",
+}
+"""What is held after every operation of driver level, beside the machine's invariants."""
+_EVENTS: Final = {"map_pages": events.FLUSH, "unmap_pages": events.FLUSH}
+
+
+class DriverRunner:
+    """Programs of driver level, each from power-on."""
+
+    def __init__(self, bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> None:
+        self.bench = bench
+        self.world: Final = World(
+            drivers.get(bench.driver), backend=bench.backend, profile=bench.profile, guest=bench.guest, rmrr=True
+        )
+        self._sabotage: Final = sabotage
+        self.coverage: Counter[tuple[str, int, int]] = Counter()
+        self.ops = 0
+        if sabotage is not None:
+            sabotage(self.world.testbed)
+
+    @property
+    def abi(self) -> Abi:
+        return self.world.testbed.xen.abi
+
+    def run(
+        self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
+    ) -> Finding | None:
+        """As :meth:`fuzz.run.Runner.run`.  A program without ``boot`` boots before its first operation."""
+        world = self.world
+        world.reset()
+        broken: Broken | None = None
+        errno, happened = "-", 0
+        k = -1
+        try:
+            for k, operation in enumerate(ops):
+                errno, happened = "-", 0
+                result, happened, broken = self._step(operation)
+                errno = errno_name(result) if result < 0 else "0"
+                self.coverage[operation[0], min(result, 0), happened] += 1
+                if told is not None:
+                    told.append(errno if result <= 0 else f"{result:#x}")
+                if broken is None and sweep_from is not None and k >= sweep_from:
+                    broken = sweep(View(world.testbed))
+                if broken is not None:
+                    break
+            else:
+                broken = sweep(View(world.testbed), full)
+        except KernelOops as death:
+            broken, errno = Broken("oops", str(death)), "oops"
+        except XenBug as bug:
+            broken, errno = Broken("xen-bug", str(bug)), "XenBug"
+            self._rebuild()
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # whatever it is, it is the finding
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            broken = Broken("exception", f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})")
+            errno = type(error).__name__
+            self._rebuild()
+        self.ops += k + 1
+        if broken is None:
+            return None
+        return Finding(Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno, events.names(happened))
+
+    def locate(self, ops: tuple[Op, ...]) -> Finding | None:
+        """As :meth:`fuzz.run.Runner.locate`."""
+        found = self.run(ops)
+        if found is None or not found.clause.startswith("invariant:"):
+            return found
+        return self.run(ops, sweep_from=0) or found
+
+    def _rebuild(self) -> None:
+        self.world.rebuild()
+        if self._sabotage is not None:
+            self._sabotage(self.world.testbed)
+
+    def _step(self, operation: Op) -> tuple[int, int, Broken | None]:
+        """(result, events, what is broken) of one operation."""
+        world = self.world
+        verb, values = operation[0], operation[1:]
+        if verb == "boot":
+            return self._boot(*values)
+        if world.kernel is None and verb != "fail_call":
+            result, happened, broken = self._boot("dma", "nothing")
+            if broken is not None or result:
+                return result, happened, broken
+        if world.kernel is not None and world.kernel.xen is None:
+            return 0, 0, None  # the driver did not start, and said so: nothing is left to do
+        if verb == "dma":
+            return self._dma(*values)
+        if self._misuses(verb, values):
+            return -EBUSY, 0, None
+        args = values
+        if verb.endswith("_sg") and "map" in verb and "unmap" not in verb:
+            args = (*values[:-1], *str(values[-1]).split(","))
+        return self._perform(CALLS[verb], args)
+
+    def _misuses(self, verb: str, values: tuple[Any, ...]) -> bool:
+        """Whether the operation is one that no caller in a kernel may make: whoever does is at fault, not the core."""
+        world = self.world
+        if verb == "domain_free":
+            domain = world.domains.get(values[0])
+            return any(group.domain is domain for group in world.booted.iommu.groups)
+        return verb != "plug" and any(value in world.unplugged for value in values if isinstance(value, str))
+
+    def _boot(self, mode: str, hidden: str) -> tuple[int, int, Broken | None]:
+        if self.world.kernel is not None:
+            return 0, 0, None
+        if hidden != "nothing":
+            perform(self.world, {"cache": "no-cache-cap", "contexts": "no-contexts"}[hidden], ())
+        return self._perform("boot", (mode,))
+
+    def _perform(self, name: str, args: tuple[Any, ...]) -> tuple[int, int, Broken | None]:
+        world = self.world
+        step = perform(world, name, args)
+        happened = 0
+        for call in step.hypercalls:
+            happened |= _EVENTS.get(call.name, 0)
+        if step.injected:
+            happened |= events.NO_MEMORY
+        result = step.result if isinstance(step.result, int) else 0
+        for complaint in check(world, step):
+            return result, happened, Broken(f"guest:{complaint.invariant}", complaint.what)
+        return result, happened, None
+
+    def _dma(self, name: str, at: int, pages: int) -> tuple[int, int, Broken | None]:
+        """The device reads and writes; it reaches what the tables of its context say, whatever is cached."""
+        world = self.world
+        if name not in ("nic", "copier", "rogue") or name in world.unplugged:
+            return 0, 0, None
+        sbdf = Sbdf(DEVICES[name])
+        number = world.context_of(sbdf)
+        context = None if not number else world.context(number)
+        if context is None or context.table is None:
+            return 0, 0, None
+        happened = 0
+        fmt = context.table.format
+        for dfn in {at, at + pages // 2, at + max(pages, 1) - 1}:
+            if dfn > world.testbed.xen.max_dfn:
+                continue
+            found = context.table.lookup(dfn)
+            for write in (False, True):
+                allowed = found is not None and (fmt.writable(found[1]) if write else fmt.readable(found[1]))
+                expected = found[0] << PAGE_SHIFT if found is not None and allowed else None
+                reached = world.dma_reaches(sbdf, dfn << PAGE_SHIFT, write)
+                if reached is None:
+                    happened |= events.FAULT
+                window = range(*world.testbed.backend.doorbell_window)
+                if reached != expected and dfn << PAGE_SHIFT not in window:
+                    got, must = ("nothing" if m is None else f"frame {m >> 12:#x}" for m in (reached, expected))
+                    what = f"{name}'s {'write' if write else 'read'} at dfn {dfn:#x} reaches {got}, mapped is {must}"
+                    return 0, happened, Broken("device-reach", what)
+        return 0, happened, None
