@@ -53,7 +53,7 @@ _WEIGHTS: Final = {
     "superpage": 4,
     "slice": 4,
     "remove": 1,
-    "p2m": 1,
+    "p2m": 0.4,
     "remote": 0.5,
     "progress": 0.4,
     "fail": 1,
@@ -385,17 +385,21 @@ class Generator:
 
 
 def _fitting(operation: Op) -> Op:
-    """The operation with device frame and count cut to the width of their fields."""
+    """The operation with device frame, frame and count cut to the width of their fields."""
     places = _WIDE.get(operation[0])
     if places is not None:
         at, pages = places
-        if operation[at] >> 64 or operation[pages] >> 32:
+        if operation[at] >> 64 or (pages and operation[pages] >> 32):
             row = list(operation)
             row[at] &= (1 << 64) - 1
-            row[pages] &= (1 << 32) - 1
-            return tuple(row)
+            if pages:
+                row[pages] &= (1 << 32) - 1
+            operation = tuple(row)
+        if operation[0] == "map" and operation[2][1] >> 64:
+            space, number = operation[2]
+            operation = (*operation[:2], (space, number & (1 << 64) - 1), *operation[3:])
     return operation
 
 
-_WIDE: Final = {"map": (3, 4), "unmap": (2, 3), "dma": (2, 3)}
-"""Positions of dfn and count."""
+_WIDE: Final = {"map": (3, 4), "unmap": (2, 3), "dma": (2, 3), "lookup": (2, 0)}
+"""Positions of dfn and count (0: none)."""
