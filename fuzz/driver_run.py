@@ -5,7 +5,6 @@ The guest is the one of :mod:`testbed.validate`: every call is recorded, and :mo
 each what has to be true of driver, IOMMU core and dma-iommu.  What the machine has to keep is swept at the end.
 """
 
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
@@ -15,12 +14,12 @@ from abi.versions import Abi
 from base.units import PAGE_SHIFT, Sbdf
 from fuzz import events
 from fuzz.program import Bench, Program
-from fuzz.run import Finding
-from fuzz.sweep import Broken, sweep
+from fuzz.run import Finding, raised
+from fuzz.sweep import Broken
+from fuzz.sweep import sweep as machine_sweep
 from fuzz.verbs import DEVICES, Op
 from guest_driver import drivers
 from guest_driver.linux.oops import KernelOops
-from hypervisor.errors import XenBug
 from testbed.build import TestBed
 from testbed.invariants import View
 from testbed.invariants_guest import INVARIANTS, check
@@ -78,6 +77,7 @@ class DriverRunner:
         self._sabotage: Final = sabotage
         self.coverage: Counter[tuple[str, int, int]] = Counter()
         self.ops = 0
+        self._happened = 0
         if sabotage is not None:
             sabotage(self.world.testbed)
 
@@ -85,45 +85,49 @@ class DriverRunner:
     def abi(self) -> Abi:
         return self.world.testbed.xen.abi
 
+    def begin(self) -> None:
+        """Power off."""
+        self.world.reset()
+
+    def step(self, operation: Op, sweep: bool = True) -> tuple[str, Broken | None]:
+        """As :meth:`fuzz.run.Runner.step`."""
+        self._happened = 0
+        try:
+            result, self._happened, broken = self._step(operation)
+            if broken is None and sweep:
+                broken = machine_sweep(View(self.world.testbed))
+        except KernelOops as death:
+            return "oops", Broken("oops", str(death))
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            broken, errno = raised(error)
+            self._rebuild()
+            return errno, broken
+        self.ops += 1
+        self.coverage[operation[0], min(result, 0), self._happened] += 1
+        return errno_name(result) if result <= 0 else f"{result:#x}", broken
+
     def run(
         self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
     ) -> Finding | None:
         """As :meth:`fuzz.run.Runner.run`.  A program without ``boot`` boots before its first operation."""
-        world = self.world
-        world.reset()
-        broken: Broken | None = None
-        errno, happened = "-", 0
-        k = -1
-        try:
-            for k, operation in enumerate(ops):
-                errno, happened = "-", 0
-                result, happened, broken = self._step(operation)
-                errno = errno_name(result) if result < 0 else "0"
-                self.coverage[operation[0], min(result, 0), happened] += 1
-                if told is not None:
-                    told.append(errno if result <= 0 else f"{result:#x}")
-                if broken is None and sweep_from is not None and k >= sweep_from:
-                    broken = sweep(View(world.testbed))
-                if broken is not None:
-                    break
-            else:
-                broken = sweep(View(world.testbed), full)
-        except KernelOops as death:
-            broken, errno = Broken("oops", str(death)), "oops"
-        except XenBug as bug:
-            broken, errno = Broken("xen-bug", str(bug)), "XenBug"
-            self._rebuild()
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:  # whatever it is, it is the finding
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            broken = Broken("exception", f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})")
-            errno = type(error).__name__
-            self._rebuild()
-        self.ops += k + 1
+        self.begin()
+        errno, k = "-", -1
+        for k, operation in enumerate(ops):
+            errno, broken = self.step(operation, sweep_from is not None and k >= sweep_from)
+            if told is not None:
+                told.append(errno)
+            if broken is not None:
+                break
+        else:
+            broken = machine_sweep(View(self.world.testbed), full)
         if broken is None:
             return None
-        return Finding(Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno, events.names(happened))
+        errno = "0" if errno.startswith("0x") else errno
+        return Finding(
+            Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno, events.names(self._happened)
+        )
 
     def locate(self, ops: tuple[Op, ...]) -> Finding | None:
         """As :meth:`fuzz.run.Runner.locate`."""

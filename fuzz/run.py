@@ -62,6 +62,14 @@ class ProgramRunner(Protocol):
         """Run a program from the start; the first clause that breaks.  As :meth:`Runner.run`."""
         ...
 
+    def begin(self) -> None:
+        """Back to the start of a program."""
+        ...
+
+    def step(self, operation: Op, sweep: bool = True) -> tuple[str, Broken | None]:
+        """One more operation after :meth:`begin`: what it answered, and the clause that it breaks."""
+        ...
+
     def locate(self, ops: tuple[Op, ...]) -> Finding | None:
         """The same, a finding traced to the first operation after which it can be seen, with its events."""
         ...

@@ -3,9 +3,9 @@
 
 from typing import Final, NamedTuple
 
-from fuzz.oracle import Broken
-from fuzz.program import Bench, Op, Program, format_op
-from fuzz.run import runner_for
+from fuzz.program import Bench, Op, Program, ProgramError, format_op
+from fuzz.run import Runner, runner_for
+from fuzz.sweep import Broken
 from fuzz.target import Target
 
 
@@ -40,6 +40,8 @@ class Session:
 
     @property
     def target(self) -> Target:
+        if not isinstance(self._runner, Runner):
+            raise ProgramError(f"a program of {self.bench.level} level has no state to show here")
         return self._runner.target
 
     @property
