@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A measured figure, and how one is measured.
 
-A loop of a few milliseconds is run again and again.  The best run says what the code takes when nothing else wants
-the core; the median beside it says how much did.
+A loop of a few milliseconds is run again and again, and its processor time taken: what one core of its own would need,
+whoever else uses the machine.  Caches and clock speeds are shared all the same, so the best run says most; the median
+beside it says how much it varied.
 """
 
 import time
@@ -58,7 +59,7 @@ class Figure:
 
 def clock(loop: Callable[[], object], steps: int, seconds: float, before: Callable[[], object] | None = None) -> Times:
     """Time ``loop``, which takes ``steps`` steps, for about ``seconds``; ``before`` each run comes untimed."""
-    now = time.perf_counter
+    now = time.process_time
     end = now() + seconds
     taken: list[float] = []
     loop()

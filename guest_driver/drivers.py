@@ -25,6 +25,7 @@ from guest_driver.linux.iommu import IOMMU_DOMAIN_IDENTITY, IommuDomainOps
 from guest_driver.linux.kernel import Kernel
 from guest_driver.port import HypercallPort
 from guest_driver.xen_iommu import XenIommu, XenIommuDomain, xen_iommu_init
+from guest_driver.xen_lazy import queue_unmaps
 
 DEFECTS: Final[Mapping[str, Defect]] = {defect.id: defect for defect in (*MAPPINGS, *DOMAINS, *STARTING, *CORE)}
 """Every known defect by id."""
@@ -174,12 +175,19 @@ _POSTED: Final = (
         "what the reviews asked for; every ABI version with contexts",
         None,
     ),
+    DriverVersion(
+        "lazy",
+        "this project",
+        "the reference, with the unmaps of DMA-FQ domains (iommu.strict=0) put off until their flush",
+        None,
+        (queue_unmaps,),
+    ),
 )
 _REGISTRY: Final = {version.name: version for version in _POSTED}
 
 
 def names() -> tuple[str, ...]:
-    """Every driver, in the order of posting, the reference last."""
+    """Every driver, in the order of posting, this project's own last."""
     return tuple(_REGISTRY)
 
 

@@ -7,7 +7,7 @@ after one has arrived, so that a doorbell which does not get through shows as a 
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from abi.errno import EBUSY, EINVAL, EIO, ENODEV, ENOMEM, errno_name
@@ -64,6 +64,8 @@ from guest_driver.nic_registers import (
 _BAR_BYTES: Final = 4096
 _RX_OFFSET: Final = 64
 _MAX_SEGMENT: Final = 32768
+_READ_AHEAD: Final = 16
+"""Descriptors that are read at once while completing."""
 
 
 class NicCounters:
@@ -210,9 +212,10 @@ class Nic:
 
     # -- transmit
 
-    def ndo_start_xmit(self, skb: Skb) -> int:
+    def ndo_start_xmit(self, skb: Skb, more: bool = False) -> int:
         """Queue a frame; 0 and it belongs to the driver, or -errno and it stays the caller's.
 
+        ``more``: another frame follows at once (netdev_xmit_more), so the doorbell can wait; :meth:`kick` rings it.
         -EBUSY: the ring is full; -EIO: the interface is down; -ENOMEM: the frame could not be mapped.
         """
         ring = self._tx_ring
@@ -250,8 +253,13 @@ class Nic:
             last, tail = tail, tail + 1 & self._mask
         self._tx_slots[last] = (skb, pieces, entries)
         self._tx_tail = tail
-        self._write(TX_RING + TAIL, tail)
+        if not more:
+            self.kick()
         return 0
+
+    def kick(self) -> None:
+        """Ring the doorbell for all frames that are queued."""
+        self._write(TX_RING + TAIL, self._tx_tail)
 
     def _unmap_tx(self, pieces: list[tuple[int, int]], entries: list[Scatterlist] | None) -> None:
         if entries is not None:
@@ -264,26 +272,27 @@ class Nic:
         """Unmap and free what the device has sent; the number of frames."""
         ring = self._tx_ring
         done = 0
-        while ring is not None and self._tx_clean != self._tx_tail:
-            index = self._tx_clean
-            error = False
-            # A frame is done when its last descriptor is; the device reports on each of them.
-            while True:
-                flags = DESCRIPTOR.unpack(ring.read(index * DESCRIPTOR.size, DESCRIPTOR.size))[2]
-                if not flags & DONE:
-                    return done
-                error = error or bool(flags & ERROR)
-                if index in self._tx_slots:
-                    break
-                index = index + 1 & self._mask
-            skb, pieces, entries = self._tx_slots.pop(index)
-            self._tx_clean = index + 1 & self._mask
+        if ring is None:
+            return done
+        clean, error = self._tx_clean, False
+        # A frame is done when its last descriptor is; the device reports on each of them.
+        for _, _, flags, _, _ in _descriptors(ring, clean, self._tx_tail, self._mask):
+            if not flags & DONE:
+                break
+            error = error or bool(flags & ERROR)
+            slot = self._tx_slots.pop(clean, None)
+            clean = clean + 1 & self._mask
+            if slot is None:
+                continue
+            skb, pieces, entries = slot
+            self._tx_clean = clean
             self._unmap_tx(pieces, entries)
             skb.free()
             if error:
                 self.counters.tx_errors += 1
             else:
                 self.counters.tx_packets += 1
+            error = False
             done += 1
         return done
 
@@ -315,18 +324,23 @@ class Nic:
     def _rx_receive(self) -> int:
         """Hand completed frames up; the number of frames."""
         ring = self._rx_ring
+        if ring is None:
+            return 0
         frames = 0
         posted = self._rx_tail
-        while ring is not None and self._rx_clean in self._rx_slots:
-            index = self._rx_clean
-            _, _, flags, written, _ = DESCRIPTOR.unpack(ring.read(index * DESCRIPTOR.size, DESCRIPTOR.size))
+        read = self.kernel.ram.read
+        for _, _, flags, written, _ in _descriptors(ring, self._rx_clean, posted, self._mask):
             if not flags & DONE:
                 break
-            pfn, address = self._rx_slots.pop(index)
+            index = self._rx_clean
+            slot = self._rx_slots.pop(index, None)
+            if slot is None:
+                break  # whoever got the last frame has taken the interface down
+            pfn, address = slot
             self._rx_clean = index + 1 & self._mask
             if not self.recycle:
                 dma_unmap_page(self.dev, address, self._rx_buffer, DMA_FROM_DEVICE)
-            self._rx_parts.append(self.kernel.ram.read((pfn << 12) + _RX_OFFSET, min(written, self._rx_buffer)))
+            self._rx_parts.append(read((pfn << 12) + _RX_OFFSET, min(written, self._rx_buffer)))
             if self.recycle:
                 self._rx_post(pfn, address)
             else:
@@ -340,7 +354,7 @@ class Nic:
                 frames += 1
                 if self.rx_handler is not None:
                     self.rx_handler(frame)
-        if ring is not None and self.up:
+        if self.up:
             self._rx_refill()
             if self._rx_tail != posted:
                 self._write(RX_RING + TAIL, self._rx_tail)
@@ -400,6 +414,14 @@ class Nic:
         self._rx_slots = dict(rx_slots)
         self._rx_parts = list(parts)
         self._napi_scheduled = scheduled
+
+
+def _descriptors(ring: CoherentBuffer, first: int, end: int, mask: int) -> Iterator[tuple[int, ...]]:
+    """The descriptors from ``first`` up to ``end`` as they are when their stretch of the ring is reached."""
+    while first != end:
+        count = min((end if end > first else mask + 1) - first, _READ_AHEAD)
+        yield from DESCRIPTOR.iter_unpack(ring.read(first * DESCRIPTOR.size, count * DESCRIPTOR.size))
+        first = first + count & mask
 
 
 def nic_probe(

@@ -33,7 +33,7 @@ from guest_driver.linux.iommu import (
     IommuResvRegion,
 )
 from guest_driver.linux.iommu_probe import iommu_device_register, iommu_device_unregister
-from guest_driver.linux.kernel import Kernel
+from guest_driver.linux.kernel import Kernel, Stateful
 from guest_driver.linux.page_alloc import GFP_KERNEL
 from guest_driver.linux.pci_group import pci_device_group
 from guest_driver.port import HypercallPort
@@ -115,7 +115,10 @@ class XenIommu:
         self._unmap_pages: Final = op.bind("unmap_pages")
         self.extensions: Final[dict[str, Any]] = {}
         """For whoever exchanges functions in ``ops`` and ``domain_ops`` and needs state for that."""
-        self._ask_hypervisor: Final = abi.has("lookup_page")
+        self.stateful: Final[list[Stateful]] = []
+        """Such state as snapshots have to include."""
+        self.asks_hypervisor: Final = abi.has("lookup_page")
+        """iova_to_phys is the hypervisor's answer; domains keep no shadow."""
         self._deferred_flush: Final = abi.has("flush_pages") and self._has("deferred_flush")
         self.flags_of_prot: Final = [self._flags_of(prot) for prot in range(8)]
         self._m2p: dict[int, int] = {}
@@ -259,7 +262,7 @@ class XenIommu:
                 ret = -EIO
                 break
         size = done * pgsize
-        if size and not self._ask_hypervisor:
+        if size and not self.asks_hypervisor:
             domain.shadow.insert(iova, size, paddr)
         return ret, size
 
@@ -282,6 +285,13 @@ class XenIommu:
         self, domain: XenIommuDomain, iova: int, pgsize: int, pgcount: int, gather: IommuIotlbGather
     ) -> int:
         """Unmap and flush; the bytes that Xen says are gone, 0 if nothing was there."""
+        size = self.unmap_range(domain, iova, pgsize, pgcount)
+        if size and not self.asks_hypervisor:
+            domain.shadow.remove(iova, size)
+        return size
+
+    def unmap_range(self, domain: XenIommuDomain, iova: int, pgsize: int, pgcount: int) -> int:
+        """The hypercalls of :meth:`xen_iommu_unmap_pages`, without the shadow."""
         limit = self.max_nr_pages
         frames = pgsize >> PAGE_SHIFT
         dfn = iova >> PAGE_SHIFT
@@ -295,10 +305,7 @@ class XenIommu:
             done += unmapped if unmapped < count else count
             if ret or not unmapped:
                 break
-        size = done * pgsize
-        if size and not self._ask_hypervisor:
-            domain.shadow.remove(iova, size)
-        return size
+        return done * pgsize
 
     def xen_iommu_iotlb_sync_map(self, domain: XenIommuDomain, iova: int, size: int) -> int:
         """One flush for a whole mapping, made with flushing held back."""
@@ -315,7 +322,7 @@ class XenIommu:
 
     def xen_iommu_iova_to_phys(self, domain: XenIommuDomain, iova: int) -> int:
         """From the hypervisor where the ABI has lookup_page, else from the shadow; 0 if nothing is mapped."""
-        if not self._ask_hypervisor:
+        if not self.asks_hypervisor:
             return domain.shadow.lookup(iova) or 0
         ret, fields = self.call("lookup_page", domain.ctx_no, iova >> PAGE_SHIFT, 0)
         if ret:
@@ -392,10 +399,12 @@ class XenIommu:
         return 0
 
     def save(self) -> Any:
-        return list(self.stranded)
+        return list(self.stranded), [part.save() for part in self.stateful]
 
     def restore(self, state: Any) -> None:
-        self.stranded = list(state)
+        self.stranded = list(state[0])
+        for part, saved in zip(self.stateful, state[1]):
+            part.restore(saved)
 
 
 def _query(op: IommuOp) -> tuple[int, tuple[int, ...]]:

@@ -60,6 +60,24 @@ class IovaShadow:
         length, paddr = self._extents[start]
         return paddr + iova - start if iova < start + length else None
 
+    def covered(self, iova: int, size: int) -> int:
+        """How many of ``size`` bytes from ``iova`` on are mapped without a hole."""
+        extent = self._extents.get(iova)
+        if extent is not None and extent[0] == size:
+            return size
+        end = iova + size
+        at = iova
+        while at < end:
+            index = bisect_right(self._starts, at) - 1
+            if index < 0:
+                break
+            start = self._starts[index]
+            reach = start + self._extents[start][0]
+            if reach <= at:
+                break
+            at = reach
+        return min(at, end) - iova
+
     def extents(self) -> list[tuple[int, int, int]]:
         """(iova, bytes, physical address), ascending."""
         return [(start, *self._extents[start]) for start in self._starts]

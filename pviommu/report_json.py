@@ -28,6 +28,13 @@ def report_as_dict(report: Report) -> dict[str, Any]:
             "seconds": round(report.seconds, 6),
             "per_second": round(report.packets_per_second, 1),
         },
+        "stream": asdict(report.stream)
+        | {
+            "packets_per_second": round(report.stream.packets_per_second, 1),
+            "packets_per_cpu_second": round(report.stream.packets_per_cpu_second, 1),
+        }
+        if report.stream is not None
+        else None,
         "hypercalls": report.hypercalls,
         "pages": {"mapped": report.pages_mapped, "unmapped": report.pages_unmapped},
         "superpages": {"folded": report.folds, "split": report.splits},

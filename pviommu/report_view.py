@@ -15,6 +15,7 @@ from machine.iommu.unit import Walk
 from testbed import backends
 from testbed.demonstrations import Blocked
 from testbed.packets import Report
+from testbed.stream import StreamReport
 
 _KIB = 1024
 
@@ -38,8 +39,9 @@ def print_reports(reports: list[Report], skipped: int, written: list[Path]) -> N
     for path in written:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
     ok = all(report.ok for report in reports)
-    packets = sum(report.packets_returned for report in reports)
-    compared = sum(report.bytes_compared for report in reports)
+    streams = [report.stream for report in reports if report.stream is not None]
+    packets = sum(part.packets_returned for part in reports) + sum(part.returned for part in streams)
+    compared = sum(part.bytes_compared for part in reports) + sum(part.bytes_compared for part in streams)
     leaks = sum(abs(count) for report in reports for count in report.leaks.values())
     if ok:
         console.print(
@@ -60,6 +62,8 @@ def _print_report(console: Console, report: Report) -> None:
             f"({report.bytes_compared / _KIB:,.0f} KiB), {report.packets_per_second:,.0f} packets/s, "
             f"completions by {report.interrupts}"
         )
+    if report.stream is not None:
+        _print_stream(console, report.stream)
     if report.copy is not None:
         console.print(
             f"copier moved {report.copy.copied // _KIB:,} KiB through superpages "
@@ -78,6 +82,17 @@ def _print_report(console: Console, report: Report) -> None:
     elif report.leaks:
         console.print("leak check: contexts, table pages, references, IOVAs and guest pages are back at the start")
     console.print()
+
+
+def _print_stream(console: Console, stream: StreamReport) -> None:
+    """Wall-clock time first; what a core of one's own would do, and how much of the time is not ours, after it."""
+    console.print(
+        f"stream: {stream.returned:,} of {stream.sent:,} packets of {stream.packet_bytes:,} bytes came back in bursts "
+        f"of {stream.burst}, every byte compared ({stream.bytes_compared / _KIB:,.0f} KiB): "
+        f"{stream.packets_per_second:,.0f} packets/s sent and received "
+        f"({stream.packets_per_cpu_second:,.0f} per second of processor time, "
+        f"{100 * stream.wire_seconds / (stream.seconds or 1):.0f} % of the time in the wire)"
+    )
 
 
 def _print_blocked(console: Console, blocked: Blocked) -> None:

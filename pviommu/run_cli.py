@@ -22,6 +22,7 @@ from testbed.packets import run as run_packets
 from testbed.trace import TraceWriter
 
 DEFAULT_COUNT = 200
+DEFAULT_STREAM = 5000
 
 
 class Outputs(NamedTuple):
@@ -37,6 +38,14 @@ def run(
     guest: Guest = None,
     count: Annotated[
         int | None, typer.Option(min=1, help=f"Echo requests per backend.  [default: {DEFAULT_COUNT}]")
+    ] = None,
+    stream: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Echo requests of 1,500 bytes that follow as fast as they go; 0 leaves them out.  "
+            f"[default: {DEFAULT_STREAM}, 0 with --trace]",
+        ),
     ] = None,
     seed: Seed = 0,
     defect: Defects = "",
@@ -56,6 +65,7 @@ def run(
 ) -> None:
     """Send packets of the real network stack through a NIC behind the PV-IOMMU, and compare every byte.
 
+    First one at a time, in pieces scattered over the guest's pages; then a stream as fast as it goes.
     Then show what the IOMMU is for: DMA by a rogue device, and DMA to buffers already unmapped, must fault.
     Exit status 1 if a packet, a byte, a fault or a reference is not as it must be.
     """
@@ -63,8 +73,10 @@ def run(
     configs = [make_config(name, profile, guest, seed, defect) for name in names]
     if wire not in PREFERENCES:
         raise UsageError(f"unknown wire {wire!r}; there are: {', '.join(PREFERENCES)}")
-    if pcap is not None and count is not None:
-        raise UsageError("--count counts pings; with --pcap the frames of the capture are sent")
+    if pcap is not None and (count is not None or stream):
+        raise UsageError("--count counts pings, --stream too; with --pcap the frames of the capture are sent")
+    if stream is None:
+        stream = 0 if pcap is not None or trace is not None else DEFAULT_STREAM
     frames, skipped = _read_frames(pcap) if pcap is not None else (None, 0)
     with ExitStack() as stack:
         written: list[Path] = []
@@ -76,7 +88,7 @@ def run(
             for config in configs
         ]
         reports = [
-            _run_one(config, wire, count or DEFAULT_COUNT, frames, output, as_json)
+            _run_one(config, wire, count or DEFAULT_COUNT, stream, frames, output, as_json)
             for config, output in zip(configs, outputs)
         ]
     ok = all(report.ok for report in reports)
@@ -98,7 +110,7 @@ def run(
 
 
 def _run_one(
-    config: Config, prefer: str, count: int, frames: list[bytes] | None, output: Outputs, quiet: bool
+    config: Config, prefer: str, count: int, streamed: int, frames: list[bytes] | None, output: Outputs, quiet: bool
 ) -> Report:
     with ExitStack() as stack:
         try:
@@ -115,13 +127,14 @@ def _run_one(
         if not quiet and sys.stderr is not None and sys.stderr.isatty():
             from pviommu.report_view import progress_bar
 
-            progress = stack.enter_context(progress_bar(config.backend, total))
+            progress = stack.enter_context(progress_bar(config.backend, total + streamed))
         try:
             return run_packets(
                 config,
                 wire,
                 sizes,
                 frames,
+                stream_packets=streamed,
                 watch=(lambda testbed: TraceWriter(stream, testbed)) if stream is not None else None,
                 progress=progress,
             )

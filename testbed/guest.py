@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from abi.codec import Codec
 from abi.versions import Abi, Convention
 from guest_driver.boot import GuestKernel, boot
 from guest_driver.port import HypercallPort
 from guest_driver.xen_iommu import X86_MSI_WINDOW
 from hypervisor.guest_access import GuestMemory
 from testbed.build import TestBed
+
+_UNION_BYTES: Final = 32
 
 
 class HypercallCall:
@@ -40,50 +43,41 @@ class ObservedHypercalls:
         self.pages: Final[Counter[str]] = Counter()
         """By sub-op name: 4 KiB pages that map_pages and unmap_pages reported as done."""
         self.watch: Callable[[HypercallCall], None] | None = None
+        self._union: Final = abi.convention is Convention.UNION
+        self._subops: Final = {
+            number: (subop.name, subop.codec, subop.name in ("map_pages", "unmap_pages"))
+            for number, subop in abi.subops.items()
+        }
 
     def hypercall(self, nr: int, *args: int) -> int:
         if nr != self._abi.hypercall:
             result = self._port.hypercall(nr, *args)
             self.counts[f"hypercall {nr}", result] += 1
             return result
-        name, address = self._name(args)
-        codec = self._abi.by_name[name].codec if name in self._abi.by_name else None
-        if self.watch is None or codec is None:
-            result = self._port.hypercall(nr, *args)
-            self.counts[name, result] += 1
-            if name in ("map_pages", "unmap_pages") and codec is not None:
-                self._count_pages(name, self._memory.read(address, codec.size))
-            if self.watch is not None:
-                self.watch(HypercallCall(name, {}, {}, result))
-            return result
-        before = self._memory.read(address, codec.size)
-        result = self._port.hypercall(nr, *args)
-        after = self._memory.read(address, codec.size)
-        self.counts[name, result] += 1
-        if name in ("map_pages", "unmap_pages"):
-            self._count_pages(name, after)
-        self.watch(
-            HypercallCall(name, codec.as_dict(before) if before else {}, codec.as_dict(after) if after else {}, result)
-        )
-        return result
-
-    def _count_pages(self, name: str, struct: bytes | None) -> None:
-        codec = self._abi.by_name[name].codec
-        assert codec is not None
-        if struct is not None:
-            fields = codec.decode(struct)
-            self.pages[name] += fields[-1] * (fields[-3] >> 12)  # (..., pgsize, nr_pages, mapped or unmapped)
-
-    def _name(self, args: tuple[int, ...]) -> tuple[str, int]:
-        """(canonical name of the sub-op asked for, address of its struct)."""
-        if self._abi.convention is Convention.UNION:
-            raw = self._memory.read(args[0], 32)
-            number = self._abi.subop_of(raw) if raw else -1
+        if self._union:
             address = args[0]
+            raw = self._memory.read(address, _UNION_BYTES)
+            number = self._abi.subop_of(raw) if raw else -1
         else:
             number, address = args[0], args[1]
-        subop = self._abi.subops.get(number)
-        return (subop.name if subop else f"sub-op {number}"), address
+        name, codec, counted = self._subops.get(number) or (f"sub-op {number}", None, False)
+        watch = self.watch
+        before = self._memory.read(address, codec.size) if watch is not None and codec is not None else None
+        result = self._port.hypercall(nr, *args)
+        self.counts[name, result] += 1
+        after = None
+        if codec is not None and (counted or watch is not None):
+            after = self._memory.read(address, codec.size)
+            if counted and after is not None:
+                fields = codec.decode(after)  # (..., pgsize, nr_pages, mapped or unmapped)
+                self.pages[name] += fields[-1] * (fields[-3] >> 12)
+        if watch is not None:
+            watch(HypercallCall(name, _shown(codec, before), _shown(codec, after), result))
+        return result
+
+
+def _shown(codec: Codec | None, struct: bytes | None) -> dict[str, int]:
+    return {} if codec is None or struct is None else codec.as_dict(struct)
 
 
 class Guest:

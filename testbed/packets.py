@@ -21,12 +21,12 @@ from testbed.build import NIC, TestBed, build
 from testbed.config import Config
 from testbed.demonstrations import BigCopy, Blocked, big_copy, late_dma, rogue_device, take_superpages
 from testbed.guest import Guest, HypercallCall
+from testbed.pump import NoReply, Pump
+from testbed.stream import RING_LOG2, StreamReport, TimedWire, stream
 
 SMALLEST_PING: Final = 56
 LARGEST_PING: Final = MTU - 28
 """An IP packet of the MTU: 20 bytes of IP and 8 of ICMP header around it."""
-REPLY_TIMEOUT: Final = 2.0
-"""Seconds to wait for one reply of a live network stack."""
 RX_BUFFER: Final = 2048
 
 
@@ -48,6 +48,9 @@ class Report:
     packets_returned: int = 0
     bytes_compared: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    stream: StreamReport | None = None
+    """The streaming phase, ``None`` if there was none."""
     hypercalls: dict[str, dict[str, int]] = field(default_factory=dict)
     pages_mapped: int = 0
     pages_unmapped: int = 0
@@ -83,11 +86,13 @@ def run(
     sizes: Sequence[int],
     frames: Sequence[bytes] | None = None,
     *,
+    stream_packets: int = 0,
     watch: Callable[[TestBed], Callable[[HypercallCall], None]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """One run on a fresh test bed.  With ``frames`` these are sent, and must come back over an echoing ``wire``;
-    else an echo request of each of ``sizes`` payload bytes is.  ``watch(testbed)`` gives a hypercall watcher."""
+    else an echo request of each of ``sizes`` payload bytes is.  ``stream_packets`` of one size follow as fast as they
+    go, over a wire that answers.  ``watch(testbed)`` gives a hypercall watcher."""
     testbed = build(config)
     report = Report(config.backend, config.profile, config.guest or testbed.backend.default_guest, wire.description)
     references = testbed.xen.frames.refs[min(testbed.mfns) : max(testbed.mfns) + 1]
@@ -99,12 +104,26 @@ def run(
     nic = bring_up(testbed, guest, wire)
     report.interrupts = "message interrupts" if nic.irq is not None else "polling"
 
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     if frames is None:
         _ping(testbed, nic, wire, sizes, report, progress)
     else:
         _echo(testbed, nic, wire, frames, report, progress)
     report.seconds = time.perf_counter() - started
+    report.cpu_seconds = time.process_time() - started_cpu
+    if stream_packets:
+        nic.remove()
+        timed = TimedWire(wire)
+        nic = bring_up(testbed, guest, timed, ring_log2=RING_LOG2, recycle=True)
+        before = report.packets_sent
+        report.stream = stream(
+            testbed,
+            nic,
+            timed,
+            stream_packets,
+            report.failures,
+            None if progress is None else lambda done: progress(before + done),
+        )
 
     report.blocked.append(rogue_device(testbed, guest))
     report.blocked.append(late_dma(testbed, guest))
@@ -125,11 +144,11 @@ def run(
     return report
 
 
-def bring_up(testbed: TestBed, guest: Guest, wire: Wire) -> NicDriver:
-    """Plug ``wire`` into the network card and open it in the guest."""
+def bring_up(testbed: TestBed, guest: Guest, wire: Wire, *, ring_log2: int = 6, recycle: bool = False) -> NicDriver:
+    """Plug ``wire`` into the network card and open it in the guest; the options are those of ``nic_probe``."""
     testbed.nic.wire = wire
     kernel = guest.kernel
-    nic = nic_probe(kernel.kernel, kernel.devices[NIC], rx_buffer=RX_BUFFER)
+    nic = nic_probe(kernel.kernel, kernel.devices[NIC], rx_buffer=RX_BUFFER, ring_log2=ring_log2, recycle=recycle)
     if isinstance(nic, int):
         raise RunError(f"the network card's driver did not bind ({errno_name(nic)})")
     error = nic.ndo_open()
@@ -163,15 +182,15 @@ def _ping(
     progress: Callable[[int], None] | None,
 ) -> None:
     stack = NetStack(nic, STATION_IP, mtu=MTU)
-    pump = _Pump(testbed, wire)
+    pump = Pump(testbed.nic, wire)
     for sequence, size in enumerate(sizes, 1):
         report.packets_sent += 1
         pump.restart()
         try:
             result = stack.ping(PEER_IP, size, 0x5056, sequence & 0xFFFF, polls=1 << 30, relax=pump)
             error = result.error
-        except _Timeout:
-            error = f"no reply within {REPLY_TIMEOUT:g} s"
+        except NoReply as missing:
+            error = str(missing)
         if not error:
             report.packets_returned += 1
             report.bytes_compared += size
@@ -195,7 +214,7 @@ def _echo(
 ) -> None:
     received: list[bytes] = []
     nic.rx_handler = received.append
-    pump = _Pump(testbed, wire)
+    pump = Pump(testbed.nic, wire)
     for number, frame in enumerate(frames, 1):
         report.packets_sent += 1
         received.clear()
@@ -211,7 +230,7 @@ def _echo(
             while frame not in received:
                 pump()
                 nic.poll()
-        except _Timeout:
+        except NoReply:
             came = f"{len(received)} other frames came" if received else "nothing came"
             report.failures.append(f"frame {number} of {len(frame)} bytes did not come back; {came}")
             continue
@@ -220,31 +239,6 @@ def _echo(
         if progress is not None:
             progress(number)
     nic.rx_handler = None
-
-
-class _Timeout(Exception):
-    """No frame came in time."""
-
-
-class _Pump:
-    """Moves frames from the wire into the card, waiting for them when there are none."""
-
-    def __init__(self, testbed: TestBed, wire: Wire) -> None:
-        self._nic: Final = testbed.nic
-        self._wire: Final = wire
-        self._deadline = 0.0
-
-    def restart(self) -> None:
-        """A new exchange begins: it has :data:`REPLY_TIMEOUT` seconds."""
-        self._deadline = time.monotonic() + REPLY_TIMEOUT
-
-    def __call__(self) -> None:
-        if self._nic.poll():
-            return
-        left = self._deadline - time.monotonic()
-        if left <= 0 or (not self._wire.wait(left) and time.monotonic() >= self._deadline):
-            raise _Timeout
-        self._nic.poll()
 
 
 def _take_counts(testbed: TestBed, guest: Guest, report: Report) -> None:

@@ -2,6 +2,7 @@
 """The guest's doors (:mod:`guest_driver.port`), opened onto the emulated machine and hypervisor."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from base.units import PAGE_SHIFT, PAGE_SIZE
@@ -21,11 +22,7 @@ class XenHypercalls:
     """One vCPU's hypercall instruction."""
 
     def __init__(self, xen: Xen, vcpu: Vcpu) -> None:
-        self._xen: Final = xen
-        self._vcpu: Final = vcpu
-
-    def hypercall(self, nr: int, *args: int) -> int:
-        return self._xen.hypercall(self._vcpu, nr, *args)
+        self.hypercall: Final[Callable[..., int]] = partial(xen.hypercall, vcpu)
 
 
 class DomainRam:
@@ -33,6 +30,8 @@ class DomainRam:
 
     def __init__(self, memory: PhysicalMemory, mfns: list[int], pv: bool) -> None:
         self._memory: Final = memory
+        self._bytes: Final = memory.bytes
+        self._touched: Final = memory.touched
         self.mfns: Final = mfns
         self.pages: int = len(mfns)
         self.xen_pv_domain: bool = pv
@@ -40,7 +39,8 @@ class DomainRam:
     def read(self, paddr: int, length: int) -> bytes:
         offset = paddr & PAGE_SIZE - 1
         if offset + length <= PAGE_SIZE:
-            return self._memory.read(self.mfns[paddr >> PAGE_SHIFT] << PAGE_SHIFT | offset, length)
+            start = self.mfns[paddr >> PAGE_SHIFT] << PAGE_SHIFT | offset
+            return self._bytes[start : start + length].tobytes()
         parts = []
         while length > 0:
             offset = paddr & PAGE_SIZE - 1
@@ -52,7 +52,11 @@ class DomainRam:
     def write(self, paddr: int, data: bytes) -> None:
         offset = paddr & PAGE_SIZE - 1
         if offset + len(data) <= PAGE_SIZE:
-            self._memory.write(self.mfns[paddr >> PAGE_SHIFT] << PAGE_SHIFT | offset, data)
+            mfn = self.mfns[paddr >> PAGE_SHIFT]
+            if not self._touched[mfn]:
+                self._memory.touch(mfn)
+            start = mfn << PAGE_SHIFT | offset
+            self._bytes[start : start + len(data)] = data
             return
         done = 0
         while done < len(data):

@@ -52,12 +52,21 @@ _INVERSE_OF_7: Final = 183
 class NetStack:
     """The host part: one address, a neighbour table, the echo replies that have come in."""
 
-    def __init__(self, nic: Nic, address: str, mtu: int = 1500, fragment_bytes: int = FRAGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        nic: Nic,
+        address: str,
+        mtu: int = 1500,
+        fragment_bytes: int = FRAGMENT_BYTES,
+        head_bytes: int = _HEADERS,
+    ) -> None:
         self.nic: Final = nic
         self.address: Final = IPv4Address(address).packed
         self.mtu: Final = mtu
         self.fragment_bytes: Final = fragment_bytes
         """Longest piece of a frame in one guest page."""
+        self.head_bytes: Final = head_bytes
+        """Bytes of a frame that its first page holds: the headers, or all of it where frames are to be linear."""
         self.neighbours: dict[bytes, bytes] = {}
         self.replies: dict[tuple[bytes, int, int], bytes] = {}
         """Payload by (source, ident, sequence) of echo replies nobody has asked for yet."""
@@ -108,11 +117,11 @@ class NetStack:
 
     # -- send
 
-    def _send(self, destination: bytes, ethertype: int, payload: bytes) -> int:
-        """Build a frame in guest pages and queue it; 0 or -errno."""
+    def _send(self, destination: bytes, ethertype: int, payload: bytes, more: bool = False) -> int:
+        """Build a frame in guest pages and queue it (``more``: without the doorbell); 0 or -errno."""
         frame = wire.ethernet(destination, self.nic.mac, ethertype, payload).ljust(wire.ETH_ZLEN, b"\0")
-        skb = build_skb(self.nic.kernel, frame, _HEADERS, self.fragment_bytes)
-        ret = -ENOMEM if skb is None else self.nic.ndo_start_xmit(skb)
+        skb = build_skb(self.nic.kernel, frame, self.head_bytes, self.fragment_bytes)
+        ret = -ENOMEM if skb is None else self.nic.ndo_start_xmit(skb, more)
         if ret:
             self.send_errors += 1
             if skb is not None:
@@ -163,16 +172,19 @@ class NetStack:
         payload = pattern(payload_size, ident, seq)
         key = (target, ident, seq)
         self.replies.pop(key, None)
-        request = wire.echo(wire.ICMP_ECHO, ident, seq, payload)
-        ret = self._send(
-            self.neighbours[target], wire.ETH_P_IP, wire.ipv4(self.address, target, wire.IPPROTO_ICMP, request, seq)
-        )
+        ret = self.request(target, payload, ident, seq)
         if ret:
             return PingResult(f"request not sent ({errno_name(ret)})", spent)
         waited = self._wait(lambda: key in self.replies, polls, relax)
         if waited < 0:
             return PingResult("no reply", spent + polls)
         return self._compare(payload, self.replies.pop(key), spent + waited)
+
+    def request(self, target: bytes, payload: bytes, ident: int, seq: int, more: bool = False) -> int:
+        """Queue an echo request to a neighbour that is :meth:`resolve`d; 0 or -errno."""
+        message = wire.echo(wire.ICMP_ECHO, ident, seq, payload)
+        packet = wire.ipv4(self.address, target, wire.IPPROTO_ICMP, message, seq)
+        return self._send(self.neighbours[target], wire.ETH_P_IP, packet, more)
 
     @staticmethod
     def _compare(sent: bytes, received: bytes, polls: int) -> PingResult:

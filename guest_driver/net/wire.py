@@ -60,13 +60,14 @@ class Echo(NamedTuple):
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum of ``data``: 0 over data that contains its own correct checksum."""
-    if len(data) & 1:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    """The Internet checksum of ``data``: 0 over data that contains its own correct checksum.
+
+    The ones' complement sum of the 16-bit words is the number that the bytes spell, modulo 2^16 - 1 (where 2^16
+    is 1), and 2^16 - 1 rather than 0 unless every byte is 0.
+    """
+    number = int.from_bytes(data + b"\0" if len(data) & 1 else data)
+    total = number % 0xFFFF
+    return 0xFFFF - (total if total or not number else 0xFFFF)
 
 
 def ethernet(destination: bytes, source: bytes, ethertype: int, payload: bytes) -> bytes:

@@ -229,26 +229,27 @@ class PageTable:
 
     def _grow(self, dfn: int, word: int, level: int, target: int) -> int:
         """Hang a chain of empty tables from the empty entry ``word`` of ``level`` down to level ``target``."""
+        words, used, pool, zero = self._words, self._used, self._pool, self._memory.zero_frame
         chain: list[int] = []
         for _ in range(level - target):
-            frame = self._pool.allocate()
+            frame = pool.allocate()
             if frame is None:
                 for unused in chain:
-                    self._pool.free(unused)
+                    pool.free(unused)
                 return -ENOMEM
-            self._memory.zero_frame(frame)
+            zero(frame)
             chain.append(frame)
         top = chain[0]
         table_bits = self.format.table_bits
-        last = word
-        for position, frame in enumerate(chain):
+        last = above = -1
+        for frame in chain:
+            if above >= 0:
+                words[last] = frame << 12 | table_bits
+                used[above] = 1
             level -= 1
             last = (frame << 9) + (dfn >> _LEVEL_SHIFT[level] & 511)
-            if position + 1 < len(chain):
-                self._words[last] = chain[position + 1] << 12 | table_bits
-                self._used[frame] = 1
-            else:
-                self._used[frame] = 0
+            above = frame
+        used[above] = 0
         if level == 1:
             self._level1[dfn >> 9] = chain[-1] << 9
         if self.written is not None:
@@ -257,11 +258,11 @@ class PageTable:
         parent = word >> 9
         if not self._touched[parent]:
             self._memory.touch(parent)
-        self._words[word] = top << 12 | table_bits
+        words[word] = top << 12 | table_bits
         if self.written is not None:
             self.written(word, 1)
-        if parent in self._used:
-            self._used[parent] += 1
+        if parent in used:
+            used[parent] += 1
         return last
 
     def _store(self, word: int, entry: int, changes: Changes) -> None:
@@ -470,25 +471,32 @@ class PageTable:
 
     def _prune(self, dfn: int, table: int, level: int, changes: Changes) -> None:
         """Take the empty ``table`` of level ``level`` out of the tree, and what becomes empty above it."""
+        words, used, touched = self._words, self._used, self._touched
+        if level == 1:
+            del self._level1[dfn >> 9]
+        at = self.levels
+        word = (self.root << 9) + (dfn >> _LEVEL_SHIFT[at])
+        above = [word]
+        while at > level + 1:
+            at -= 1
+            word = ((words[word] & ADDRESS_MASK) >> 3) + (dfn >> _LEVEL_SHIFT[at] & 511)
+            above.append(word)
         while True:
-            del self._used[table]
-            if level == 1:
-                del self._level1[dfn >> 9]
+            del used[table]
             changes.tables.append(table)
-            parent = self._entry_above(dfn, level + 1)
-            frame = parent >> 9
-            if not self._touched[frame]:
-                self._memory.touch(frame)
-            self._words[parent] = 0
+            word = above.pop()
+            table = word >> 9
+            if not touched[table]:
+                self._memory.touch(table)
+            words[word] = 0
             if self.written is not None:
-                self.written(parent, 1)
-            level += 1
-            if frame not in self._used:
+                self.written(word, 1)
+            left = used.get(table)
+            if left is None:
+                return  # the root
+            used[table] = left - 1
+            if left > 1:
                 return
-            self._used[frame] -= 1
-            if self._used[frame]:
-                return
-            table = frame
 
     def _split(self, dfn: int, word: int, entry: int, level: int, changes: Changes) -> bool:
         """Turn the leaf at ``word`` into a table of 512 smaller ones; ``False`` if there is no memory."""

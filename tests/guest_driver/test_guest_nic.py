@@ -14,8 +14,9 @@ from guest_driver.boot import boot
 from guest_driver.linux.dd import device_driver_attach
 from guest_driver.linux.iommu_owner import iommu_group_claim_dma_owner
 from guest_driver.net import wire
+from guest_driver.net.flood import EchoFlood
 from guest_driver.net.skb import build_skb
-from guest_driver.net.stack import NetStack
+from guest_driver.net.stack import NetStack, pattern
 from guest_driver.nic import nic_probe
 from guest_driver.port import PciInfo
 
@@ -315,6 +316,44 @@ def test_echo_in_ipv4_survives_the_trip_and_any_flipped_bit_is_noticed(payload, 
     broken = bytearray(message)
     broken[bit // 8] ^= 1 << bit % 8
     assert wire.parse_echo(bytes(broken)) is None
+
+
+@pytest.mark.parametrize("recycle", [False, True])
+@pytest.mark.parametrize("doorbell", [None, 0xFEE00000])
+def test_a_flood_comes_back_byte_by_byte_and_full_rings_are_no_error(doorbell, recycle):
+    guest, _, card, nic, _ = interface(doorbell=doorbell, recycle=recycle, ring_log2=5)
+    stack = NetStack(nic, "10.0.0.2", head_bytes=2000)
+    assert stack.resolve(bytes([10, 0, 0, 1]))[1] == ""
+    flood = EchoFlood(stack, "10.0.0.1", 1472, 9)
+    doorbells = len(card.sent)
+    for _ in range(20):
+        assert flood.burst(50) == 0  # more than the ring has room for
+        nic.poll()
+        flood.collect()
+    assert flood.sent == flood.returned == 20 * 31 and not flood.outstanding and not flood.errors
+    assert flood.compared == flood.returned * 1472 and len(card.sent) == doorbells + flood.sent
+    guest.kernel.drivers.remove(stack)
+    assert nic.counters.rx_packets == nic.counters.tx_packets and nic.ndo_open() == -EBUSY
+
+
+def test_a_reply_with_other_bytes_is_an_error():
+    _, _, card, nic, _ = interface()
+    stack = NetStack(nic, "10.0.0.2", head_bytes=2000)
+    stack.resolve(bytes([10, 0, 0, 1]))
+    flood = EchoFlood(stack, "10.0.0.1", 100, 9)
+    card.tamper = lambda payload: payload if payload[0] == pattern(100, 9, 0)[0] else payload[::-1]
+    assert flood.burst(2) == 0
+    nic.poll()
+    assert flood.collect() == 0 and flood.returned == 1 and "request 1" in flood.errors[0]
+
+
+@given(st.binary(max_size=64))
+def test_checksum_is_the_folded_sum_of_words(data):
+    padded = data + bytes(len(data) & 1)
+    total = sum(int.from_bytes(padded[at : at + 2]) for at in range(0, len(padded), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert wire.checksum(data) == ~total & 0xFFFF
 
 
 def test_checksum_of_the_rfc_1071_example():

@@ -53,6 +53,42 @@ def test_packets_cross_the_real_network_stack(backend):
     assert report.packets_returned == 3
 
 
+@pytest.mark.parametrize("config", EVERYWHERE)
+def test_a_stream_comes_back_whole_and_leaves_nothing(config):
+    report = run(config, PeerWire(), [56], stream_packets=150)
+    assert report.ok, (report.failures, report.leaks)
+    assert report.stream.sent == report.stream.returned == 150
+    assert report.stream.bytes_compared == 150 * 1472
+    assert 0 < report.stream.wire_seconds < report.stream.seconds
+    assert report.stream.packets_per_cpu_second > 0
+
+
+def test_a_stream_crosses_the_real_network_stack():
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    wire = open_wire("namespace")
+    try:
+        report = run(Config(), wire, [56], stream_packets=300)
+    finally:
+        wire.close()
+    assert report.ok and report.stream.returned == 300
+
+
+def test_a_stream_whose_replies_are_lost_is_a_failure_not_a_hang(monkeypatch):
+    monkeypatch.setattr("testbed.pump.REPLY_TIMEOUT", 0.05)
+    wire = PeerWire()
+    answer, dropped = wire.send, []
+
+    def lossy(frame):
+        (dropped.append if len(frame) > 1000 and frame[-1] & 1 else answer)(frame)
+
+    monkeypatch.setattr(wire, "send", lossy)
+    report = run(Config(), wire, [56], stream_packets=100)
+    assert dropped and report.stream.returned < 100
+    assert any("unanswered" in failure for failure in report.failures)
+
+
 def test_frames_of_a_capture_come_back_as_they_were_sent():
     frames = [bytes([number]) * (14 + 37 * number) for number in range(1, 60)]
     report = run(Config(), LoopWire(), [], frames)
@@ -62,7 +98,7 @@ def test_frames_of_a_capture_come_back_as_they_were_sent():
 
 
 def test_a_silent_wire_is_a_failure_not_a_hang(monkeypatch):
-    monkeypatch.setattr("testbed.packets.REPLY_TIMEOUT", 0.05)
+    monkeypatch.setattr("testbed.pump.REPLY_TIMEOUT", 0.05)
     wire = PeerWire()
     monkeypatch.setattr(wire, "receive", lambda: None)
     monkeypatch.setattr(wire, "wait", lambda timeout: False)
@@ -83,7 +119,7 @@ def test_a_corrupted_reply_is_found_at_its_byte(monkeypatch):
         return frame
 
     monkeypatch.setattr(wire, "receive", flip)
-    monkeypatch.setattr("testbed.packets.REPLY_TIMEOUT", 0.05)
+    monkeypatch.setattr("testbed.pump.REPLY_TIMEOUT", 0.05)
     report = run(Config(), wire, [300])
     assert not report.ok
 
