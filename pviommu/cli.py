@@ -9,7 +9,7 @@ from pviommu.driver_cli import app as driver_app
 from pviommu.fuzz_cli import fuzz, hunt
 from pviommu.golden_cli import golden
 from pviommu.oracle_cli import app as oracle_app
-from pviommu.program_cli import replay, shrink
+from pviommu.program_cli import export, replay, shrink
 from pviommu.run_cli import run
 from pviommu.scenario_cli import app as scenario_app
 from pviommu.state_cli import dump, walk
@@ -30,6 +30,7 @@ app.command()(fuzz)
 app.command()(hunt)
 app.command()(replay)
 app.command()(shrink)
+app.command()(export)
 app.add_typer(abi_app, name="abi")
 app.add_typer(defects_app, name="defects")
 app.add_typer(driver_app, name="driver")

@@ -84,6 +84,27 @@ def shrink(file: ProgramFile) -> None:
     raise typer.Exit(1)
 
 
+def export(
+    file: ProgramFile,
+    to: Annotated[str, typer.Option("--to", help="c: a C file for dom0's user space, through /dev/xen/privcmd.")] = "c",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write it here instead of printing it.")] = None,
+) -> None:
+    """Write a program down for another place, with the answers that it is expected to get there."""
+    from fuzz.export.c_program import CProgram
+    from fuzz.program import ProgramError
+
+    if to != "c":
+        raise UsageError(f"unknown form {to!r}; there is: c")
+    try:
+        text = CProgram(read(file)).text()
+    except ProgramError as error:
+        raise UsageError(f"{file}: {error}") from None
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
 def read(file: Path) -> "Program":
     from fuzz.program import ProgramError, parse
 

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A program as a C file: it compiles without warnings, and its answers are the emulator's."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from privcmd_standin import Standin
+from typer.testing import CliRunner
+
+from abi import versions
+from fuzz.engines.raw import RawGenerator
+from fuzz.export.c_program import CProgram
+from fuzz.generate import Generator
+from fuzz.program import Bench, Program, parse
+from fuzz.target import Target
+from pviommu.cli import app
+
+CC = shutil.which("cc") or shutil.which("gcc")
+pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler")
+STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1")
+HERE = Path(__file__).parent
+
+TEXT = """# pviommu program 1
+bench backend=vtd profile={profile} guest={guest} contexts=4 arena=6
+query
+alloc
+alloc flags=0x80000000
+attach copier ctx=1
+attach foreign ctx=1
+map ctx=1 frame=ram:0 at=0x400 pages=256
+dma copier at=0x400 pages=2
+map ctx=1 frame=ram:9 at=0x800 arg=readonly
+map ctx=1 frame=ram:9 at=0x800 arg=split
+map ctx=1 frame=ram:9 at=0x801 arg=unmapped
+map ctx=1 frame=xen:9 at=0x802 arg=noncanonical
+map ctx=1 frame=xen:9 at=0x802
+unmap ctx=1 at=0x483
+free ctx=1
+free ctx=1 flags=1
+raw subop=0x44 bytes=01
+"""
+
+
+def build(text, directory, *more):
+    source, output = directory / "replay.c", directory / "replay"
+    source.write_text(text)
+    subprocess.run([CC, *STRICT, *more, "-o", output, source], check=True)
+    return output
+
+
+@pytest.fixture(scope="module")
+def interposer(tmp_path_factory):
+    output = tmp_path_factory.mktemp("privcmd") / "interposer.so"
+    subprocess.run([CC, *STRICT, "-shared", "-fPIC", "-o", output, HERE / "privcmd_interposer.c", "-ldl"], check=True)
+    return output
+
+
+@pytest.mark.parametrize(("profile", "guest"), [("v7-fixed", "pv"), ("v3-fixed", "pvh")])
+def test_the_answers_are_the_emulators(profile, guest, interposer, tmp_path):
+    program = parse(TEXT.format(profile=profile, guest=guest))
+    standin = Standin(interposer, program.bench, tmp_path)
+    status, output = standin.run(build(CProgram(program).text(), tmp_path))
+    assert status == 0, output
+    assert "# skipped" in output and "a device's access has no counterpart in user space" in output
+    made = len(program.ops) - 1 + (profile != "v3-fixed")
+    assert f"{made} compared, 0 different, 1 without a counterpart here" in output
+    assert standin.calls >= made
+
+
+def test_another_hypervisor_gives_other_answers(interposer, tmp_path):
+    program = parse(TEXT.format(profile="v6", guest="pv"))
+    fixed = Bench("vtd", "v6-fixed", "pv", 4, 6)
+    status, output = Standin(interposer, fixed, tmp_path).run(build(CProgram(program).text(), tmp_path))
+    assert status == 1
+    assert "DIFFERENT" in output
+
+
+def test_contexts_may_have_other_numbers_there(interposer, tmp_path):
+    program = parse(
+        "# pviommu program 1\nbench backend=vtd profile=v7-fixed guest=pv contexts=4 arena=6\n"
+        "alloc\nmap ctx=1 frame=ram:9 at=0x400\nunmap ctx=1 at=0x400\nunmap ctx=1 at=0x400\n"
+    )
+    standin = Standin(interposer, program.bench, tmp_path)
+    target = standin.target
+    target.call("init", (4, 6))
+    target.call("alloc_context", (0, 0))
+    status, output = standin.run(build(CProgram(program).text(), tmp_path))
+    assert status == 0, output
+    assert "# context 1 of the program is 2 here" in output
+    assert sorted(target.bed.dom0.iommu.contexts) == [1], "what the program made is gone again"
+
+
+@pytest.mark.parametrize("level", ["typed", "raw"])
+@pytest.mark.parametrize("profile", ["v7-fixed", "v3-fixed"])
+def test_generated_programs_get_the_same_answers(level, profile, interposer, tmp_path):
+    bench = Bench("smmuv3", profile, "pvh", 4, 8)
+    if level == "typed":
+        source = Generator(bench, versions.get(profile[:2]), 8)
+    else:
+        source = RawGenerator(Target(bench), 8)
+    inside = ("fail", "remove", "preempt", "init")
+    ops = tuple(operation for operation in source.program(60) if operation[0] not in inside)
+    program = Program(bench, ops)
+    status, output = Standin(interposer, bench, tmp_path).run(build(CProgram(program).text(), tmp_path, "-Wno-unused"))
+    assert status == 0, output
+
+
+def test_a_call_that_stopped_the_emulator_is_not_made_unasked(interposer, tmp_path, monkeypatch):
+    program = parse("# pviommu program 1\nbench\nalloc\nfree ctx=1\nalloc\n")
+    exported = CProgram(program)
+    genuine = exported._session.target._hypercall
+
+    def stops(vcpu, number, *args):
+        if args[0] == 4:
+            raise RuntimeError("the emulator stopped")
+        return genuine(vcpu, number, *args)
+
+    exported._session.target._hypercall = stops
+    text = exported.text()
+    standin = Standin(interposer, program.bench, tmp_path)
+    binary = build(text, tmp_path)
+    status, output = standin.run(binary)
+    assert status == 0 and "# not made 3: free ctx=1: it stopped the emulated hypervisor" in output
+    standin = Standin(interposer, program.bench, tmp_path)
+    status, output = standin.run(binary, PVIOMMU_STOP="1")
+    assert "ok 3: free ctx=1: 0" in output
+
+
+def test_without_the_device_it_says_so(tmp_path):
+    path = tmp_path / "program.txt"
+    path.write_text("# pviommu program 1\nbench\nalloc\n")
+    source = tmp_path / "out.c"
+    assert CliRunner().invoke(app, ["export", str(path), "--to", "c", "-o", str(source)]).exit_code == 0
+    done = subprocess.run([build(source.read_text(), tmp_path)], capture_output=True, text=True)
+    if done.returncode == 2:  # on a Xen it would have run
+        assert done.stderr.startswith("/dev/xen/privcmd: ") and done.stderr.count("\n") == 1
+
+
+def test_an_unknown_form_is_wrong_usage(tmp_path):
+    path = tmp_path / "program.txt"
+    path.write_text("# pviommu program 1\nbench\nalloc\n")
+    assert CliRunner().invoke(app, ["export", str(path), "--to", "perl"]).exit_code == 2
