@@ -2,9 +2,11 @@
 """Random programs against a device model until the time is up; what differs is shrunk and told with its replay.
 
 A machine runs :data:`STEPS_PER_MACHINE` steps of one program and is then thrown away, so that the program that shows
-a difference is complete: it starts with a machine out of reset.  Everything follows from the seed.
+a difference is complete: it starts with a machine out of reset.  Everything follows from the seed and the machine's
+number, so a run that was interrupted goes on where it stopped.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,36 +60,50 @@ class ProgramOracle:
     """What the model that is installed cannot judge."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Which programs a run takes: those of ``seed`` from machine ``first`` on, until one of the two limits is met."""
+
+    seed: int = 0
+    first: int = 0
+    """Machines before this one are left out, and if there are any, the directed programs as well."""
+    seconds: float = math.inf
+    probes: float = math.inf
+    """Accesses or translations to check."""
+
+
 class Mistake(ValueError):
     """A program has a step that the rig does not know, or with the wrong number of integers."""
 
 
-def run(
-    oracle: ProgramOracle, seconds: float, seed: int, progress: Callable[[Outcome], None], most: int | None = None
-) -> Outcome:
-    """Directed programs, then random ones for ``seconds`` (or until ``most`` accesses are checked)."""
-    outcome = Outcome(oracle.name, seed)
+def run(oracle: ProgramOracle, limits: Limits, progress: Callable[[Outcome], None]) -> Outcome:
+    """Directed programs, then random ones up to the limits.  An interrupt ends the run; what is done counts."""
+    outcome = Outcome(oracle.name, limits.seed, next=limits.first)
     outcome.notes += oracle.notes()
-    deadline = time.monotonic() + seconds
-    for program in oracle.directed:
-        _try(oracle, program[0], iter(program[1:]), outcome, progress, float("inf"))
-    number = 0
-    while len(outcome.findings) < MOST_FINDINGS and time.monotonic() < deadline:
-        if most is not None and outcome.checked >= most:
-            break
-        first, scene = oracle.generate(random.Random(f"{oracle.name} {seed} {number}"))
-        _try(oracle, first, _steps(scene), outcome, progress, deadline)
-        number += 1
-    outcome.machines = number + len(oracle.directed)
+    deadline = time.monotonic() + limits.seconds
+
+    def enough(running: Tally) -> bool:
+        progress(outcome.with_running(running))
+        return outcome.checked + running.accesses >= limits.probes or time.monotonic() >= deadline
+
+    try:
+        for program in oracle.directed if not limits.first else ():
+            _try(oracle, program[0], iter(program[1:]), outcome, lambda running: False)
+        while len(outcome.findings) < MOST_FINDINGS and not enough(Tally()):
+            first, scene = oracle.generate(random.Random(f"{oracle.name} {limits.seed} {outcome.next}"))
+            if _try(oracle, first, _steps(scene), outcome, enough):
+                outcome.next += 1
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+    progress(outcome)
     return outcome
 
 
 def replay(oracle: ProgramOracle, program: Sequence[Step]) -> Outcome:
     """One program as it stands, with the model's own account of its last access if it differs."""
     outcome = Outcome(oracle.name, 0)
-    finding, tally, spent = _execute(oracle, program[0], iter(program[1:]), float("inf"), None)
+    finding, tally, spent = _execute(oracle, program[0], iter(program[1:]))
     outcome.add(tally, spent)
-    outcome.machines = 1
     if finding is not None:
         outcome.findings.append(_tell(oracle, finding[0]))
     return outcome
@@ -106,37 +122,31 @@ Failure = tuple[list[Step], tuple[str, ...]]
 
 
 def _try(
-    oracle: ProgramOracle,
-    first: Step,
-    steps: Iterable[Step],
-    outcome: Outcome,
-    progress: Callable[[Outcome], None],
-    deadline: float,
-) -> None:
-    """Run a program; a difference is shrunk and becomes a finding."""
-    failure, tally, spent = _execute(oracle, first, steps, deadline, lambda now: progress(outcome.with_running(now)))
+    oracle: ProgramOracle, first: Step, steps: Iterable[Step], outcome: Outcome, enough: Callable[[Tally], bool]
+) -> bool:
+    """Run a program until it is over or ``enough`` of it is; a difference is shrunk and becomes a finding.
+
+    Whether it is over.
+    """
+    failure, tally, spent = _execute(oracle, first, steps, enough)
     outcome.add(tally, spent)
-    progress(outcome)
     if failure is None:
-        return
+        return not enough(Tally())
     program, kind = failure
     if any(known.kind == kind for known in outcome.findings):
-        return
+        return True
 
     def fails(candidate: Sequence[Step]) -> bool:
-        again, _, _ = _execute(oracle, candidate[0], iter(candidate[1:]), float("inf"), None)
+        again, _, _ = _execute(oracle, candidate[0], iter(candidate[1:]))
         return again is not None and again[1] == kind
 
     short = shrink(program, fails, SHRINK_SECONDS)
     outcome.findings.append(_tell(oracle, short, len(program)))
+    return True
 
 
 def _execute(
-    oracle: ProgramOracle,
-    first: Step,
-    steps: Iterable[Step],
-    deadline: float,
-    progress: Callable[[Tally], None] | None,
+    oracle: ProgramOracle, first: Step, steps: Iterable[Step], enough: Callable[[Tally], bool] = lambda tally: False
 ) -> tuple[Failure | None, Tally, float]:
     """Run steps on a fresh machine until one shows a difference; (failure, what was compared, seconds)."""
     rig = oracle.boot(first.arguments, False)
@@ -151,9 +161,7 @@ def _execute(
             if differences or problem:
                 failure = history, _kind(differences, problem)
                 break
-            if progress is not None:
-                progress(rig.tally)
-            if time.monotonic() > deadline:
+            if enough(rig.tally):
                 break
         return failure, rig.tally, time.monotonic() - started
     finally:

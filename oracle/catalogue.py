@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from oracle import cpu_oracle, golden, smmu_oracle, vtd_oracle, xen_boot, xen_tables
-from oracle.campaign import ProgramOracle, replay, run
+from oracle.campaign import Limits, ProgramOracle, replay, run
 from oracle.outcome import Outcome
 from oracle.process import ModelMissing, find_program
 from oracle.program import Step
@@ -22,8 +22,7 @@ class Entry:
     judges: str
     needs: Callable[[], str]
     """The program it runs; :class:`ModelMissing` if there is none."""
-    run: Callable[[float, int, Progress], Outcome]
-    """(seconds, seed, progress)."""
+    run: Callable[[Limits, Progress], Outcome]
     replay: Callable[[list[Step]], Outcome] | None = None
 
     def missing(self) -> str:
@@ -40,7 +39,7 @@ def _programs(oracle: ProgramOracle, judges: str, needs: Callable[[], str]) -> E
         oracle.name,
         judges,
         needs,
-        lambda seconds, seed, progress: run(oracle, seconds, seed, progress),
+        lambda limits, progress: run(oracle, limits, progress),
         lambda program: replay(oracle, program),
     )
 

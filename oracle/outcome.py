@@ -37,6 +37,9 @@ class Outcome:
     seconds: float = 0.0
     """Time spent on them, machines' starts and shrinking aside."""
     machines: int = 0
+    next: int = 0
+    """Number of the first machine whose program was not run to its end: a run goes on from there."""
+    interrupted: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     excused: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -50,6 +53,7 @@ class Outcome:
 
     def add(self, tally: Tally, seconds: float) -> None:
         """Count one more machine's comparisons."""
+        self.machines += 1
         self.checked += tally.accesses
         self.seconds += seconds
         for name in ("passed", "faulted", "stale", "refreshed", "unseen", "registers"):
@@ -70,6 +74,8 @@ class Outcome:
             "seconds": round(self.seconds, 3),
             "rate": round(self.rate),
             "machines": self.machines,
+            "next": self.next,
+            "interrupted": self.interrupted,
             "counts": self.counts,
             "excused": self.excused,
             "notes": self.notes,

@@ -16,6 +16,8 @@ def summary(outcome: Outcome) -> str:
         lines.append(f"  {counts}")
     lines += [f"  known deviation, {count:,} times: {name}" for name, count in outcome.excused.items()]
     lines += [f"  note: {note}" for note in outcome.notes]
+    if outcome.interrupted:
+        lines.append(f"  interrupted; the same command with --from {outcome.next} goes on")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ Exit status 0: everything agreed; 1: a disagreement was found; 2: wrong usage, o
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Annotated, Final
 
 import typer
 
-from oracle.campaign import Mistake
+from oracle.campaign import Limits, Mistake
 from oracle.catalogue import CATALOGUE, Entry
 from oracle.outcome import Outcome
 from oracle.process import ModelMissing
@@ -41,20 +42,32 @@ def list_oracles(as_json: Json = False) -> None:
 @app.command("run")
 def run_oracle(
     name: Annotated[str, typer.Argument(help="An oracle of `pviommu oracle list`.")],
-    seconds: Annotated[float, typer.Option("--time", min=0, help="Seconds of random programs.")] = 20.0,
+    seconds: Annotated[
+        float | None, typer.Option("--time", min=0, help="Seconds of random programs; 20 if --probes is not given.")
+    ] = None,
+    probes: Annotated[int | None, typer.Option(min=1, help="Stop when so many accesses have been checked.")] = None,
     seed: Annotated[int, typer.Option(help="Decides the programs; equal seeds give equal programs.")] = 0,
+    first: Annotated[
+        int, typer.Option("--from", min=0, help="Go on at this machine of the seed; an interrupted run names it.")
+    ] = 0,
     as_json: Json = False,
     replay: Annotated[
         str | None, typer.Option(help="Run the program in this file ('-': standard input) instead.")
     ] = None,
 ) -> None:
-    """Run an oracle.  Exit status 1 if it disagrees with us, 2 if its model is not installed."""
+    """Run an oracle.  Exit status 1 if it disagrees with us, 2 if its model is not installed, 130 if interrupted."""
     entry = CATALOGUE.get(name)
     if entry is None:
         raise UsageError(f"unknown oracle {name!r}; there are: {', '.join(CATALOGUE)}")
     try:
         entry.needs()
-        outcome = entry.run(seconds, seed, _progress(as_json)) if replay is None else _replay(entry, replay)
+        if replay is None:
+            if seconds is None and probes is None:
+                seconds = 20.0
+            limits = Limits(seed, first, _or_infinity(seconds), _or_infinity(probes))
+            outcome = entry.run(limits, _progress(as_json, limits))
+        else:
+            outcome = _replay(entry, replay)
     except ModelMissing as missing:
         raise UsageError(str(missing)) from None
     except (Mistake, ProgramError) as mistake:
@@ -65,7 +78,11 @@ def run_oracle(
         for finding in outcome.findings:
             print(tell(outcome, finding), end="\n\n")
         print(summary(outcome))
-    raise typer.Exit(1 if outcome.findings else 0)
+    raise typer.Exit(1 if outcome.findings else 130 if outcome.interrupted else 0)
+
+
+def _or_infinity(limit: float | None) -> float:
+    return math.inf if limit is None else limit
 
 
 @app.command("guards")
@@ -97,9 +114,10 @@ def _replay(entry: Entry, source: str) -> Outcome:
     return entry.replay(from_text(text))
 
 
-def _progress(quiet: bool) -> Callable[[Outcome], None]:
+def _progress(quiet: bool, limits: Limits) -> Callable[[Outcome], None]:
     """Says on standard error how far a run is, every now and then."""
     started = last = time.monotonic()
+    goal = f" of {limits.probes:,}" if limits.probes < math.inf else ""
 
     def tell_now(outcome: Outcome) -> None:
         nonlocal last
@@ -108,7 +126,7 @@ def _progress(quiet: bool) -> Callable[[Outcome], None]:
             return
         last = now
         print(
-            f"{outcome.oracle}: {now - started:4.0f} s, {outcome.checked:,} checked, "
+            f"{outcome.oracle}: {now - started:4.0f} s, machine {outcome.next}, {outcome.checked:,}{goal} checked, "
             f"{len(outcome.findings)} disagreements",
             file=sys.stderr,
         )
