@@ -37,6 +37,7 @@ bench: setup
 docs: setup
 	$(BIN)/python -m abi.pages
 	$(BIN)/python -m hypervisor.defects.pages
+	$(BIN)/python -m oracle.pages
 
 fmt: setup
 	$(BIN)/ruff format .

@@ -91,7 +91,8 @@ def guards(as_json: Json = False) -> None:
 
     Exit status 1 if one goes unnoticed.
     """
-    from oracle.guards import notice, plants, table
+    from oracle.guards import notice, table
+    from oracle.plants import plants
 
     rows = [(plant, notice(plant)) for plant in plants()]
     unguarded = [plant for plant, row in rows if not any(row.values())]
