@@ -35,7 +35,8 @@ class Wanted(NamedTuple):
 
 
 class DeviceRig:
-    """Base of the rigs.  ``hazards``: machine addresses that no probe may touch, for they are not plain RAM there."""
+    """Base of the rigs.  ``hazards``: machine addresses that no probe may touch, for they are not plain RAM there;
+    ``private``: those that hold something else for the model than for us, which no walk may read either."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class DeviceRig:
         unit: Lockstep,
         software: Software,
         hazards: Sequence[range],
+        private: range,
     ) -> None:
         self.memory: Final = memory
         self.ours: Final = ours
@@ -70,7 +72,8 @@ class DeviceRig:
         }
         self.strayed = False
         """The model ever let an access through, or did not, against what software was asked for."""
-        self._hazards: Final = tuple(hazards)
+        self._hazards: Final = (*hazards, private)
+        self._private: Final = private
         self._flips: dict[int, int] = {}
         """Bits that are flipped at the moment, by word index."""
         self._trusted = True
@@ -112,6 +115,9 @@ class DeviceRig:
 
     def _is_hazard(self, walk: Walk, goal: int) -> bool:
         return any(goal in hazard for hazard in self._hazards) or _meets_itself(walk, goal)
+
+    def _reads_private(self, walk: Walk) -> bool:
+        return any(step.maddr in self._private for step in walk.steps)
 
     # Steps: DMA.
 
@@ -162,7 +168,7 @@ class DeviceRig:
             return
         sid = self.sid(which)
         walk = self.ours.walk(sid, iova, write)
-        if any(self._is_hazard(walk, goal) for goal in self.goals(walk)):
+        if self._reads_private(walk) or any(self._is_hazard(walk, goal) for goal in self.goals(walk)):
             self.skipped += 1
             return
         access = self.unit.access(sid, iova, write, walk)

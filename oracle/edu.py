@@ -9,6 +9,7 @@ While the buffer is filled the IOMMU must let DMA through.  Its lower part then 
 nowhere else in memory: a write of one shows where it went.  The upper part takes what reads bring in.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -94,6 +95,7 @@ class Edu:
         self._send(start)
         requests = [self._busy, *then]
         while True:
+            os.sched_yield()  # to QEMU's thread that moves virtual time on
             answers = self._ask(requests)
             if not answers[0] & _RUN:
                 return answers[1:]
@@ -128,6 +130,7 @@ def run_together(connection: Qtest, devices: Sequence[Edu], start: Sequence[str]
     requests = [*(device.busy for device in devices), *then]
     count = len(devices)
     while True:
+        os.sched_yield()
         answers = connection.ask(requests)
         if not any(answer & _RUN for answer in answers[:count]):
             return answers[count:]

@@ -17,6 +17,11 @@ from oracle.qemu_virt import SMMU_BASE, Virt
 
 EVENTQ_BASE: Final = 0xA0
 EVENTQ_PROD: Final = 0x1_00A8
+EVENTQ_CONS: Final = 0x1_00AC
+_GERROR: Final = 0x60
+_GERRORN: Final = 0x64
+_STATUS: Final = (EVENTQ_PROD, _GERROR, _GERRORN)
+"""What software reads about an access."""
 EVENT_WORDS: Final = 4
 SIZE: Final = 4
 """Bytes of a probe: QEMU takes a larger access that fails apart and reports each part."""
@@ -46,10 +51,12 @@ class QemuSmmuUnit:
         """EVENTQ_BASE as software wrote it."""
         self.known_prod = 0
         """EVENTQ_PROD as software knows it: before the access that is under way."""
+        self._known: Final[dict[int, int]] = {}
+        """Registers as they were read last; nothing has happened since that could change them."""
         self._prober: Final = Prober(
             virt.connection,
             virt.ram,
-            [qtest.read(SMMU_BASE + EVENTQ_PROD, 4)],
+            [qtest.read(SMMU_BASE + offset, 4) for offset in _STATUS],
             lambda answers: answers[0] != self.known_prod,
             self.discard,
             SIZE,
@@ -58,7 +65,8 @@ class QemuSmmuUnit:
     # Registers.
 
     def read(self, offset: int, size: int) -> int:
-        value = self._ask((qtest.read(SMMU_BASE + offset, size),))[0]
+        known = self._known.get(offset) if size == 4 else None
+        value = self._ask((qtest.read(SMMU_BASE + offset, size),))[0] if known is None else known
         if offset == EVENTQ_PROD:
             self.known_prod = value
         return self._identify(offset, value) if offset < 0x20 else value
@@ -68,12 +76,17 @@ class QemuSmmuUnit:
             self._queue = value
         elif offset == EVENTQ_PROD:
             self.known_prod = value
+        if offset != EVENTQ_CONS:  # which changes nothing else
+            self._known.clear()
         self._post((qtest.write(SMMU_BASE + offset, size, value),))
 
     def write_and_read(self, offset: int, size: int, value: int, then: Sequence[tuple[int, int]]) -> list[int]:
         requests = [qtest.write(SMMU_BASE + offset, size, value)]
         requests += [qtest.read(SMMU_BASE + register, width) for register, width in then]
-        return self._ask(requests)[1:]
+        answers = self._ask(requests)[1:]
+        self._known.clear()
+        self._known.update((register, answer) for (register, width), answer in zip(then, answers) if width == 4)
+        return answers
 
     def event(self) -> None:
         self.on_event()
@@ -90,10 +103,12 @@ class QemuSmmuUnit:
         else:
             landed = self._prober.read(edu, iova, expected, self.mailboxes.get(sid))
         self.seen = landed.seen
+        self._known.clear()
         if landed.status is None:
             if landed.maddr is not None:
                 return landed.maddr
             return Fault(self.name, sid, iova, write, SILENT, "nothing arrived and nothing was recorded")
+        self._known.update(zip(_STATUS, landed.status))
         record = tuple(words[slot : slot + EVENT_WORDS].tolist())
         return Fault(self.name, sid, iova, write, record[0] & 0xFF, "event recorded", record)
 
@@ -104,10 +119,12 @@ class QemuSmmuUnit:
 
     def probe_together(self, accesses: Sequence[tuple[int, int, bool, int]]) -> list[bool] | None:
         self.seen = True
+        self._known.clear()
         return self._prober.together(
             [(self._virt.devices[sid], iova, write, place, self.mailboxes[sid]) for sid, iova, write, place in accesses]
         )
 
     def discard(self) -> None:
         """Take back the events that nobody is to see."""
+        self._known.clear()
         self._post((qtest.write(SMMU_BASE + EVENTQ_PROD, 4, self.known_prod),))

@@ -21,7 +21,7 @@ from machine.interrupts import ITS_DOORBELL_OFFSET, ITS_DOORBELL_PAGE, MessageIn
 from machine.iommu.smmuv3.config import OAS_BITS, Idr0, Idr1, Idr3, Idr5, Smmuv3Config
 from machine.iommu.smmuv3.events import EVENT_NAMES
 from machine.iommu.smmuv3.unit import Smmuv3Unit
-from machine.iommu.unit import Walk
+from machine.iommu.unit import Walk, WalkStep
 from machine.mmio import SystemBus
 from machine.pci import PciFunction, PciTopology
 from oracle.device_rig import DeviceRig, Wanted
@@ -30,7 +30,7 @@ from oracle.intent import Range
 from oracle.lockstep import Lockstep
 from oracle.process import major_version
 from oracle.qemu_smmu import EVENTQ_PROD, QemuSmmuUnit
-from oracle.qemu_virt import RAM_START, Virt, program, stages
+from oracle.qemu_virt import RAM_START, Virt, program
 from oracle.smmu_deviations import DEVIATIONS, as_seen, comparable_record, leaf_output, meaningless_bits
 from oracle.software import Software
 from oracle.stage1_driver import TLBI_NH_VA, Stage1Driver
@@ -57,6 +57,8 @@ _GERROR: Final = 0x60
 _GERRORN: Final = 0x64
 _GBPA: Final = 0x44
 _S2P: Final = 1
+ENDS_ITSELF: Final = 9
+"""First version of QEMU that takes some structures for a mistake of its own and ends itself."""
 _CFGI_ALL: Final = (0x04, 31)
 _TLBI_ALL: Final = (0x30, 0)
 
@@ -120,7 +122,7 @@ class SmmuRig(DeviceRig):
             [deviation for deviation in DEVIATIONS if version < deviation.fixed_in],
             EVENT_NAMES,
             self._discard,
-            {_CMDQ_PROD: ((_CMDQ_CONS, 4), (_GERROR, 4))},
+            {_CMDQ_PROD: ((_CMDQ_CONS, 4), (_GERROR, 4), (_GERRORN, 4))},
             meaningless_bits(self.model.read(_GBPA, 4) != 0, lambda: bool((words[_GERROR] ^ words[_GERRORN]) & 1)),
             comparable_record,
             lambda walk: as_seen(memory, ours, version, walk),
@@ -146,7 +148,7 @@ class SmmuRig(DeviceRig):
         self.backend = xen.backend
         self.model.on_event = lambda: _nothing(xen.backend.take_faults())
         software = Software(xen, devices, Range(MAILBOX_DFN, DATA_LAST, 1, 3), self._moved)
-        super().__init__(memory, ours, unit, software, (NOT_SHARED,))
+        super().__init__(memory, ours, unit, software, (), NOT_SHARED)
         self.steps |= {
             "flush-page": self.flush_page,
             "flush-all": self.flush_all,
@@ -197,9 +199,9 @@ class SmmuRig(DeviceRig):
         return Wanted(found[0] << PAGE_SHIFT | iova & 0xFFF)
 
     def access(self, which: int, iova: int, write: bool) -> None:
-        if which < len(self.devices) and len(stages(program())) > 1:
+        if which < len(self.devices) and self._version >= ENDS_ITSELF:
             steps = self.ours.walk(self.sid(which), iova, write).steps
-            if any(step.name == "STE" and _ends_qemu(step.words, self._stage) for step in steps):
+            if any(_ends_qemu(step, self._stage) for step in steps):
                 self.skipped += 1
                 return
         super().access(which, iova, write)
@@ -242,10 +244,13 @@ class SmmuRig(DeviceRig):
         self._driver_unit.commands.run([low, high])
 
 
-def _ends_qemu(ste: tuple[int, ...], stage: int) -> bool:
-    """Whether QEMU 10.0 ends itself over a stream table entry ("code should not be reached"): one that asks for stage 2
-    of an SMMU that has stage 1 alone, or for AArch32 tables."""
-    return ste[0] & 0b1101 == 0b1101 and (stage == 1 or not ste[2] >> 51 & 1)
+def _ends_qemu(step: WalkStep, stage: int) -> bool:
+    """Whether QEMU 10.0 ends itself over a structure ("code should not be reached"): an STE that asks for stage 2 of an
+    SMMU that has stage 1 alone, or for AArch32 tables; a CD whose IPS is the reserved 7."""
+    words = step.words
+    if step.name == "STE":
+        return words[0] & 0b1101 == 0b1101 and (stage == 1 or not words[2] >> 51 & 1)
+    return step.name == "CD" and words[0] >> 32 & 7 == 7
 
 
 def _nothing(reports: object) -> None:
