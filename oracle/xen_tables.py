@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from machine.iommu.unit import Fault
 from machine.iommu.vtd.unit import VtdUnit
 from machine.mmio import SystemBus
+from oracle.campaign import Limits
 from oracle.outcome import Finding, Outcome
 from oracle.qemu_pc import IOMMU_BASE
 from oracle.vtd_rig import matching_config
@@ -248,12 +249,13 @@ class Judge:
             counts[f"further {kind} differences"] = counts.get(f"further {kind} differences", 0) + 1
 
 
-def run(seconds: float, seed: int, progress: Callable[[Outcome], None]) -> Outcome:
-    """Boot one case after the other, ``seed`` first, until each was booted or ``seconds`` have passed."""
+def run(limits: Limits, progress: Callable[[Outcome], None]) -> Outcome:
+    """Boot one case after the other, that of the seed first, until each was booted or the time is up."""
+    seed = limits.seed
     outcome = Outcome("xen-tables", seed)
     started = time.monotonic()
     for number in range(len(CASES)):
-        if number and time.monotonic() - started > seconds:
+        if number and time.monotonic() - started > limits.seconds:
             left = ", ".join(CASES[(seed + skipped) % len(CASES)].name for skipped in range(number, len(CASES)))
             outcome.notes.append(f"not booted for want of time: {left}")
             break
