@@ -17,13 +17,15 @@ class DomainIommu:
     versions without ``IOMMU_init``, domain creation) sets PV-IOMMU up.
     """
 
-    __slots__ = ("allowed", "arena", "contexts", "default", "initialised", "limit")
+    __slots__ = ("allowed", "arena", "arena_pages", "contexts", "default", "initialised", "limit")
 
     def __init__(self, default: IommuContext, *, allowed: bool) -> None:
         self.default: Final = default
         self.contexts: dict[int, IommuContext] = {}
         self.limit = 0
         self.arena: Arena | None = None
+        self.arena_pages = 0
+        """Most pages that its arena may have: the memory is Xen's, so it has to be granted."""
         self.initialised = False
         self.allowed = allowed
         """Whether this domain may use the hypercall."""
@@ -55,6 +57,8 @@ class Domain:
         self.pv: Final = pv
         self.devices: Final[dict[Sbdf, PciDevice]] = {}
         self.vcpus: Final[list[Vcpu]] = []
+        self.dying = False
+        """Being destroyed."""
         self.mmio: Final[list[tuple[int, int]]] = []
         """(first, last) machine frames outside RAM that it may access (iomem access rights)."""
 

@@ -16,12 +16,13 @@ from abi.memory_op import MEMORY_OP
 from abi.versions import Abi
 from base.units import U64_MAX, CtxNo, DomId, Sbdf
 from hypervisor.domain import Domain, DomainIommu, Vcpu
+from hypervisor.domain_state import restore_domain, save_domain
 from hypervisor.errors import XenBug
 from hypervisor.frames import DOMID_IO, DOMID_XEN, REF, WRITABLE_REF, FrameTable
 from hypervisor.guest_access import GuestMemory
+from hypervisor.iommu import assignment, destruction
 from hypervisor.iommu.backend import Backend
 from hypervisor.iommu.context import IommuContext, PciDevice
-from hypervisor.iommu.moves import move_device
 from hypervisor.iommu.pool import Arena, HeapPool
 from hypervisor.locking.locks import Locks
 from hypervisor.memory_op import memory_op
@@ -31,11 +32,16 @@ from hypervisor.pagetable.radix import Changes
 from hypervisor.platform import Platform
 from hypervisor.profile import Profile
 from hypervisor.pviommu import contexts as pviommu_contexts
+from hypervisor.pviommu.contexts import MAX_CONTEXTS
 from hypervisor.pviommu.entry import Entry, entry_for
 from hypervisor.pviommu.result import RESTART
 
 XEN_FRAMES: Final = 256
 """Frames at the bottom of RAM that Xen itself occupies (1 MiB)."""
+
+
+GUEST_ARENA: Final = 512
+"""Pages (2 MiB) that a guest domain may reserve for PV-IOMMU unless its toolstack says otherwise."""
 
 
 class Xen:
@@ -69,6 +75,10 @@ class Xen:
         self.domains: Final[dict[int, Domain]] = {}
         self.retired = (0, 0)
         """(folds, splits) of trees that are gone."""
+        self.quarantined: Domain | None = None
+        """dom_io, once there was a device in quarantine."""
+        self.quarantine_contexts = MAX_CONTEXTS
+        """How many contexts dom_io may have beside context 0."""
         self.kept: list[tuple[Domain, IommuContext, Changes]] = []
         """What hardware did not confirm to have forgotten: its frames and tables are never used again."""
         self.preempt: Callable[[Vcpu], bool] | None = None
@@ -140,6 +150,15 @@ class Xen:
         self._let_go(domain, context, changes)
         return 0
 
+    def settle(self, domain: Domain, context: IommuContext) -> int:
+        """Let go of what was kept of ``context``, now that hardware confirms that it forgot; -EIO if it does not."""
+        error = self._confirm(context)
+        if not error:
+            for owner, kept_of, changes in [kept for kept in self.kept if kept[1] is context]:
+                self.kept.remove((owner, kept_of, changes))
+                self._let_go(owner, kept_of, changes)
+        return error
+
     def _confirm(self, context: IommuContext) -> int:
         """Make sure that hardware has forgotten everything that it was ever told to forget of ``context``."""
         if not context.unconfirmed:
@@ -169,8 +188,10 @@ class Xen:
         p2m_frames: int = 0,
         iommu: bool = True,
         mmio: Iterable[tuple[int, int]] = (),
+        arena_pages: int | None = None,
     ) -> Domain:
-        """A domain without memory, vCPUs and devices.  ``mmio``: (first, last) frames that it may access."""
+        """A domain without memory, vCPUs and devices.  ``mmio``: (first, last) frames that it may access;
+        ``arena_pages``: what it may reserve for PV-IOMMU (:data:`GUEST_ARENA` unless it is the hardware domain)."""
         if domid in self.domains or not 0 <= domid < 0x7FF0:
             raise ValueError(f"domain id {domid} is taken or reserved")
         mmio_ranges = list(mmio)
@@ -187,6 +208,9 @@ class Xen:
             if error:
                 raise ValueError(f"no memory for the default context of domain {domid} ({error})")
             domain_iommu = DomainIommu(context, allowed=hardware or self.profile.every_domain)
+            domain_iommu.arena_pages = self.frames.frames if hardware else GUEST_ARENA
+            if arena_pages is not None:
+                domain_iommu.arena_pages = arena_pages
         domain = Domain(DomId(domid), translation, domain_iommu, hardware, pv)
         domain.mmio.extend(mmio_ranges)
         self.domains[domid] = domain
@@ -246,12 +270,56 @@ class Xen:
         return 0
 
     def assign_device(self, domain: Domain, device: PciDevice) -> int:
-        """Give a device to a domain; it starts in the domain's default context."""
-        assert domain.iommu is not None
-        error = move_device(self, domain, device, domain.iommu.default)
-        if not error:
-            domain.devices[device.sbdf] = device
+        """Give a device to a domain, wherever it is; it starts in the domain's default context."""
+        return assignment.assign_device(self, domain, device)
+
+    def deassign_device(self, domain: Domain, device: PciDevice) -> int:
+        """Take a device away from a domain, into quarantine."""
+        return assignment.deassign_device(self, domain, device)
+
+    def quarantine(self, device: PciDevice) -> int:
+        """Put a device where it reaches nothing but its reserved regions."""
+        return assignment.quarantine(self, device)
+
+    def dom_io(self) -> Domain:
+        """The domain that devices in quarantine belong to; made when it is first needed."""
+        if self.quarantined is None:
+            context = IommuContext(CtxNo(0), self.heap)
+            error = self.backend.context_init(context)
+            if error:
+                context.dying = True  # nothing can be put there
+            iommu = DomainIommu(context, allowed=False)
+            iommu.limit = self.quarantine_contexts
+            self.quarantined = Domain(DOMID_IO, P2m(0), iommu, hardware=False, pv=False)
+        return self.quarantined
+
+    def all_domains(self) -> tuple[Domain, ...]:
+        """Those that guests run in, and dom_io if it is there."""
+        return (*self.domains.values(), *([self.quarantined] if self.quarantined is not None else ()))
+
+    def destroy_domain(self, domain: Domain) -> int:
+        """Take a domain apart, pass after pass: 0, or the errno of what has to be tried again.
+
+        It leaves :attr:`domains` with its last frame: what others map of it stays until they let go.
+        """
+        while (error := self.relinquish(domain)) == RESTART:
+            if self.rescheduled is not None and domain.vcpus:
+                self.rescheduled(domain.vcpus[0])
+        if not error and domain.domid not in self.frames.owner:
+            self.domains.pop(domain.domid, None)
         return error
+
+    def relinquish(self, domain: Domain) -> int:
+        """One pass of it; may answer :data:`RESTART`."""
+        return destruction.relinquish(self, domain)
+
+    def begin_dying(self, domain: Domain) -> None:
+        """From now on nobody uses PV-IOMMU for the domain."""
+        destruction.begin_dying(domain)
+
+    def relinquish_contexts(self, domain: Domain) -> int:
+        """Give up a dying domain's contexts and its arena; may answer :data:`RESTART`."""
+        return destruction.relinquish_contexts(self, domain)
 
     def find_device(self, domain: Domain, sbdf: int) -> PciDevice | None:
         """The domain's device at ``sbdf``."""
@@ -274,7 +342,7 @@ class Xen:
     def superpages(self) -> tuple[int, int]:
         """(folds, splits) in all contexts so far."""
         folds, splits = self.retired
-        for domain in self.domains.values():
+        for domain in self.all_domains():
             if domain.iommu is not None:
                 for context in (domain.iommu.default, *domain.iommu.contexts.values()):
                     if context.table is not None:
@@ -297,24 +365,28 @@ class Xen:
         return (
             self.frames.save(),
             self.backend.save(),
-            {domid: _save_domain(domain) for domid, domain in self.domains.items()},
+            {domid: (domain, save_domain(domain)) for domid, domain in self.domains.items()},
+            (self.quarantined, save_domain(self.quarantined) if self.quarantined is not None else None),
             self.retired,
-            (len(self._console), len(self.kept)),
+            len(self._console),
+            self.kept[:],
             self.locks.save() if self.locks is not None else None,
         )
 
     def restore(self, state: Any) -> None:
-        frames, backend, domains, self.retired, (console, kept), locks = state
+        frames, backend, domains, (self.quarantined, quarantined), self.retired, console, kept, locks = state
         if self.locks is not None:
             self.locks.restore(locks or [])
         self.frames.restore(frames)
         self.backend.restore(backend)
-        for domid in [domid for domid in self.domains if domid not in domains]:
-            del self.domains[domid]
-        for domid, saved in domains.items():
-            _restore_domain(self.domains[domid], saved)
+        self.domains.clear()
+        for domid, (domain, saved) in domains.items():
+            self.domains[domid] = domain
+            restore_domain(domain, saved)
+        if self.quarantined is not None:
+            restore_domain(self.quarantined, quarantined)
         del self._console[console:]
-        del self.kept[kept:]
+        self.kept[:] = kept
 
 
 def _map_permissions(abi: Abi, entry_format: Format) -> dict[int, tuple[int, bool]]:
@@ -328,57 +400,3 @@ def _map_permissions(abi: Abi, entry_format: Format) -> dict[int, tuple[int, boo
             permissions[flags] = (entry_format.permission[read | write << 1], write)
         flags = flags - 1 & abi.map_flags_mask
     return permissions
-
-
-def _save_domain(domain: Domain) -> Any:
-    iommu = domain.iommu
-    devices = {sbdf: (device, device.context, device.hw) for sbdf, device in domain.devices.items()}
-    contexts = None
-    if iommu is not None:
-        contexts = (
-            [(c, _save_context(c)) for c in (iommu.default, *iommu.contexts.values())],
-            iommu.limit,
-            iommu.arena,
-            iommu.arena.save() if iommu.arena is not None else None,
-            iommu.initialised,
-            iommu.allowed,
-        )
-    return (domain.translation.save(), devices, contexts)
-
-
-def _save_context(context: IommuContext) -> Any:
-    return (
-        context.table,
-        context.table.save() if context.table is not None else None,
-        context.devices[:],
-        context.dying,
-        context.unconfirmed,
-        [(region.first, region.last, region.users) for region in context.identity],
-        context.hw,
-    )
-
-
-def _restore_domain(domain: Domain, state: Any) -> None:
-    from hypervisor.iommu.context import IdentityRange
-
-    translation, devices, contexts = state
-    domain.translation.restore(translation)
-    domain.devices.clear()
-    for sbdf, (device, context, hw) in devices.items():
-        domain.devices[sbdf] = device
-        device.context, device.hw = context, hw
-    iommu = domain.iommu
-    if iommu is None or contexts is None:
-        return
-    saved, iommu.limit, iommu.arena, arena, iommu.initialised, iommu.allowed = contexts
-    if iommu.arena is not None:
-        iommu.arena.restore(arena)
-    iommu.contexts.clear()
-    for context, (table, table_state, members, context.dying, context.unconfirmed, identity, context.hw) in saved:
-        context.table = table
-        if table is not None:
-            table.restore(table_state)
-        context.devices[:] = members
-        context.identity[:] = [IdentityRange(*region) for region in identity]
-        if context.number:
-            iommu.contexts[context.number] = context

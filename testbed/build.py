@@ -33,6 +33,7 @@ from machine.network.wire import STATION_MAC
 from machine.pci import PciFunction, PciTopology, PortType
 from testbed import backends
 from testbed.config import Config
+from testbed.domu import add_domu
 from testbed.ports import BusMmio, DomainRam, MachinePci, XenHypercalls
 from testbed.units import UnitOptions, firmware_for, wire
 
@@ -114,6 +115,11 @@ class TestBed:
         """Every guest's RAM, by its domain's id."""
         self.mmio: Final = BusMmio(self.bus)
         self.guest_pci: Final = MachinePci(self.pci, self.interrupts, self.backend.doorbell)
+        self.domus: Final[tuple[Domain, ...]] = tuple(
+            add_domu(self.xen, self.memory, DomId(number), domu, self.rams)
+            for number, domu in enumerate(config.domus, 1)
+        )
+        """The guest domains, by their ids from 1 on."""
         self._saved: list[Any] | None = None
         self.attached: Final[list[Stateful]] = [
             *self.units,

@@ -15,6 +15,19 @@ GUESTS: Final = ("pv", "pvh")
 
 
 @dataclass(frozen=True, slots=True)
+class DomU:
+    """A translated guest domain beside the hardware domain."""
+
+    ram: int = 4 * MIB
+    """Bytes of RAM; a multiple of 2 MiB."""
+    devices: tuple[Sbdf, ...] = ()
+    """Devices that are passed through to it."""
+    vcpus: int = 1
+    arena_pages: int | None = None
+    """Pages that it may reserve for PV-IOMMU, ``None``: what a toolstack gives by default."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Two test beds built from equal values behave alike, to the byte."""
 
@@ -42,6 +55,8 @@ class Config:
     """The machine's remapping units."""
     endpoints: tuple[Sbdf, ...] = ()
     """Further PCI functions of the hardware domain, without registers: they only issue requests."""
+    domus: tuple[DomU, ...] = ()
+    """Guest domains, with ids from 1 on."""
     device_tlb: bool = False
     """The copier keeps translations in a cache of its own (ATS), which its unit has to support."""
     defects: tuple[str, ...] = ()

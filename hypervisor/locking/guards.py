@@ -13,7 +13,7 @@ from the look into the p2m until the reference is taken, ``remove_page`` takes i
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.iommu.context import IommuContext
@@ -146,7 +146,3 @@ def guarded(name: str, handler: Handler, guard: Guard, locks: Locks) -> Handler:
         return result
 
     return enter
-
-
-ToolstackGuard = Callable[[Locks, tuple[Any, ...], Callable[[], Any]], Any]
-"""The same for a method of the hypervisor that a toolstack calls."""

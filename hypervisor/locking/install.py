@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING
 from hypervisor.locking.guards import GUARDS, Guard, guarded
 from hypervisor.locking.locks import Locks
 from hypervisor.locking.places import Places
-from hypervisor.locking.toolstack import guard_toolstack
+from hypervisor.locking.toolstack import TOOLSTACK, guard_toolstack
+from hypervisor.locking.toolstack import Guard as ToolstackGuard
 
 if TYPE_CHECKING:
     from hypervisor.xen import Xen
 
 
-def install_locks(xen: "Xen", guards: Mapping[str, Guard] = GUARDS) -> Locks:
+def install_locks(
+    xen: "Xen",
+    guards: Mapping[str, Guard] = GUARDS,
+    toolstack: Mapping[str, ToolstackGuard] = TOOLSTACK,
+) -> Locks:
     """Let every sub-op and every call of the toolstack hold its locks from now on; those that ``xen`` has already stay
     as they are."""
     if xen.locks is None:
         locks = xen.locks = Locks()
         xen.entry.wrap_handlers(lambda name, handler: guarded(name, handler, guards[name], locks))
-        guard_toolstack(xen, locks)
+        guard_toolstack(xen, locks, toolstack)
     return xen.locks
 
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The locks that calls of the toolstack hold: moves of devices, and pages that are taken away."""
+"""The locks that calls of the toolstack hold: moves of devices, pages that are taken away, domains that end.
 
-from collections.abc import Callable
+What a call is made of takes its own locks: ``destroy_domain`` holds nothing while it goes from one step to the next.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from hypervisor.domain import Domain
@@ -12,56 +15,73 @@ from hypervisor.locking.locks import PCIDEVS, Lock, Locks
 if TYPE_CHECKING:
     from hypervisor.xen import Xen
 
+Guard = Callable[[Locks, "Xen", tuple[Any, ...], Callable[[], Any]], Any]
+"""Runs a method of the hypervisor, given its arguments, with the locks that it needs."""
 
-def _remove_page(locks: Locks, xen: "Xen", args: tuple[Any, ...]) -> list[Lock]:
+
+def taking_a_page(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+    """Out of the p2m, and out of context 0."""
     domain: Domain = args[0]
     held = list(p2m_locks(locks, domain))
     if domain.iommu is not None:
         held.append(context_lock(locks, domain, domain.iommu.default))
-    return in_order(held)
+    with locks.holding(*in_order(held)):
+        return call()
 
 
-def _assign_device(locks: Locks, xen: "Xen", args: tuple[Any, ...]) -> list[Lock]:
+def moving_a_device(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+    """From a context of one domain to one of another, either of which may be dom_io."""
     domain: Domain = args[0]
     device: PciDevice = args[1]
-    assert domain.iommu is not None
-    owners = [(domain, domain.iommu.default)]
-    if device.context is not None:
-        owners.extend((owner, device.context) for owner in xen.domains.values() if owns(owner, device.context))
-    held = [locks.of(PCIDEVS)]
-    held.extend(domain_lock(locks, owner) for owner, _ in owners)
-    held.extend(context_lock(locks, owner, context) for owner, context in owners)
-    return in_order(held)
+    with locks.holding(locks.of(PCIDEVS)):
+        touched = [(other, other.iommu.default) for other in (domain, xen.dom_io()) if other.iommu is not None]
+        if device.context is not None:
+            touched.append((owner(xen, device.context), device.context))
+        domains = in_order(domain_lock(locks, of) for of, _ in touched)
+        contexts = in_order(context_lock(locks, of, context) for of, context in touched)
+        with locks.holding(*domains, *contexts):
+            return call()
 
 
-def owns(domain: Domain, context: IommuContext) -> bool:
-    """Whether the context is one of the domain's."""
-    return domain.iommu is not None and domain.iommu.get(context.number) is context
+def ending_contexts(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+    """All contexts of a domain."""
+    domain: Domain = args[0]
+    with locks.holding(domain_lock(locks, domain), *in_order(_contexts(locks, domain))):
+        return call()
 
 
-TOOLSTACK: Final[dict[str, Callable[[Locks, "Xen", tuple[Any, ...]], list[Lock]]]] = {
-    "remove_page": _remove_page,
-    "assign_device": _assign_device,
+def _contexts(locks: Locks, domain: Domain) -> Iterator[Lock]:
+    if domain.iommu is not None:
+        for context in (domain.iommu.default, *domain.iommu.contexts.values()):
+            yield context_lock(locks, domain, context)
+
+
+def owner(xen: "Xen", context: IommuContext) -> Domain:
+    """The domain that the context belongs to."""
+    for domain in xen.all_domains():
+        if domain.iommu is not None and domain.iommu.get(context.number) is context:
+            return domain
+    raise ValueError(f"{context} is no domain's")
+
+
+TOOLSTACK: Final[dict[str, Guard]] = {
+    "remove_page": taking_a_page,
+    "assign_device": moving_a_device,
+    "deassign_device": moving_a_device,
+    "relinquish_contexts": ending_contexts,
 }
-"""By method of the hypervisor: the locks that a call with these arguments takes, in order."""
+"""By method of the hypervisor."""
 
 
-def guard_toolstack(xen: "Xen", locks: Locks) -> None:
-    """Let the methods of :data:`TOOLSTACK` hold their locks."""
-    for name, take in TOOLSTACK.items():
-        setattr(xen, name, _guarded(xen, locks, name, take, getattr(xen, name)))
+def guard_toolstack(xen: "Xen", locks: Locks, guards: Mapping[str, Guard]) -> None:
+    """Let the methods of ``guards`` hold their locks."""
+    for name, guard in guards.items():
+        setattr(xen, name, _guarded(xen, locks, name, guard, getattr(xen, name)))
 
 
-def _guarded(
-    xen: "Xen",
-    locks: Locks,
-    name: str,
-    take: Callable[[Locks, "Xen", tuple[Any, ...]], list[Lock]],
-    genuine: Callable[..., Any],
-) -> Callable[..., Any]:
+def _guarded(xen: "Xen", locks: Locks, name: str, guard: Guard, genuine: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         locks.begin(locks.current, name)
-        with locks.holding(*take(locks, xen, args)):
-            return genuine(*args)
+        return guard(locks, xen, args, lambda: genuine(*args))
 
     return call

@@ -44,6 +44,8 @@ def init(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: i
     max_ctx_no, arena_order = args
     iommu = domain.iommu
     assert iommu is not None
+    if domain.dying:
+        return -xen.abi.errno_unusable, ()
     if max_ctx_no > MAX_CONTEXTS:
         return -E2BIG, ()
     if iommu.initialised:
@@ -56,6 +58,8 @@ def set_up(xen: "Xen", domain: Domain, contexts: int, arena_order: int) -> int:
     iommu = domain.iommu
     assert iommu is not None
     if arena_order >= xen.frames.frames.bit_length():
+        return -ENOMEM
+    if 1 << arena_order > iommu.arena_pages:
         return -ENOMEM
     if not (xen.xmalloc("context table") and xen.xmalloc("arena bitmap")):
         return -ENOMEM

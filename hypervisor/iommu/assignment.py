@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Giving devices to domains and taking them back: what the toolstack's assign and deassign come to.
+
+A device that no domain has is in *quarantine*: in a context of its own of dom_io, which maps nothing but the regions
+that firmware reserved for it.  So what it still does from before reaches nobody, and two devices in quarantine do not
+reach each other.  If no such context can be made (no memory, no tag), dom_io's context 0 takes it, which maps nothing
+either; if that fails too, the device is blocked; and if hardware does not confirm even that, it stays where it was.
+"""
+
+from typing import TYPE_CHECKING
+
+from abi.errno import EINVAL, ENODEV, ENOMEM, ENOSPC
+from base.units import CtxNo
+from hypervisor.domain import Domain
+from hypervisor.errors import XenBug
+from hypervisor.iommu.context import IommuContext, PciDevice
+from hypervisor.iommu.moves import move_device, release
+
+if TYPE_CHECKING:
+    from hypervisor.xen import Xen
+
+
+def assign_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
+    """Put a device into the default context of ``domain``, out of quarantine or another domain if it is there."""
+    iommu = domain.iommu
+    if iommu is None or domain.dying:
+        return -EINVAL
+    source = device.context
+    error = move_device(xen, domain, device, iommu.default)
+    if not error:
+        _give(xen, device, domain)
+        _leave_quarantine(xen, source)
+    return error
+
+
+def deassign_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
+    """Take a device of ``domain`` away from it, into quarantine; -ENODEV if the domain has not got it."""
+    if domain.devices.get(device.sbdf) is not device:
+        return -ENODEV
+    error = xen.quarantine(device)
+    if not error:
+        _give(xen, device, xen.dom_io())
+    return error
+
+
+def quarantine(xen: "Xen", device: PciDevice) -> int:
+    """Put a device into a context of its own of dom_io, or into the next best place; an errno if it is where it was."""
+    dom_io = xen.dom_io()
+    iommu = dom_io.iommu
+    assert iommu is not None
+    context = quarantine_context(xen, dom_io)
+    if isinstance(context, IommuContext):
+        error = move_device(xen, dom_io, device, context)
+        if not error:
+            return 0
+        xen.release_context(context)
+        del iommu.contexts[context.number]
+    if iommu.default.table is not None and not move_device(xen, dom_io, device, iommu.default):
+        return 0
+    return block(xen, device)
+
+
+def quarantine_context(xen: "Xen", dom_io: Domain) -> IommuContext | int:
+    """A new context of dom_io: or -ENOSPC without a number or a tag, -ENOMEM."""
+    iommu = dom_io.iommu
+    assert iommu is not None
+    number = iommu.free_number()
+    if number is None:
+        return -ENOSPC
+    if not xen.xmalloc("context"):
+        return -ENOMEM
+    context = IommuContext(number, xen.heap)
+    error = xen.backend.context_init(context)
+    if error:
+        return error
+    iommu.contexts[number] = context
+    return context
+
+
+def block(xen: "Xen", device: PciDevice) -> int:
+    """Let a device reach nothing at all, in no context; an errno if hardware does not confirm: it is where it was."""
+    source = device.context
+    if source is None:
+        return 0
+    if device.translated:
+        error = xen.backend.detach(device)
+        if error:
+            return error
+    source.devices.remove(device)
+    release(xen, xen.dom_io(), device, source)
+    device.context = None
+    return 0
+
+
+def _give(xen: "Xen", device: PciDevice, domain: Domain) -> None:
+    """Make ``domain`` the one that has ``device``."""
+    for other in xen.all_domains():
+        if other.devices.get(device.sbdf) is device:
+            del other.devices[device.sbdf]
+    domain.devices[device.sbdf] = device
+
+
+def _leave_quarantine(xen: "Xen", context: IommuContext | None) -> None:
+    """Free the quarantine context that a device has just left."""
+    if context is None or not context.number or xen.quarantined is None:
+        return
+    iommu = xen.quarantined.iommu
+    assert iommu is not None
+    if iommu.contexts.get(context.number) is not context:
+        return
+    if context.devices:
+        raise XenBug(f"quarantine {context} has more than the one device that it was made for")
+    xen.release_context(context)
+    del iommu.contexts[CtxNo(context.number)]
