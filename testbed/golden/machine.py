@@ -35,6 +35,10 @@ READ_ONLY_LINEAR: Final = 0x7F00_0000_0000
 """Where the recorder's page is mapped a second time, without the right to write."""
 
 
+_SAYS_NOTHING: Final = (-7, -14, -22)
+"""Answers of map with which ``mapped`` is still what the guest wrote: -E2BIG, -EFAULT, -EINVAL."""
+
+
 def _endpoint(bus: int, device: int, function: int, class_code: int = 0x020000) -> PciFunction:
     return PciFunction(make_sbdf(0, bus, device, function), class_code=class_code)
 
@@ -135,7 +139,7 @@ class GoldenMachine:
 
 def _capabilities(record: Record) -> dict[str, Any]:
     """What the recorded unit could do beyond or below our default one."""
-    cap = int(record.boot.get("vtd_cap", "0xd2008c222f0606"), 16)
+    cap = record.capabilities
     widths = tuple(width for width, bit in ((39, 9), (48, 10)) if cap >> bit & 1)
     return {
         "caching_mode": bool(cap >> 7 & 1),
@@ -161,7 +165,7 @@ def _owned(record: Record) -> set[int]:
         if isinstance(text, str) and text.startswith("arena+"):
             continue
         first = record.frame(text)
-        done = data["out"].get("mapped", 0) if data.get("ret") != -7 and data.get("ret") != -22 else 0
+        done = data["out"].get("mapped", 0) if data.get("ret") not in _SAYS_NOTHING else 0
         if data.get("ret") == 0:
             done = data["in"].get("nr", 0)
         for mfn in range(first, first + min(done, 256)):

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 RESIDUE: Final = 1 << 18
+MAX_ARENA_ORDER: Final = 18
+DEFAULT_CAPABILITIES: Final = "0xd2008c222f0606"
+"""CAP of the unit that the records were made with."""
 FIRST_BASE: Final = RESIDUE
 """Runs are placed in the second GiB unless a descriptor in the record says otherwise."""
 
@@ -46,21 +49,22 @@ class Record:
         if not self.lines or self.lines[0].data.get("kind") != "boot":
             raise RecordError(f"{path}:1: not a golden record (its first line is no boot record)")
         self.boot: Final = self.lines[0].data
+        for line in self.lines:
+            _check(path, line)
         try:
             base = self._first_base()
             self.runs: Final = {
-                name: Run(base + run["base_mod_262144"], run["len"]) for name, run in self.boot["runs"].items()
+                name: Run(base + number_below(run["base_mod_262144"], RESIDUE), number_below(run["len"], RESIDUE))
+                for name, run in self.boot["runs"].items()
             }
-            self.arena_order: Final[int] = self.boot["arena_order"]
+            self.arena_order: Final = number_below(self.boot["arena_order"], MAX_ARENA_ORDER + 1)
             self.debug_build: Final = self.boot.get("xen_build") == "debug=y"
-            self.baseline: Final[int] = (self.boot.get("baseline_ref") or [1])[0]
-        except (KeyError, TypeError, ValueError) as error:
-            raise RecordError(f"{path}:1: the boot record lacks {error}") from None
-
-    @property
-    def pvh(self) -> bool:
-        """Whether dom0 is a translated guest."""
-        return "dom0=pvh" in self.boot.get("xen_cmdline", "")
+            self.baseline: Final = number_below((self.boot.get("baseline_ref") or [1])[0], 1 << 16)
+            self.capabilities: Final = int(self.boot.get("vtd_cap", DEFAULT_CAPABILITIES), 16)
+            self.pvh: Final = "dom0=pvh" in self.boot.get("xen_cmdline", "")
+            """Whether dom0 is a translated guest."""
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"{path}:1: the boot record is incomplete or wrong: {error!r}") from None
 
     def frame(self, text: str | int, arena: int = 0) -> int:
         """The number behind a frame as the record writes it; ``arena`` is the arena's first frame."""
@@ -95,6 +99,48 @@ class Record:
                 if address:
                     return (int(address[1], 16) >> 12) // RESIDUE * RESIDUE
         return FIRST_BASE
+
+
+def number_below(value: Any, end: int) -> int:
+    """``value`` if it is a number from 0 to below ``end``."""
+    if not isinstance(value, int) or not 0 <= value < end:
+        raise ValueError(f"{value!r} is not a number below {end}")
+    return value
+
+
+_CALL: Final[dict[str, tuple[type, ...]]] = {
+    "op": (str, int),
+    "in": (dict,),
+    "out": (dict, str),
+    "iq": (list,),
+    "handle": (str,),
+    "arena": (int,),
+    "arena_delta": (int,),
+    "context_entries_now": (dict,),
+}
+_STATE: Final[dict[str, tuple[type, ...]]] = {
+    "ctx": (dict,),
+    "context_entries": (dict,),
+    "extra_refs": (list,),
+    "arena_used": (int,),
+    "contexts_bitmap": (str,),
+}
+_REQUIRED: Final = frozenset({"op", "in"})
+
+
+def _check(path: Path, line: Line) -> None:
+    """:class:`RecordError` unless what is read of a line is of the right kind."""
+    kind = line.data.get("kind")
+    members = _CALL if kind == "call" else _STATE if kind == "state" else {}
+    for name, types in members.items():
+        value = line.data.get(name)
+        missing = name not in line.data
+        if missing and name in _REQUIRED:
+            raise RecordError(f"{path}:{line.number}: a {kind} has to have {name!r}")
+        if not missing and not isinstance(value, types):
+            raise RecordError(f"{path}:{line.number}: {name!r} cannot be {value!r}")
+    if kind == "call" and "hang" not in line.data and not isinstance(line.data.get("ret"), int):
+        raise RecordError(f"{path}:{line.number}: a call has to have a number in 'ret', or 'hang'")
 
 
 def _read(path: Path) -> "list[Line]":

@@ -11,8 +11,8 @@ from base.units import Sbdf, make_sbdf, parse_sbdf
 from hypervisor.errors import HostStopped
 from hypervisor.vtd.driver import VtdBackend
 from testbed.golden.machine import READ_ONLY_LINEAR, GoldenMachine
-from testbed.golden.records import Line, Record, RecordError
-from testbed.golden.shape import context_shape, recorded_shape
+from testbed.golden.records import RESIDUE, Line, Record, RecordError, number_below
+from testbed.golden.shape import context_shape, marker_bits, recorded_shape
 
 OPERATIONS: Final = {
     "caps": "query_capabilities",
@@ -35,6 +35,10 @@ _FIELDS: Final = {
     "caps": (("max_ctx_no", 8, 2), ("pad", 10, 2), ("max_nr_pages", 12, 4), ("max_iova_addr", 16, 8)),
 }
 """Members of the union by the records' names: (name, offset, size)."""
+
+
+_NOT_UNDERSTOOD: Final = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError)
+"""What reading a line that is no record's ends in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,10 @@ def replay(path: Path, profile: str) -> Replay:
     """Replay one file on a hypervisor of ``profile``; :class:`RecordError` if it is none."""
     record = Record(path)
     result = Replay(path)
-    machine = GoldenMachine(record, profile)
+    try:
+        machine = GoldenMachine(record, profile)
+    except _NOT_UNDERSTOOD as error:
+        raise RecordError(f"{path}:1: no machine can be built like this: {error}") from error
     player = _Player(record, machine, result)
     for line in record.lines:
         try:
@@ -84,7 +91,7 @@ def replay(path: Path, profile: str) -> Replay:
                 player.call(line)
             elif line.data.get("kind") == "state":
                 player.state(line)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _NOT_UNDERSTOOD as error:
             raise RecordError(f"{path}:{line.number}: the record cannot be understood: {error!r}") from error
         except _Differs as found:
             result.differences.append(Difference(line.number, found.what, found.recorded, found.replayed))
@@ -149,6 +156,10 @@ class _Player:
         given = re.fullmatch(r"address (0x[0-9a-f]+|\d+)", handle)
         if given:
             return int(given[1], 0)
+        if handle and not re.fullmatch(
+            r"read-only page|page offset \d+|last \d+ bytes before an unmapped page", handle
+        ):
+            raise ValueError(f"unknown handle {handle!r}")
         offset = 0
         last, shifted = re.match(r"last (\d+) bytes", handle), re.fullmatch(r"page offset (\d+)", handle)
         if last:
@@ -244,6 +255,11 @@ class _Player:
             raise _Differs(f"state: context {number}", "there", "missing")
         marked = any("marker_words" in table for table in wanted.get("tables", ()))
         got = context_shape(machine.memory, context, self._record, machine.arena_base, markers=marked)
+        for place, value in marker_bits(wanted).items():
+            if got["marker_bits"].get(place) != value:
+                raise _Differs(
+                    f"state: context {number}: markers of {place}", value, got["marker_bits"].get(place, "no table")
+                )
         for part, value in recorded_shape(wanted, self._record, machine.arena_base).items():
             if got[part] != value:
                 raise _Differs(f"state: context {number}: {part}", *_first_difference(value, got[part]))
@@ -283,7 +299,7 @@ class _Player:
         wanted: dict[int, int] = {}
         for run in extra:
             first = record.frame(run["first"], machine.arena_base)
-            wanted.update((first + k, run["delta"]) for k in range(run["n"]))
+            wanted.update((first + k, run["delta"]) for k in range(number_below(run["n"], RESIDUE)))
         refs, start = machine.xen.frames.refs, machine.start
         got: dict[int, int] = {}
         for place in record.runs.values():

@@ -10,7 +10,7 @@ from typing import Any, Final
 from hypervisor.iommu.context import IommuContext
 from hypervisor.pagetable.format import ADDRESS_MASK
 from machine.memory import PhysicalMemory
-from testbed.golden.records import Record
+from testbed.golden.records import RESIDUE, Record, number_below
 
 _ATTRIBUTES: Final = 0xFFF
 _MARKER: Final = 0xF << 52
@@ -38,7 +38,20 @@ def context_shape(
         "tables": [(level, dfn, at - arena) for level, dfn, at, _ in tables],
         "leaves": runs(leaves),
         "marker_words": [(level, dfn, word) for level, dfn, _, words in tables for word in words],
+        "marker_bits": {(level, dfn): _digits(memory, at) for level, dfn, at, _ in tables},
     }
+
+
+def _digits(memory: PhysicalMemory, table: int) -> str:
+    """Bits 55:52 of a table's entries, a digit each."""
+    return "".join(f"{word >> 52 & 0xF:x}" for word in memory.words[table << 9 : (table << 9) + 512].tolist())
+
+
+def marker_bits(wanted: dict[str, Any]) -> dict[tuple[int, int], str]:
+    """(level, first device frame) of those tables whose markers a record spells out, with the digits."""
+    tables = wanted.get("tables", ())
+    named = "marker_bits_55_52"
+    return {(table["level"], int(table["dfn"], 0)): table[named] for table in tables if named in table}
 
 
 def _walk(
@@ -118,7 +131,8 @@ def recorded_shape(wanted: dict[str, Any], record: Record, arena: int) -> dict[s
             size = 1 << 9 * (leaf["level"] - 1)
             dfn, mfn = int(leaf["dfn"], 0), record.frame(leaf["frame"], arena)
             leaves.extend(
-                (dfn + k * size, leaf["level"], mfn + k * size, int(leaf["attrs"], 16)) for k in range(leaf["entries"])
+                (dfn + k * size, leaf["level"], mfn + k * size, int(leaf["attrs"], 16))
+                for k in range(number_below(leaf["entries"], RESIDUE))
             )
         shape["leaves"] = runs(leaves)
     return shape
