@@ -12,6 +12,7 @@ from pviommu.oracle_cli import app as oracle_app
 from pviommu.program_cli import export, replay, shrink
 from pviommu.run_cli import run
 from pviommu.scenario_cli import app as scenario_app
+from pviommu.serve_cli import serve_iommufd
 from pviommu.state_cli import dump, walk
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command()(hunt)
 app.command()(replay)
 app.command()(shrink)
 app.command()(export)
+app.command("serve-iommufd")(serve_iommufd)
 app.add_typer(abi_app, name="abi")
 app.add_typer(defects_app, name="defects")
 app.add_typer(driver_app, name="driver")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from abi.errno import EINVAL, ENOENT, EOVERFLOW, EPERM
+from abi.errno import EINVAL, ENOENT, ENOMEM, EOVERFLOW, EPERM
 from base.units import PAGE_SHIFT, PAGE_SIZE
 from guest_driver.iommufd.ioas import Ioas
 from guest_driver.iommufd.iova_ranges import ULONG_MAX
@@ -110,6 +110,18 @@ class IommufdAccess(IommufdObject):
         self.pins[iova, length] = taken
         return 0, out
 
+    def lock_pages(self, iova: int, length: int) -> tuple[int, list[int]]:
+        """:meth:`pin_pages` for hardware: until :meth:`unlock_pages` the areas cannot be unmapped."""
+        ret, pages = self.pin_pages(iova, length, False)
+        for area, _, _ in self.pins.get((iova, length), []) if not ret else []:
+            area.locks += 1
+        return ret, pages
+
+    def unlock_pages(self, iova: int, length: int) -> None:
+        for area, _, _ in self.pins[iova, length]:
+            area.locks -= 1
+        self.unpin_pages(iova, length)
+
     def unpin_pages(self, iova: int, length: int) -> None:
         taken = self.pins.pop((iova, length), None)
         if not self.ctx.printk.warn_on(taken is None, f"unpin of {iova:#x}, which is not pinned") and taken:
@@ -137,7 +149,7 @@ class IommufdAccess(IommufdObject):
                 step = min(PAGE_SIZE - within, last - first + 1)
                 chunk = None if data is None else data[first - iova : first - iova + step]
                 paddr = area.pages.paddrs[position >> PAGE_SHIFT]
-                out += area.pages.process.mm.access(paddr, within, chunk, step)
+                out += area.pages.source.access(paddr, within, chunk, step)
                 first += step
                 position += step
             area.pages.put(*span)
@@ -176,6 +188,15 @@ def iommufd_access_create(ctx: IommufdCtx, ops: AccessOps) -> IommufdAccess | in
     access.users += 1
     ctx.objects.finalize(access)
     return access
+
+
+def internal_access(ctx: IommufdCtx, ioas: Ioas) -> IommufdAccess | int:
+    """An access of iommufd's own, without an id; -ENOMEM, or the error of raising the IOAS's alignment."""
+    if not ctx.kernel.kzalloc("iommufd_access"):
+        return -ENOMEM
+    access = IommufdAccess(ctx, AccessOps())
+    ret = access.attach(ioas.id)
+    return ret or access
 
 
 def iommufd_access_destroy(access: IommufdAccess) -> None:

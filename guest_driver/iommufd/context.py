@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from abi.errno import E2BIG, EFAULT, EINVAL, ENOMEM, ENOTTY
-from guest_driver.iommufd import hwpt_ioctl, ioas, vfio_compat
+from guest_driver.iommufd import eventq, hwpt_ioctl, ioas, vfio_compat, viommu
 from guest_driver.iommufd.device import IommufdDevice, IommufdGroup, iommufd_device_unbind
 from guest_driver.iommufd.ioas import Ioas
 from guest_driver.iommufd.lockdep import Lockdep
@@ -15,7 +15,7 @@ from guest_driver.iommufd.objects import ObjectTable
 from guest_driver.iommufd.pages import ACCOUNT_USER
 from guest_driver.iommufd.process import AddressSpace, Process
 from guest_driver.iommufd.release import Release, release
-from guest_driver.iommufd.uapi import BY_NAME, BY_NUMBER, IOMMUFD_TYPE, Ioctl
+from guest_driver.iommufd.uapi import BY_NAME, BY_NUMBER, IOMMU_TEST_CMD, IOMMUFD_TYPE, Ioctl
 from guest_driver.linux.iommu_group import IommuGroup
 from guest_driver.linux.kernel import Kernel
 
@@ -69,6 +69,13 @@ _HANDLERS: Final[dict[str, Callable[[Ucmd], int]]] = {
     "HWPT_SET_DIRTY_TRACKING": hwpt_ioctl.hwpt_set_dirty_tracking,
     "HWPT_GET_DIRTY_BITMAP": hwpt_ioctl.hwpt_get_dirty_bitmap,
     "HWPT_INVALIDATE": hwpt_ioctl.hwpt_invalidate,
+    "FAULT_QUEUE_ALLOC": eventq.fault_queue_alloc,
+    "IOAS_MAP_FILE": ioas.ioas_map_file,
+    "VIOMMU_ALLOC": viommu.viommu_alloc,
+    "VDEVICE_ALLOC": viommu.vdevice_alloc,
+    "IOAS_CHANGE_PROCESS": ioas.ioas_change_process,
+    "VEVENTQ_ALLOC": eventq.veventq_alloc,
+    "HW_QUEUE_ALLOC": viommu.hw_queue_alloc,
 }
 
 
@@ -86,6 +93,7 @@ class IommufdCtx:
         "printk",
         "refs",
         "release",
+        "test_command",
         "vfio_ioas",
     )
 
@@ -102,10 +110,14 @@ class IommufdCtx:
         self.isolated_msi: Callable[[IommuGroup], bool] = lambda group: True
         """Whether interrupts of the group cannot be forged; False refuses to bind (no allow_unsafe_interrupts)."""
         self.refs = 1
+        self.test_command: Callable[[Process, int], int] | None = None
+        """IOMMU_TEST_CMD, where it is offered: (caller, address of the struct)."""
 
     def ioctl(self, process: Process, request: int, address: int) -> int:
         """0 or a positive answer, or -errno; ``address`` is where the caller's struct lies."""
         row = BY_NUMBER.get(request & 0xFF)
+        if self.test_command is not None and request == IOMMU_TEST_CMD:
+            return self.test_command(process, address)
         if row is None or request != row.request or self.release.version < row.since:
             if request >> 8 == IOMMUFD_TYPE:
                 return vfio_compat.vfio_ioctl(self, process, request & 0xFF, address)

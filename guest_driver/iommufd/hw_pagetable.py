@@ -25,17 +25,23 @@ from guest_driver.linux.iommu_core import (
 if TYPE_CHECKING:
     from guest_driver.iommufd.context import IommufdCtx
     from guest_driver.iommufd.device import IommufdDevice
+    from guest_driver.iommufd.eventq import FaultQueue
     from guest_driver.iommufd.ioas import Ioas
+    from guest_driver.iommufd.viommu import Viommu
 
 
 class Hwpt(IommufdObject):
     """What devices attach to.  ``paging`` is the table that user space's mappings are in: itself, or the parent."""
 
-    __slots__ = ("_domain",)
+    __slots__ = ("_domain", "fault", "pasid_compat")
 
     def __init__(self, ctx: IommufdCtx) -> None:
         super().__init__(ctx)
         self._domain: IommuDomain | None = None
+        self.pasid_compat = False
+        """Made for use beside PASIDs, or under one."""
+        self.fault: FaultQueue | None = None
+        """Where page requests of devices on this table go."""
 
     @property
     def domain(self) -> IommuDomain:
@@ -44,6 +50,16 @@ class Hwpt(IommufdObject):
 
     def adopt(self, domain: IommuDomain) -> None:
         self._domain = domain
+
+    def use_fault(self, fault: FaultQueue) -> None:
+        """Page requests of devices on this table go to ``fault``."""
+        self.fault = fault
+        self.domain.iopf_handler = fault.iopf_handler
+        fault.users += 1
+
+    def drop_fault(self) -> None:
+        if self.fault is not None:
+            self.fault.users -= 1
 
     @property
     def paging(self) -> HwptPaging:
@@ -92,18 +108,25 @@ class HwptPaging(Hwpt):
             self.ioas.iopt.remove_domain(self.domain)
         if self._domain is not None:
             iommu_domain_free(self._domain)
+        self.drop_fault()
         self.ioas.users -= 1
 
 
 class HwptNested(Hwpt):
-    """A first stage that user space owns, over a paging table."""
+    """A first stage that user space owns, over a paging table, or over the parent of a vIOMMU."""
 
-    __slots__ = ("parent",)
+    __slots__ = ("parent", "viommu")
 
-    def __init__(self, ctx: IommufdCtx, parent: HwptPaging) -> None:
+    def __init__(self, ctx: IommufdCtx, parent: HwptPaging, viommu: Viommu | None = None) -> None:
         super().__init__(ctx)
         self.parent: Final = parent
-        parent.users += 1
+        self.viommu: Final = viommu
+        """What it was made through; it is referred to in place of the parent."""
+        self._under.users += 1
+
+    @property
+    def _under(self) -> IommufdObject:
+        return self.viommu or self.parent
 
     @property
     def paging(self) -> HwptPaging:
@@ -112,16 +135,21 @@ class HwptNested(Hwpt):
     def destroy(self) -> None:
         if self._domain is not None:
             iommu_domain_free(self._domain)
-        self.parent.users -= 1
+        self.drop_fault()
+        self._under.users -= 1
 
 
-def hwpt_paging_alloc(ctx: IommufdCtx, ioas: Ioas, idev: IommufdDevice, flags: int, attach: bool) -> HwptPaging | int:
-    """A table for ``idev`` over ``ioas``, not published yet; ``attach`` the device before anything is mapped.
+def hwpt_paging_alloc(
+    ctx: IommufdCtx, ioas: Ioas, idev: IommufdDevice, flags: int, attach: int | None
+) -> HwptPaging | int:
+    """A table for ``idev`` over ``ioas``, not published yet.
+
+    ``attach``: the PASID under which the device is attached before anything is mapped, ``None`` for not at all.
 
     Whether it enforces coherency follows from the device and is settled here.  -EOPNOTSUPP for flags that are
     unknown or that the driver does not have; -EINVAL, -ENOMEM, or the error of showing the IOAS.
     """
-    from guest_driver.iommufd.device import hwpt_attach, hwpt_detach
+    from guest_driver.iommufd.attach import hwpt_attach, hwpt_detach
 
     known = IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_DIRTY_TRACKING
     if ctx.release.version >= (6, 11):
@@ -150,15 +178,16 @@ def hwpt_paging_alloc(ctx: IommufdCtx, ioas: Ioas, idev: IommufdDevice, flags: i
         if ctx.printk.warn_on(failed, f"{idev.dev.name}: claims to enforce coherency, and does not"):
             ctx.objects.abort_and_destroy(hwpt)
             return -EINVAL
-    if attach:
-        ret = hwpt_attach(hwpt, idev)
+    hwpt.pasid_compat = bool(flags & IOMMU_HWPT_ALLOC_PASID)
+    if attach is not None:
+        ret = hwpt_attach(hwpt, idev, attach)
         if ret:
             ctx.objects.abort_and_destroy(hwpt)
             return ret
     ret = hwpt.show()
     if ret:
-        if attach:
-            hwpt_detach(idev)
+        if attach is not None:
+            hwpt_detach(idev, attach)
             hwpt.users -= 1
         ctx.objects.abort_and_destroy(hwpt)
         return ret
@@ -184,11 +213,20 @@ def hwpt_nested_alloc(
     if ret:
         hwpt.destroy()
         return ret
-    domain = iommu_nested_domain_alloc(idev.dev, parent.domain, flags, data_type, data)
+    driver_flags = flags & ~IOMMU_HWPT_FAULT_ID_VALID
+    return adopt_nested(
+        hwpt, iommu_nested_domain_alloc(idev.dev, parent.domain, driver_flags, data_type, data), flags, idev
+    )
+
+
+def adopt_nested(hwpt: HwptNested, domain: IommuDomain | int, flags: int, idev: IommufdDevice) -> HwptNested | int:
+    """Take what the driver made for ``hwpt``, or undo it with the driver's error."""
+    ctx = hwpt.ctx
     if isinstance(domain, int):
         ctx.objects.abort_and_destroy(hwpt)
         return domain
     hwpt.adopt(domain)
+    hwpt.pasid_compat = bool(flags & IOMMU_HWPT_ALLOC_PASID)
     wrong = domain.type != IOMMU_DOMAIN_NESTED
     if ctx.printk.warn_on(wrong, f"{idev.dev.name}: its driver made a nested domain of another type"):
         ctx.objects.abort_and_destroy(hwpt)

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from abi.errno import EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW
 from guest_driver.iommufd.device import IommufdDevice
+from guest_driver.iommufd.eventq import FaultQueue
 from guest_driver.iommufd.hw_pagetable import Hwpt, HwptNested, HwptPaging, hwpt_nested_alloc, hwpt_paging_alloc
 from guest_driver.iommufd.ioas import Ioas
 from guest_driver.iommufd.iova_ranges import ULONG_MAX
@@ -14,11 +17,13 @@ from guest_driver.iommufd.objects import IommufdObject
 from guest_driver.iommufd.release import DIRTY_WALK_ERRORS_DROPPED
 from guest_driver.iommufd.uapi import (
     IOMMU_HW_CAP_DIRTY_TRACKING,
+    IOMMU_HW_INFO_FLAG_INPUT_TYPE,
     IOMMU_HWPT_DATA_NONE,
     IOMMU_HWPT_DIRTY_TRACKING_ENABLE,
     IOMMU_HWPT_FAULT_ID_VALID,
     IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
 )
+from guest_driver.iommufd.viommu import Viommu, viommu_alloc_hwpt_nested
 from guest_driver.linux.iommu import IOMMU_CAP_DIRTY_TRACKING
 from guest_driver.linux.iommu_core import dev_iommu_ops, device_iommu_capable
 
@@ -49,14 +54,22 @@ def hwpt_alloc(cmd: Ucmd) -> int:
         if typed:
             return -EOPNOTSUPP
         with ctx.locks.hold("ioas->mutex", target):
-            made = hwpt_paging_alloc(ctx, target, idev, flags, attach=False)
+            made = hwpt_paging_alloc(ctx, target, idev, flags, attach=None)
     elif isinstance(target, HwptPaging):
         made = hwpt_nested_alloc(ctx, target, idev, flags, cmd["data_type"], data)
+    elif isinstance(target, Viommu):
+        made = viommu_alloc_hwpt_nested(target, idev, flags, cmd["data_type"], data)
     else:
         return -EINVAL
     if isinstance(made, int):
         return made
-    ret = -ENOENT if flags & IOMMU_HWPT_FAULT_ID_VALID else 0  # no fault queue can exist yet
+    ret = 0
+    if flags & IOMMU_HWPT_FAULT_ID_VALID:
+        fault = ctx.objects.get(cmd["fault_id"], FaultQueue)
+        if fault is None:
+            ret = -ENOENT
+        else:
+            made.use_fault(fault)
     cmd["out_hwpt_id"] = made.id
     ret = ret or cmd.respond()
     if ret:
@@ -67,7 +80,8 @@ def hwpt_alloc(cmd: Ucmd) -> int:
 
 
 def get_hw_info(cmd: Ucmd) -> int:
-    if cmd["flags"] or cmd["__reserved0"] or cmd["__reserved1"] or cmd["__reserved2"]:
+    known = IOMMU_HW_INFO_FLAG_INPUT_TYPE if cmd.ctx.release.version >= (6, 17) else 0
+    if cmd["flags"] & ~known or cmd["__reserved0"] or cmd["__reserved1"] or cmd["__reserved2"]:
         return -EOPNOTSUPP
     idev = cmd.ctx.objects.get(cmd["dev_id"], IommufdDevice)
     if idev is None:
@@ -79,14 +93,32 @@ def get_hw_info(cmd: Ucmd) -> int:
         if isinstance(info, int):
             return info
         data_type, data = info
+        if cmd["flags"] & IOMMU_HW_INFO_FLAG_INPUT_TYPE and cmd["out_data_type"] not in (0, data_type):
+            return -EOPNOTSUPP
     room = cmd["data_len"]
     if room and not cmd.mm.write(cmd["data_uptr"], data[:room].ljust(room, b"\0")):
         return -EFAULT
     cmd["data_len"] = len(data)
     cmd["out_data_type"] = data_type
+    if cmd.ctx.release.version >= (6, 15) and idev.dev.iommu is not None:
+        cmd["out_max_pasid_log2"] = max(idev.dev.iommu.max_pasids.bit_length() - 1, 0)
     dirty = device_iommu_capable(idev.dev, IOMMU_CAP_DIRTY_TRACKING)
     cmd["out_capabilities"] = IOMMU_HW_CAP_DIRTY_TRACKING if dirty else 0
     return cmd.respond()
+
+
+def _invalidator(cmd: Ucmd) -> Callable[[int, list[bytes]], tuple[int, int]] | int:
+    """The driver's function for the nested table or the vIOMMU that is meant, or -errno."""
+    target = cmd.ctx.objects.get(cmd["hwpt_id"], IommufdObject)
+    if isinstance(target, Viommu):
+        ops = target.ops
+        return -EOPNOTSUPP if ops is None or ops.cache_invalidate is None else partial(ops.cache_invalidate, target)
+    if isinstance(target, HwptNested):
+        user = target.domain.ops.cache_invalidate_user
+        return -EOPNOTSUPP if user is None else partial(user, target.domain)
+    if target is None or cmd.ctx.release.version < (6, 13):
+        return -ENOENT
+    return -EINVAL
 
 
 def hwpt_invalidate(cmd: Ucmd) -> int:
@@ -96,21 +128,16 @@ def hwpt_invalidate(cmd: Ucmd) -> int:
     ret = -EOPNOTSUPP if cmd["__reserved"] else 0
     if not ret and wanted and (not cmd["data_uptr"] or not length):
         ret = -EINVAL
-    hwpt = cmd.ctx.objects.get(cmd["hwpt_id"], Hwpt) if not ret else None
-    if not ret and hwpt is None:
-        ret = -ENOENT
-    if not ret and not isinstance(hwpt, HwptNested):
-        ret = -EINVAL if cmd.ctx.release.version >= (6, 13) else -ENOENT
-    if not ret and hwpt is not None:
-        invalidate = hwpt.domain.ops.cache_invalidate_user
+    invalidate = None if ret else _invalidator(cmd)
+    if isinstance(invalidate, int):
+        ret = invalidate
+    elif invalidate is not None:
         raw = cmd.mm.read(cmd["data_uptr"], wanted * length) if wanted else b""
-        if invalidate is None:
-            ret = -EOPNOTSUPP
-        elif raw is None:
+        if raw is None:
             ret = -EFAULT
         else:
             entries = [raw[at * length : (at + 1) * length] for at in range(wanted)]
-            ret, cmd["entry_num"] = invalidate(hwpt.domain, cmd["data_type"], entries)
+            ret, cmd["entry_num"] = invalidate(cmd["data_type"], entries)
     written = cmd.respond()
     return ret or written
 

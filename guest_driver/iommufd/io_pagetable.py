@@ -16,7 +16,7 @@ from abi.errno import EADDRINUSE, EBUSY, EDEADLOCK, EEXIST, EINVAL, ENOENT, ENOM
 from base.units import PAGE_SHIFT, PAGE_SIZE
 from guest_driver.iommufd.iova_ranges import ULONG_MAX, ReservedRanges, align_with_offset
 from guest_driver.iommufd.pages import IoptArea, IoptPages
-from guest_driver.iommufd.process import Process
+from guest_driver.iommufd.process import MemoryFile, Process
 from guest_driver.iommufd.release import UNMAP_RESTARTS
 from guest_driver.linux.iommu import IOMMU_CACHE, IOMMU_WRITE, IommuDomain
 
@@ -135,6 +135,21 @@ class IoPagetable:
         if account_mode is not None:
             pages.account_mode = account_mode
         return self._insert([(pages, address - base, length)], iova, prot)
+
+    def map_file(
+        self, process: Process, file: MemoryFile, iova: int | None, start: int, length: int, prot: int
+    ) -> tuple[int, int]:
+        """Show ``length`` bytes of a file in memory from offset ``start``; as :meth:`map_user`."""
+        if start + length > ULONG_MAX:
+            return -EOVERFLOW, 0
+        if not length:
+            return -EINVAL, 0
+        base = start & -PAGE_SIZE
+        npages = (start + length - 1 >> PAGE_SHIFT) - (base >> PAGE_SHIFT) + 1
+        if not self.ctx.kernel.kzalloc("iopt_pages"):
+            return -ENOMEM, 0
+        pages = IoptPages(self.ctx, process, base, npages, bool(prot & IOMMU_WRITE), file)
+        return self._insert([(pages, start - base, length)], iova, prot)
 
     def copy(self, source: IoPagetable, source_iova: int, length: int, iova: int | None, prot: int) -> tuple[int, int]:
         """Show what ``source`` shows of a range; the pages are shared.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from abi.errno import (
+    EBADF,
     EBUSY,
     EFAULT,
     EINVAL,
@@ -18,6 +19,8 @@ from abi.errno import (
 from guest_driver.iommufd.io_pagetable import IoPagetable
 from guest_driver.iommufd.iova_ranges import ULONG_MAX
 from guest_driver.iommufd.objects import IommufdObject
+from guest_driver.iommufd.pages import IoptPages
+from guest_driver.iommufd.process import MemoryFile, Process
 from guest_driver.iommufd.uapi import (
     IOMMU_IOAS_MAP_FIXED_IOVA,
     IOMMU_IOAS_MAP_READABLE,
@@ -119,6 +122,52 @@ def ioas_map(cmd: Ucmd) -> int:
         return ret
     cmd["iova"] = iova
     return cmd.respond()
+
+
+def ioas_map_file(cmd: Ucmd) -> int:
+    """-EBADF: no such descriptor; -EINVAL: not a file in memory, or (once pages are needed) past its end."""
+    flags = cmd["flags"]
+    if flags & ~_MAP_FLAGS:
+        return -EOPNOTSUPP
+    if ULONG_MAX in (cmd["iova"], cmd["length"]):
+        return -EOVERFLOW
+    if not flags & (IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE):
+        return -EINVAL
+    ioas = cmd.ctx.objects.get(cmd["ioas_id"], Ioas)
+    if ioas is None:
+        return -ENOENT
+    file = cmd.process.files.get(cmd["fd"]) if cmd["fd"] >= 0 else None
+    if file is None:
+        return -EBADF
+    if not isinstance(file, MemoryFile):
+        return -EINVAL
+    iova = cmd["iova"] if flags & IOMMU_IOAS_MAP_FIXED_IOVA else None
+    prot = conv_iommu_prot(flags)
+    ret, iova = ioas.iopt.map_file(cmd.process, file, iova, cmd["start"], cmd["length"], prot)
+    if ret:
+        return ret
+    cmd["iova"] = iova
+    return cmd.respond()
+
+
+def ioas_change_process(cmd: Ucmd) -> int:
+    """Charge everything that is pinned to the caller, after a fork or an exec; -EINVAL unless all of it is of files."""
+    if cmd["__reserved"]:
+        return -EOPNOTSUPP
+    spaces = [obj for obj in cmd.ctx.objects if isinstance(obj, Ioas)]
+    every = list(dict.fromkeys(area.pages for ioas in spaces for area in ioas.iopt.areas.values()))
+    if not all(pages.of_file for pages in every):
+        return -EINVAL
+    moved: list[tuple[IoptPages, Process]] = []
+    for pages in every:
+        before = pages.process
+        ret: int = pages.change_process(cmd.process)
+        if ret:
+            for undo, process in moved:
+                undo.change_process(process)
+            return ret
+        moved.append((pages, before))
+    return 0
 
 
 def ioas_copy(cmd: Ucmd) -> int:

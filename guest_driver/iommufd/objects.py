@@ -44,18 +44,19 @@ Kind = TypeVar("Kind", bound=IommufdObject)
 class ObjectTable:
     """The xarray of a context.  Ids start at 1; the lowest free one is used."""
 
-    __slots__ = ("_ctx", "_entries")
+    __slots__ = ("_ctx", "_entries", "_tombs")
 
     def __init__(self, ctx: IommufdCtx) -> None:
         self._ctx = ctx
         self._entries: dict[int, IommufdObject | None] = {}
+        self._tombs: set[int] = set()
 
     def alloc(self, obj: IommufdObject) -> int:
         """Reserve an id for ``obj``; 0 or -ENOMEM."""
         if not self._ctx.kernel.kzalloc(f"iommufd {type(obj).__name__}"):
             return -ENOMEM
         number = 1
-        while number in self._entries:
+        while number in self._entries or number in self._tombs:
             number += 1
         self._entries[number] = None
         obj.id = number
@@ -97,6 +98,11 @@ class ObjectTable:
         obj.users = 0
         self._entries.pop(obj.id, None)
         obj.destroy()
+
+    def tombstone(self, obj: IommufdObject) -> None:
+        """Destroy an object that user space has not; its id is not found any more, and not used again either."""
+        self.destroy(obj)
+        self._tombs.add(obj.id)
 
     def put_and_try_destroy(self, obj: IommufdObject) -> None:
         """Drop one use; with the last one the object goes (automatic page tables)."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from abi.errno import ENOMEM
 from base.units import PAGE_SHIFT, PAGE_SIZE
-from guest_driver.iommufd.process import Process
+from guest_driver.iommufd.process import MemoryFile, Pinnable, Process
 from guest_driver.iommufd.release import MAP_ERRNO_LOST
 from guest_driver.linux.iommu import IommuDomain
 from guest_driver.linux.iommu_map import iommu_iova_to_phys, iommu_map, iommu_unmap
@@ -26,13 +26,23 @@ ACCOUNT_MM: Final = 1
 
 
 class IoptPages:
-    """``npages`` pages of a process from ``base``; indices count from there."""
+    """``npages`` pages of a process, or of a file, from ``base``; indices count from there."""
 
-    __slots__ = ("account_mode", "base", "ctx", "npages", "paddrs", "process", "users", "uses", "writable")
+    __slots__ = ("account_mode", "base", "ctx", "npages", "paddrs", "process", "source", "users", "uses", "writable")
 
-    def __init__(self, ctx: IommufdCtx, process: Process, base: int, npages: int, writable: bool) -> None:
+    def __init__(
+        self,
+        ctx: IommufdCtx,
+        process: Process,
+        base: int,
+        npages: int,
+        writable: bool,
+        file: MemoryFile | None = None,
+    ) -> None:
         self.ctx: Final = ctx
         self.process = process
+        """Whom pinned pages are charged to."""
+        self.source: Final[Pinnable] = process.mm if file is None else file
         self.base: Final = base
         self.npages: Final = npages
         self.writable: Final = writable
@@ -53,18 +63,30 @@ class IoptPages:
             new = [index for index in range(first, last + 1) if index not in self.uses]
             if not self.ctx.kernel.kzalloc("iommufd pfn batch") or not self._charge(len(new)):
                 return -ENOMEM
-            mm = self.process.mm
-            for position, index in enumerate(new):
-                paddr = mm.pin(self.base + (index << PAGE_SHIFT), self.writable)
-                if paddr < 0:
-                    for undo in new[:position]:
-                        mm.unpin(self.paddrs.pop(undo))
-                    self._charge(-len(new))
-                    return paddr
-                self.paddrs[index] = paddr
+            ret = self._pin(new)
+            if ret:
+                self._charge(-len(new))
+                return ret
             for index in range(first, last + 1):
                 self.uses[index] = self.uses.get(index, 0) + 1
             return 0
+
+    def _pin(self, indices: list[int]) -> int:
+        """Pin pages, neighbours in one call; 0, or -errno with none of them pinned."""
+        done = 0
+        while done < len(indices):
+            first = indices[done]
+            count = 1
+            while done + count < len(indices) and indices[done + count] == first + count:
+                count += 1
+            found = self.source.pin_pages(self.base + (first << PAGE_SHIFT), count, self.writable)
+            if isinstance(found, int):
+                for undo in indices[:done]:
+                    self.source.unpin(self.paddrs.pop(undo))
+                return found
+            self.paddrs.update(enumerate(found, first))
+            done += count
+        return 0
 
     def put(self, first: int, last: int) -> None:
         """Undo one :meth:`get`."""
@@ -74,9 +96,27 @@ class IoptPages:
                 self.uses[index] -= 1
                 if not self.uses[index]:
                     del self.uses[index]
-                    self.process.mm.unpin(self.paddrs.pop(index))
+                    self.source.unpin(self.paddrs.pop(index))
                     gone += 1
             self._charge(-gone)
+
+    @property
+    def of_file(self) -> bool:
+        return self.source is not self.process.mm and isinstance(self.source, MemoryFile)
+
+    def change_process(self, process: Process) -> int:
+        """Charge what is pinned to ``process`` from now on; 0, or -ENOMEM and nothing has changed."""
+        old, pinned = self.process, len(self.uses)
+        if process is old:
+            return 0
+        self.process = process
+        if not self._charge(pinned):
+            self.process = old
+            return -ENOMEM
+        self.process = old
+        self._charge(-pinned)
+        self.process = process
+        return 0
 
     def _charge(self, count: int) -> bool:
         process = self.process

@@ -14,6 +14,7 @@ from typing import Final
 IOMMUFD_TYPE: Final = ord(";")
 IOMMUFD_CMD_BASE: Final = 0x80
 VFIO_BASE: Final = 100
+IOMMU_TEST_CMD: Final = IOMMUFD_TYPE << 8 | IOMMUFD_CMD_BASE + 32
 
 IOMMU_IOAS_MAP_FIXED_IOVA: Final = 1
 IOMMU_IOAS_MAP_WRITEABLE: Final = 2
@@ -34,7 +35,10 @@ IOMMU_HWPT_FAULT_ID_VALID: Final = 4
 IOMMU_HWPT_ALLOC_PASID: Final = 8
 IOMMU_HWPT_DATA_NONE: Final = 0
 
+IOMMU_HW_INFO_FLAG_INPUT_TYPE: Final = 1
 IOMMU_HW_CAP_DIRTY_TRACKING: Final = 1
+IOMMU_HW_CAP_PCI_PASID_EXEC: Final = 2
+IOMMU_HW_CAP_PCI_PASID_PRIV: Final = 4
 IOMMU_HWPT_DIRTY_TRACKING_ENABLE: Final = 1
 IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR: Final = 1
 
@@ -131,6 +135,31 @@ _ROWS: Final = (
         "HWPT_INVALIDATE",
         (6, 8),
         "size hwpt_id data_uptr:u64 data_type entry_len entry_num __reserved",
+    ),
+    _row(0x8E, "FAULT_QUEUE_ALLOC", (6, 11), "size flags out_fault_id out_fault_fd"),
+    _row(0x8F, "IOAS_MAP_FILE", (6, 13), "size flags ioas_id fd:s32 start:u64 length:u64 iova:u64"),
+    _row(
+        0x90,
+        "VIOMMU_ALLOC",
+        (6, 13),
+        "size flags type dev_id hwpt_id out_viommu_id data_len __reserved data_uptr:u64",
+        24,
+        (((6, 13), 24), ((6, 17), 40)),
+    ),
+    _row(0x91, "VDEVICE_ALLOC", (6, 13), "size viommu_id dev_id out_vdevice_id virt_id:u64"),
+    _row(0x92, "IOAS_CHANGE_PROCESS", (6, 13), "size __reserved"),
+    _row(
+        0x93,
+        "VEVENTQ_ALLOC",
+        (6, 15),
+        "size flags viommu_id type veventq_depth out_veventq_id out_veventq_fd __reserved",
+        28,
+    ),
+    _row(
+        0x94,
+        "HW_QUEUE_ALLOC",
+        (6, 17),
+        "size flags viommu_id type index out_hw_queue_id nesting_parent_iova:u64 length:u64",
     ),
 )
 

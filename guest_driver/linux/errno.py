@@ -6,3 +6,6 @@ from typing import Final
 EREMOTEIO: Final = 121
 EPROBE_DEFER: Final = 517
 """Kernel-internal: bind again later."""
+ESPIPE: Final = 29
+EBADFD: Final = 77
+EBADE: Final = 52

@@ -9,12 +9,13 @@ Where C fills an out parameter, the function returns a tuple; where C returns ER
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from guest_driver.linux.device import Device
     from guest_driver.linux.dma_cookie import IommuDmaCookie
+    from guest_driver.linux.io_pgfault import IopfFault, IopfGroup
     from guest_driver.linux.iommu_core import Iommu
     from guest_driver.linux.iommu_group import IommuGroup
     from guest_driver.sva.mm import MmStruct
@@ -133,6 +134,21 @@ class IommuDomainOps:
     free: Callable[[Any], None] | None = None
 
 
+@dataclass(slots=True)
+class ViommuOps:
+    """What a driver does for one type of vIOMMU; the arguments are iommufd's objects (struct iommufd_viommu_ops)."""
+
+    alloc_domain_nested: Callable[[Any, int, int, bytes], IommuDomain | int] | None = None
+    """(viommu, flags, data type, data)."""
+    cache_invalidate: Callable[[Any, int, list[bytes]], tuple[int, int]] | None = None
+    """(viommu, data type, entries) -> (0 or -errno, entries done)."""
+    hw_queue_types: tuple[int, ...] = ()
+    hw_queue_init: Callable[[Any, int], int] | None = None
+    """(hw queue, physical address): 0 or -errno."""
+    hw_queue_destroy: Callable[[Any], None] | None = None
+    destroy: Callable[[Any], None] | None = None
+
+
 class IommuDomain:
     """An I/O address space.  Drivers derive their own from it."""
 
@@ -143,6 +159,7 @@ class IommuDomain:
         "cookie",
         "force_aperture",
         "iommu",
+        "iopf_handler",
         "ops",
         "owner",
         "pgsize_bitmap",
@@ -159,6 +176,8 @@ class IommuDomain:
         self.aperture_last = (1 << 64) - 1
         self.force_aperture = False
         self.cookie: IommuDmaCookie | None = None
+        self.iopf_handler: Callable[[IopfGroup], int] | None = None
+        """Takes groups of page requests; ``None`` answers them INVALID."""
 
     def save(self) -> Any:
         """State that :meth:`restore` brings back; derived classes extend both."""
@@ -190,6 +209,12 @@ class IommuOps:
     """A domain over the page tables of a process."""
     hw_info: Callable[[Device], tuple[int, bytes] | int] | None = None
     """(data type, data) for user space."""
+    viommu_types: dict[int, Callable[[Any, bytearray | None], ViommuOps | int]] = field(default_factory=dict)
+    """vIOMMU type to (viommu, user data, which may be changed) -> what the driver does for it, or -errno."""
+    page_response: Callable[[Device, IopfFault, int], None] | None = None
+    """(dev, last request of a group, code): the answer to page requests."""
+    user_pasid_table: bool = False
+    """A nested table brings PASIDs that only user space knows."""
     capable: Callable[[Device, int], bool] | None = None
     release_device: Callable[[Device], None] | None = None
     get_resv_regions: Callable[[Device], list[IommuResvRegion]] | None = None

@@ -130,8 +130,13 @@ def iommu_nested_domain_alloc(
     ops = dev_iommu_ops(dev)
     if ops is None or ops.domain_alloc_nested is None:
         return -EOPNOTSUPP
-    domain = ops.domain_alloc_nested(dev, parent, flags, data_type, data)
-    return _adopt(dev, ops, domain, IOMMU_DOMAIN_NESTED)
+    return iommu_adopt_nested(dev, ops.domain_alloc_nested(dev, parent, flags, data_type, data))
+
+
+def iommu_adopt_nested(dev: Device, domain: IommuDomain | int) -> IommuDomain | int:
+    """Take a nested domain that a driver has just made into the books; its error passes through."""
+    ops = dev_iommu_ops(dev)
+    return -ENODEV if ops is None else _adopt(dev, ops, domain, IOMMU_DOMAIN_NESTED)
 
 
 def iommu_paging_domain_alloc(dev: Device) -> IommuDomain | int:

@@ -1,176 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a scenario runs: devices in groups, a process, and iommufd open, over the mock driver or over Xen.
-
-On Xen three functions of the test bed share a group, and every DMA goes through the real tables of the chosen backend.
-"""
+"""What a scenario runs with: a process that uses iommufd on a machine, and names for what it makes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
-from abi.errno import errno_name
-from base.units import make_sbdf
-from guest_driver.boot import boot
 from guest_driver.iommufd.context import IommufdCtx, iommufd_open
 from guest_driver.iommufd.device import IommufdDevice, IommufdGroup
 from guest_driver.iommufd.hw_pagetable import Hwpt
 from guest_driver.iommufd.ioas import Ioas
 from guest_driver.iommufd.process import Process, UserMemory
 from guest_driver.iommufd.release import Release
-from guest_driver.linux.device import Device
-from guest_driver.linux.iommu import IOMMU_RESV_RESERVED, IommuDomain, IommuResvRegion
+from guest_driver.linux.iommu import IOMMU_RESV_RESERVED, IommuResvRegion
 from guest_driver.linux.iommu_group import IommuGroup
-from guest_driver.linux.kernel import CommandLine, Kernel
-from guest_driver.linux.mock_domain import MockIommu
-from guest_driver.port import PciInfo
-from guest_driver.xen_iommu import X86_MSI_WINDOW, XenIommu, xen_iommu_init
-from testbed.build import COPIER, NIC, ROGUE, build
-from testbed.config import MIB, Config
+from testbed.iommufd_machine import Machine
 
 SCRATCH: Final = 0x7000_0000
 BUFFER: Final = 0x1000_0000
 RESERVED: Final = 0x800_0000
 """dev1's reserved page, a page each from here for the others."""
-MOCK: Final = "mock"
-
-
-class Bench(Protocol):
-    """A place to run; ``devices`` are dev1, dev2, dev3."""
-
-    kernel: Kernel
-    devices: list[Device]
-    refuse: dict[tuple[IommuDomain | None, str], int]
-    """(domain or None for any, device name) to the error with which attaching is refused."""
-    regions: dict[str, list[IommuResvRegion]]
-
-    def dma(self, dev: Device, iova: int) -> str:
-        """What becomes of a device's read: "ok" or a word for the fault."""
-        ...
-
-
-class _Ram:
-    """Memory of the mock bench."""
-
-    xen_pv_domain = False
-
-    def __init__(self, pages: int) -> None:
-        self.pages = pages
-        self._data = bytearray(pages << 12)
-
-    def read(self, paddr: int, length: int) -> bytes:
-        return bytes(self._data[paddr : paddr + length])
-
-    def write(self, paddr: int, data: bytes) -> None:
-        self._data[paddr : paddr + len(data)] = data
-
-    def linear(self, paddr: int) -> int:
-        return paddr
-
-    def pfn_to_gfn(self, pfn: int) -> int:
-        return pfn
-
-
-class _Pci:
-    def __init__(self, functions: list[PciInfo]) -> None:
-        self._functions = functions
-
-    def devices(self) -> Sequence[PciInfo]:
-        return self._functions
-
-    def request_irq(self, handler: Callable[[], None]) -> tuple[int, int] | None:
-        return None
-
-
-class _NoMmio:
-    def readl(self, address: int) -> int:
-        return 0
-
-    def writel(self, address: int, value: int) -> None:
-        pass
-
-
-class MockBench:
-    """Three functions over the mock driver, in one group or apart."""
-
-    def __init__(self, together: bool = True, checked: bool = True) -> None:
-        functions = [
-            PciInfo(make_sbdf(0, 0, 5 if together else 5 + number, number if together else 0), multifunction=together)
-            for number in range(3)
-        ]
-        self.kernel = Kernel(_Ram(256), _Pci(functions), _NoMmio(), CommandLine())
-        self.devices = [Device(self.kernel, info) for info in functions]
-        self.kernel.devices.extend(self.devices)
-        self.mock: Final = MockIommu(page=4096, checked=checked)
-        self.refuse = self.mock.refuse
-        self.regions = self.mock.regions
-        error = self.mock.register(self.kernel)
-        if error:
-            raise ValueError(f"the mock driver did not start ({errno_name(error)})")
-
-    def dma(self, dev: Device, iova: int) -> str:
-        return self.mock.dma(dev, iova)
-
-
-class XenBench:
-    """The test bed's NIC, copier and rogue device over the PV-IOMMU, in one group."""
-
-    def __init__(self, backend: str, profile: str = "v7-fixed") -> None:
-        self.testbed: Final = build(
-            Config(backend=backend, profile=profile, guest="pvh", ram=64 * MIB, guest_ram=16 * MIB)
-        )
-        self.refuse: dict[tuple[IommuDomain | None, str], int] = {}
-        self.regions: dict[str, list[IommuResvRegion]] = {}
-        testbed = self.testbed
-        guest = boot(
-            testbed.hypercalls,
-            testbed.ram,
-            testbed.guest_pci,
-            testbed.mmio,
-            testbed.xen.abi,
-            msi_window=None if testbed.backend.doorbell_is_translated else X86_MSI_WINDOW,
-            init=partial(xen_iommu_init, adjust=self._adjust),
-        )
-        if guest.xen is None:
-            raise ValueError(f"the guest found no PV-IOMMU ({errno_name(guest.xen_errno)})")
-        self.kernel = guest.kernel
-        self.devices = [guest.devices[sbdf] for sbdf in (NIC, COPIER, ROGUE)]
-
-    def _adjust(self, driver: XenIommu) -> None:
-        ops = driver.ops
-        attach, group, regions = (
-            ops.default_domain_ops.attach_dev,
-            ops.device_group,
-            ops.get_resv_regions or (lambda dev: []),
-        )
-
-        def attach_dev(domain: IommuDomain, dev: Device, old: IommuDomain | None) -> int:
-            errno = self.refuse.get((domain, dev.name), self.refuse.get((None, dev.name), 0))
-            return -errno if errno else attach(domain, dev, old)
-
-        def device_group(dev: Device) -> IommuGroup | int:
-            if dev.pci.sbdf in (NIC, COPIER, ROGUE):
-                for other in dev.kernel.devices:
-                    if other.pci.sbdf in (NIC, COPIER, ROGUE) and other.iommu_group is not None:
-                        return other.iommu_group
-            return group(dev)
-
-        ops.default_domain_ops.attach_dev = attach_dev
-        ops.device_group = device_group
-        ops.get_resv_regions = lambda dev: [*regions(dev), *self.regions.get(dev.name, [])]
-
-    def dma(self, dev: Device, iova: int) -> str:
-        answer = self.testbed.fabric.port(dev.pci.sbdf).read(iova, 8)
-        return "ok" if isinstance(answer, bytes) else "fault"
 
 
 class Session:
-    """A process that uses iommufd on a bench, and names for what it has made."""
+    """The process."""
 
-    def __init__(self, bench: Bench, release: Release) -> None:
+    def __init__(self, bench: Machine, release: Release) -> None:
         self.bench: Final = bench
-        self.devices: Final = {f"dev{number}": dev for number, dev in enumerate(bench.devices, 1)}
+        self.devices: Final = {spec.name: dev for spec, dev in zip(bench.specs, bench.devices)}
         for number, dev in enumerate(bench.devices):
             bench.regions[dev.name] = [IommuResvRegion(RESERVED + (number << 12), 4096, 0, IOMMU_RESV_RESERVED)]
         self.mm: Final = UserMemory(bench.kernel)
@@ -244,8 +100,3 @@ class Session:
             if isinstance(obj, Hwpt) and obj.domain is group.domain:
                 return self.name_of(obj.id)
         return "another domain"
-
-
-def bench(name: str, together: bool = True, checked: bool = True) -> Bench:
-    """``mock`` or a backend's name; ``ValueError`` for others."""
-    return MockBench(together, checked) if name == MOCK else XenBench(name)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from testbed.iommufd_machine import MOCK
 from testbed.scenarios import coherency, ownership, replace, sva
-from testbed.scenarios.bench import MOCK
 from testbed.scenarios.step import Scenario
 
 EVERYWHERE: Final = (MOCK, "vtd", "smmuv3")

@@ -17,16 +17,17 @@ from guest_driver.iommufd.release import Release
 from guest_driver.iommufd.release import release as kernel_release
 from guest_driver.linux.iommu import IOMMU_RESV_SW_MSI, IommuResvRegion
 from guest_driver.linux.mock_domain import DATA_TYPE
-from testbed.scenarios.bench import SCRATCH, MockBench, Session
+from testbed.iommufd_machine import DeviceSpec, MockMachine
+from testbed.scenarios.bench import SCRATCH, Session
 from testbed.scenarios.step import Step, answered, held
 
 IOVA = 0x400_0000
 LATER = IOVA + 0x1000
 
 
-def _start(release: Release, checked: bool = True) -> tuple[Session, MockBench]:
-    place = MockBench(together=False, checked=checked)
-    place.mock.no_snoop_control.add(place.devices[0].name)
+def _start(release: Release, checked: bool = True) -> tuple[Session, MockMachine]:
+    specs = [DeviceSpec(f"dev{number}", group=number, snoop_control=number > 1) for number in (1, 2, 3)]
+    place = MockMachine(specs, checked=checked)
     session = Session(place, release)
     for name, dev in session.devices.items():
         idev = iommufd_device_bind(session.ctx, dev)

@@ -15,13 +15,14 @@ from guest_driver.iommufd.context import iommufd_open
 from guest_driver.iommufd.device import iommufd_device_bind, iommufd_device_unbind
 from guest_driver.iommufd.release import Release
 from guest_driver.linux.iommu_owner import iommu_device_unuse_default_domain, iommu_device_use_default_domain
-from testbed.scenarios.bench import Session, bench
+from testbed.iommufd_machine import make_machine
+from testbed.scenarios.bench import Session
 from testbed.scenarios.step import Step, answered, held
 
 
 def one_after_another(place: str, release: Release) -> Iterator[Step]:
     """Kernel drivers leave one by one, vfio takes their place one by one."""
-    session = Session(bench(place), release)
+    session = Session(make_machine(place), release)
     kernel_driver = iommu_device_use_default_domain
     devices = session.devices
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from abi.errno import EINVAL, ENOMEM
-from guest_driver.iommufd.device import AttachHandle, enforce_dev_resv_regions, iommufd_device_bind, remove_reserved
+from guest_driver.iommufd.attach import AttachHandle, enforce_dev_resv_regions, remove_reserved
+from guest_driver.iommufd.device import iommufd_device_bind
 from guest_driver.iommufd.release import Release
 from guest_driver.linux.iommu_attach import iommu_replace_group_handle
-from testbed.scenarios.bench import RESERVED, Session, bench
+from testbed.iommufd_machine import make_machine
+from testbed.scenarios.bench import RESERVED, Session
 from testbed.scenarios.step import Step, answered, held
 
 IOVA = 0x400_0000
@@ -23,7 +25,7 @@ ALL = ("dev1", "dev2", "dev3")
 
 def _start(place: str, release: Release) -> tuple[Session, list[Step]]:
     """Three devices bound, hwpt1 over ioas1 with a page mapped, hwpt2 over an empty ioas2."""
-    session = Session(bench(place), release)
+    session = Session(make_machine(place), release)
     steps = []
     for name, dev in session.devices.items():
         idev = iommufd_device_bind(session.ctx, dev)
@@ -120,7 +122,7 @@ def posted(place: str, release: Release) -> Iterator[Step]:
         remove_reserved(source, session.bound[name])
     old.users -= 2
     new.users += 2
-    dev1.igroup.hwpt = new
+    dev1.igroup.rid.hwpt = new
     yield from _end(session)
 
 

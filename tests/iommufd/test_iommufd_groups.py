@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Binding, and attach, replace and detach in groups of several devices."""
 
+from struct import pack
+
 import pytest
 from iommufd_rig import BUFFER, MIB, SCRATCH, Rig
 
@@ -10,7 +12,7 @@ from guest_driver.iommufd.device import iommufd_device_bind, iommufd_device_unbi
 from guest_driver.iommufd.release import REPLACE_DROPS_RESERVATIONS, REPLACE_UNATTACHED
 from guest_driver.linux.iommu import IOMMU_RESV_DIRECT, IOMMU_RESV_MSI, IOMMU_RESV_SW_MSI, IommuResvRegion
 from guest_driver.linux.iommu_owner import iommu_device_use_default_domain
-from guest_driver.linux.mock_domain import DATA_TYPE
+from guest_driver.linux.mock_domain import DATA_TYPE, INVALIDATE_TYPE
 
 KERNELS = ["6.6", "6.12", "6.14", "7.0"]
 
@@ -258,13 +260,15 @@ def test_hwpt_alloc_errors_and_nesting():
     assert rig.destroy(parent) == -EBUSY
     assert idev.attach(child) == (0, child)
     assert rig.destroy(child) == -EBUSY
-    rig.mm.write(SCRATCH + 4096, b"".join(n.to_bytes(8, "little") for n in (7, 7, 8, 7)))
-    inv = {"data_uptr": SCRATCH + 4096, "entry_len": 8, "data_type": DATA_TYPE}
+    words = rig.obj(child).domain.iotlb
+    rig.mm.write(SCRATCH + 4096, b"".join(pack("<II", 0, n) for n in (1, 3, 4, 2)))
+    inv = {"data_uptr": SCRATCH + 4096, "entry_len": 8, "data_type": INVALIDATE_TYPE}
     ret, out = rig.call("HWPT_INVALIDATE", hwpt_id=child, entry_num=4, **inv)
-    assert (ret, out["entry_num"]) == (-EINVAL, 2)
+    assert (ret, out["entry_num"]) == (-EINVAL, 2) and words == [7, 0, 7, 0]
     assert rig.call("HWPT_INVALIDATE", hwpt_id=child, entry_num=2, **inv)[1]["entry_num"] == 2
     assert rig.ret("HWPT_INVALIDATE", hwpt_id=parent, **inv) == -EINVAL
     assert rig.ret("HWPT_INVALIDATE", hwpt_id=child, entry_num=1) == -EINVAL
+    assert rig.ret("HWPT_INVALIDATE", hwpt_id=child, **(inv | {"data_type": DATA_TYPE})) == -EINVAL
     rig.finish()
 
 
@@ -301,7 +305,7 @@ def test_hardware_information():
     rig.mm.write(where, b"\xaa" * 32)
     ret, out = rig.call("GET_HW_INFO", dev_id=idev.id, data_len=16, data_uptr=where)
     assert ret == 0 and out["out_data_type"] == 0xFEEDBEEF and out["data_len"] == 8 and out["out_capabilities"] == 1
-    assert rig.mm.read(where, 17) == (0xDEADBEEF).to_bytes(8, "little") + bytes(8) + b"\xaa"
+    assert rig.mm.read(where, 17) == bytes(4) + (0xDEADBEEF).to_bytes(4, "little") + bytes(8) + b"\xaa"
     assert rig.ret("GET_HW_INFO", dev_id=99) == -ENOENT
     rig.finish()
 
