@@ -14,8 +14,6 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Final
 
-PACKAGES: Final = ("hypervisor",)
-"""What is watched: the code under test, with its defects."""
 _NAME: Final = "__blocks__"
 _Where = tuple[str, str, int]
 """(file, qualified name, first line) of a function."""
@@ -24,7 +22,7 @@ _Where = tuple[str, str, int]
 class Blocks:
     """One byte for each block of the modules that are loaded now: 1 once it has run."""
 
-    def __init__(self, packages: tuple[str, ...] = PACKAGES) -> None:
+    def __init__(self, packages: tuple[str, ...]) -> None:
         self.hits: Final = bytearray()
         self.places: Final[list[tuple[str, int]]] = []
         """By number of the block: (module, line)."""

@@ -85,6 +85,10 @@ class DriverRunner:
     def abi(self) -> Abi:
         return self.world.testbed.xen.abi
 
+    @property
+    def bed(self) -> TestBed:
+        return self.world.testbed
+
     def begin(self) -> None:
         """Power off."""
         self.world.reset()

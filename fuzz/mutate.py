@@ -3,10 +3,9 @@
 
 import random
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from fuzz.generate import Generator
-from fuzz.program import ARGUMENTS, DEVICES, VERBS, Op, Value
+from fuzz.verbs import VERBS, WORDS, Op, Value
 
 _EDGES: Final = (0, 1, 2, 255, 256, 257, 511, 512, 513, (1 << 27) - 1, 1 << 36, (1 << 52) - 1, (1 << 64) - 1)
 _STEPS: Final = (-512, -256, -1, 1, 256, 512)
@@ -14,10 +13,18 @@ LONGEST: Final = 300
 """Operations of a program that has been put together."""
 
 
+class Source(Protocol):
+    """Where fresh operations come from."""
+
+    def program(self, length: int) -> tuple[Op, ...]:
+        """``length`` operations, or about that."""
+        ...
+
+
 class Mutator:
     """Makes programs for one bench; equal seeds and parents give equal children."""
 
-    def __init__(self, generator: Generator, seed: int) -> None:
+    def __init__(self, generator: Source, seed: int) -> None:
         self._generator: Final = generator
         self._rng: Final = random.Random(seed)
 
@@ -72,7 +79,7 @@ def _other(rng: random.Random, kind: str, value: Value) -> Value:
         at = int(rng.random() * len(value))
         return value[:at] + bytes((rng.choice((0, 1, 0x7F, 0x80, 0xFF)),)) + value[at + 1 :]
     if isinstance(value, str):
-        return rng.choice(tuple(DEVICES) if kind == "device" else ARGUMENTS)
+        return rng.choice(WORDS[kind]) if kind in WORDS else value
     if kind == "access":
         return rng.choice((0, 1, 2, 3, 4, 7))
     if kind == "size":

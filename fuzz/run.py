@@ -56,6 +56,11 @@ class ProgramRunner(Protocol):
     @property
     def abi(self) -> Abi: ...
 
+    @property
+    def bed(self) -> TestBed:
+        """The machine that programs run on."""
+        ...
+
     def run(
         self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
     ) -> Finding | None:
@@ -99,6 +104,10 @@ class Runner:
     @property
     def abi(self) -> Abi:
         return self.target.abi
+
+    @property
+    def bed(self) -> TestBed:
+        return self.target.bed
 
     def _make_oracle(self) -> Oracle:
         return Oracle(self.target)

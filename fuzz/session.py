@@ -3,10 +3,11 @@
 
 from typing import Final, NamedTuple
 
-from fuzz.program import Bench, Op, Program, ProgramError, format_op
-from fuzz.run import Runner, runner_for
+from fuzz.program import Bench, Program, format_op
+from fuzz.run import ProgramRunner, runner_for
 from fuzz.sweep import Broken
-from fuzz.target import Target
+from fuzz.verbs import Op
+from testbed.build import TestBed
 
 
 class Step(NamedTuple):
@@ -27,22 +28,21 @@ class Session:
 
     def __init__(self, program: Program) -> None:
         """``ProgramError`` for a bench that cannot be built."""
-        self._runner: Final = runner_for(program.bench)
+        self.runner: Final[ProgramRunner] = runner_for(program.bench)
         self.ops: Final = list(program.ops)
         """What is to run; more may be put in after :attr:`position`."""
         self.steps: Final[list[Step]] = []
         """What has run."""
-        self._runner.begin()
+        self.runner.begin()
 
     @property
     def bench(self) -> Bench:
-        return self._runner.bench
+        return self.runner.bench
 
     @property
-    def target(self) -> Target:
-        if not isinstance(self._runner, Runner):
-            raise ProgramError(f"a program of {self.bench.level} level has no state to show here")
-        return self._runner.target
+    def bed(self) -> TestBed:
+        """The machine that it runs on."""
+        return self.runner.bed
 
     @property
     def position(self) -> int:
@@ -57,13 +57,13 @@ class Session:
     def step(self) -> Step:
         """Run the next operation; ``IndexError`` at the end, ``ProgramError`` if the version has no such call."""
         operation = self.ops[self.position]
-        self.steps.append(Step(operation, *self._runner.step(operation)))
+        self.steps.append(Step(operation, *self.runner.step(operation)))
         return self.steps[-1]
 
     def goto(self, position: int) -> None:
         """Be where ``position`` operations have run; going back starts over."""
         if position < self.position:
-            self._runner.begin()
+            self.runner.begin()
             self.steps.clear()
         while self.position < position:
             self.step()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A target's state in words: contexts and their tables, devices, references, walks, what was logged.
+"""A test bed's state in words: contexts and their tables, devices, references, walks, what was logged.
 
 Everything is read, nothing is changed: no cache is filled and no fault recorded, so that looking does not change what
 the rest of a program does.
@@ -9,56 +9,60 @@ from collections.abc import Iterator
 from typing import Final
 
 from base.units import PAGE_SHIFT, format_sbdf
-from fuzz.program import DEVICES
-from fuzz.target import Target
+from fuzz.verbs import DEVICES
 from hypervisor.iommu.context import IommuContext
 from machine.iommu.unit import Walk
+from testbed.build import TestBed
 from testbed.tables import PAGE_NAMES, Leaves, Table, flat, tree
 
 NAMES: Final = {sbdf: name for name, sbdf in DEVICES.items()}
 """Device number to its name in programs."""
 
 
-def overview(target: Target) -> Iterator[str]:
+def overview(bed: TestBed) -> Iterator[str]:
     """Every context with its tables, the devices, the references, the arena."""
-    for context in _contexts(target):
-        if context.number:
-            yield from tables(target, context)
-    yield from devices(target)
-    yield from references(target)
-    yield from arena(target)
+    for context in guest_contexts(bed):
+        yield from tables(bed, context)
+    yield from devices(bed)
+    yield from references(bed)
+    yield from arena(bed)
 
 
-def contexts(target: Target) -> Iterator[str]:
+def contexts(bed: TestBed) -> Iterator[str]:
     """One line for each context."""
-    for context in _contexts(target):
-        yield _headline(target, context)
+    for context in _contexts(bed):
+        yield _headline(bed, context)
 
 
-def context_numbered(target: Target, number: int) -> IommuContext | None:
+def guest_contexts(bed: TestBed) -> Iterator[IommuContext]:
+    """The contexts that the guest made, in order."""
+    return (context for context in _contexts(bed) if context.number)
+
+
+def context_numbered(bed: TestBed, number: int) -> IommuContext | None:
     """The context with this number, if there is one."""
-    return next((context for context in _contexts(target) if context.number == number), None)
+    return next((context for context in _contexts(bed) if context.number == number), None)
 
 
-def tables(target: Target, context: IommuContext) -> Iterator[str]:
+def tables(bed: TestBed, context: IommuContext) -> Iterator[str]:
     """A context's whole tree, indented by level; superpages are named."""
-    yield _headline(target, context)
-    root = tree(target.memory, context)
+    yield _headline(bed, context)
+    root = tree(bed.memory, context)
     if root is not None:
         yield from _below(root, "  ")
 
 
-def devices(target: Target) -> Iterator[str]:
+def devices(bed: TestBed) -> Iterator[str]:
     """Where each device is."""
-    for sbdf, device in target.bed.dom0.devices.items():
+    for sbdf, device in bed.dom0.devices.items():
         where = f"context {device.context.number}" if device.context is not None else "no context"
         regions = ", ".join(f"{first:#x} to {last:#x}" for first, last in device.reserved)
         yield f"{_name(int(sbdf))} ({format_sbdf(sbdf)}): {where}" + (f", reserved dfns {regions}" if regions else "")
 
 
-def references(target: Target) -> Iterator[str]:
+def references(bed: TestBed) -> Iterator[str]:
     """Guest pages that are held by more than their owner or no longer by it, alike neighbours together."""
-    frames, mfns = target.xen.frames, target.bed.mfns
+    frames, mfns = bed.xen.frames, bed.mfns
     start, last = 0, (1, 0, 1)
     for page in range(len(mfns) + 1):
         if page < len(mfns):
@@ -73,32 +77,33 @@ def references(target: Target) -> Iterator[str]:
         start, last = page, now
 
 
-def reference(target: Target, page: int) -> str:
+def reference(bed: TestBed, page: int) -> str:
     """One guest page: its frame and who holds it."""
-    frames, mfn = target.xen.frames, target.bed.mfns[page]
+    frames, mfn = bed.xen.frames, bed.mfns[page]
     owned = "its owner's reference among them" if frames.allocated[mfn] else "taken from the guest"
     return (
         f"ram:{page} is frame {mfn:#x}: {frames.count(mfn)} references, {frames.writable_count(mfn)} to write, {owned}"
     )
 
 
-def arena(target: Target) -> Iterator[str]:
+def arena(bed: TestBed) -> Iterator[str]:
     """How full the arena for tables is."""
-    pool = target.arena
+    iommu = bed.dom0.iommu
+    pool = iommu.arena if iommu is not None else None
     if pool is not None:
         yield f"arena: {pool.used} of {pool.pages} pages in use"
 
 
-def log(target: Target) -> Iterator[str]:
+def log(bed: TestBed) -> Iterator[str]:
     """Xen's console, and how many faults each unit has recorded."""
-    yield from target.xen.console
-    for unit in target.bed.units:
+    yield from bed.xen.console
+    for unit in bed.units:
         yield f"{unit.name}: {unit.counters.faults} faults"
 
 
-def walk(target: Target, device: int, dfn: int, write: bool) -> Iterator[str]:
+def walk(bed: TestBed, device: int, dfn: int, write: bool) -> Iterator[str]:
     """How the unit finds what a device reaches at ``dfn``, structure by structure."""
-    found = target.bed.walk(device, dfn << PAGE_SHIFT, write)
+    found = bed.walk(device, dfn << PAGE_SHIFT, write)
     yield f"{_name(device)}, {'write' if write else 'read'} at dfn {dfn:#x}"
     yield from _steps(found)
 
@@ -117,16 +122,16 @@ def _steps(found: Walk) -> Iterator[str]:
         yield f"  reaches {found.maddr:#x}, {rights}, {size}"
 
 
-def _contexts(target: Target) -> Iterator[IommuContext]:
-    iommu = target.bed.dom0.iommu
+def _contexts(bed: TestBed) -> Iterator[IommuContext]:
+    iommu = bed.dom0.iommu
     assert iommu is not None
     yield iommu.default
     yield from (iommu.contexts[number] for number in sorted(iommu.contexts))
 
 
-def _headline(target: Target, context: IommuContext) -> str:
+def _headline(bed: TestBed, context: IommuContext) -> str:
     inside = ", ".join(_name(int(device.sbdf)) for device in context.devices) or "no devices"
-    root = tree(target.memory, context)
+    root = tree(bed.memory, context)
     if root is None:
         return f"context {context.number} ({inside}): passes everything through"
     pages = sum(leaves.count << leaves.order for leaves in flat(root))

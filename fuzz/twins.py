@@ -15,10 +15,11 @@ from typing import Final
 from abi.errno import errno_name
 from base.units import PAGE_SHIFT
 from fuzz.oracle import Oracle
-from fuzz.program import DEVICES, Bench, Op, ProgramError
+from fuzz.program import Bench
 from fuzz.run import Runner
 from fuzz.sweep import Broken
 from fuzz.target import SUBOPS, Call, Target
+from fuzz.verbs import DEVICES, Op, ProgramError
 from hypervisor import profile as profiles
 from testbed import backends
 from testbed.build import TestBed
@@ -27,6 +28,9 @@ from testbed.reachable import reachable
 _ENOMEM: Final = -12
 _ENOSPC: Final = -28
 """Versions without an init call have more contexts."""
+_PAGES: Final = {"remove": "remove", "p2m": "retype"}
+_TOLD: Final = {"preempt": "preempt", "progress": "claim", "remote": "carry"}
+"""Verb to the target's method."""
 _SAMPLE: Final = 8
 """Pages of a device's access that are compared."""
 Span = tuple[int, int, int, int]
@@ -96,11 +100,12 @@ class Twins(Runner):
         self._sides: Final = _names(one.bench, two.bench)
         self._last_dfn: Final = min(one.xen.max_dfn, two.xen.max_dfn)
         self._odd_sizes: Final = one.xen.pgsize_mask ^ two.xen.pgsize_mask
+        self._map_flags: Final = one.abi.map_flags_mask & two.abi.map_flags_mask
         self._most: Final = min(one.xen.max_nr_pages, two.xen.max_nr_pages)
         self.steps.update({verb: partial(self._both, name) for verb, name in SUBOPS.items()})
-        self.steps.update({"raw": self._raw_both, "dma": self._dma_both, "remove": self._remove_both})
-        self.steps.update({"fail": self._nothing, "preempt": self._preempt_both, "p2m": self._retype_both})
-        self.steps.update({"remote": self._nothing, "progress": self._nothing})
+        self.steps.update({"raw": self._raw_both, "dma": self._dma_both, "fail": self._nothing})
+        self.steps.update({verb: partial(self._page_both, name) for verb, name in _PAGES.items()})
+        self.steps.update({verb: partial(self._tell_both, name) for verb, name in _TOLD.items()})
 
     def _make_oracle(self) -> Oracle:
         self._agreement = _Agreement(self.target, self._other)
@@ -123,12 +128,16 @@ class Twins(Runner):
             at, pages, size = (operation[k] for k in ((3, 4, 6) if verb == "map" else (2, 3, 4)))
             if size & self._odd_sizes or pages > self._most or (not self._same_abi and size != 0x1000):
                 return False
+            if verb == "map" and not self._same_abi and operation[5] & ~self._map_flags:
+                return False
             return bool(at + pages * max(size >> PAGE_SHIFT, 1) <= self._last_dfn + 1)
         if verb == "lookup":
             return bool(operation[2] <= self._last_dfn)
         if self._same_abi:
             return True
-        return verb != "init" and all(target.abi.has(SUBOPS[str(verb)]) for target in (self.target, self._other))
+        if verb == "init" or (verb in ("alloc", "free") and operation[-3] & ~1) or operation[-1]:
+            return False
+        return all(target.abi.has(SUBOPS[str(verb)]) for target in (self.target, self._other))
 
     def _compare(self, name: str, left: Call, right: Call) -> tuple[int, Broken | None]:
         one, two = self._sides
@@ -191,29 +200,25 @@ class Twins(Runner):
                 return True
         return False
 
-    def _remove_both(self, operation: Op) -> tuple[int, Broken | None]:
+    def _page_both(self, method: str, operation: Op) -> tuple[int, Broken | None]:
+        """Something that the toolstack does to a page."""
         if self._agreement.over:
             return 0, None
-        left, right = (target.remove(operation[1])[1] for target in (self.target, self._other))
+        left, right = (getattr(target, method)(*operation[1:])[1] for target in (self.target, self._other))
         if left != right and _ENOMEM in (left, right):
             self._agreement.over = True
         elif left != right:
             one, two = self._sides
             said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
-            return left, Broken("same-answer", f"taking a page answered {said}")
+            return left, Broken("same-answer", f"{operation[0]} answered {said}")
         return left, None
 
-    def _retype_both(self, operation: Op) -> tuple[int, Broken | None]:
-        left, right = (target.retype(operation[1], operation[2])[1] for target in (self.target, self._other))
-        if left != right and not self._agreement.over:
-            one, two = self._sides
-            said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
-            return left, Broken("same-answer", f"making another kind of page answered {said}")
-        return left, None
-
-    def _preempt_both(self, operation: Op) -> tuple[int, Broken | None]:
-        self.target.preempt(operation[1])
-        self._other.preempt(operation[1])
+    def _tell_both(self, method: str, operation: Op) -> tuple[int, Broken | None]:
+        """Something that changes how later operations go; versions differ in what can be carried and claimed."""
+        if not self._same_abi and method != "preempt":
+            return 0, None
+        for target in (self.target, self._other):
+            getattr(target, method)(*operation[1:])
         return 0, None
 
     def _nothing(self, operation: Op) -> tuple[int, Broken | None]:

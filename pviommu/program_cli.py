@@ -51,10 +51,10 @@ def replay(
             while session.position < len(session.ops) and session.broken is None:
                 print(session.step())
                 if session.position == at:
-                    _show(state.overview(session.target))
+                    _show(state.overview(session.bed))
             if at == 0 or (at is not None and session.position < at):
                 session.goto(at)
-                _show(state.overview(session.target))
+                _show(state.overview(session.bed))
     except ProgramError as error:
         raise UsageError(f"{file}: {error}") from None
     raise typer.Exit(1 if session.broken is not None else 0)

@@ -63,43 +63,42 @@ class ReplayShell(cmd.Cmd):
 
     def do_tables(self, arg: str) -> None:
         """tables [CONTEXT]: the tree of a context, or of all that the guest made."""
-        target = self._session.target
+        bed = self._session.bed
         if not arg:
-            _print(state.contexts(target))
-            numbers = [int(number) for number in sorted(target.bed.dom0.iommu.contexts)]  # type: ignore[union-attr]
-        else:
-            numbers = [int(arg, 0)]
-        for number in numbers:
-            context = state.context_numbered(target, number)
-            if context is None:
-                raise ValueError(f"there is no context {number}")
-            _print(state.tables(target, context))
+            _print(state.contexts(bed))
+            for context in state.guest_contexts(bed):
+                _print(state.tables(bed, context))
+            return
+        named = state.context_numbered(bed, int(arg, 0))
+        if named is None:
+            raise ValueError(f"there is no context {arg}")
+        _print(state.tables(bed, named))
 
     def do_walk(self, arg: str) -> None:
         """walk DEVICE DFN [w]: how the unit translates a read (or a write) of a device."""
         words = arg.split()
         if len(words) not in (2, 3) or words[0] not in DEVICES:
             raise ValueError(f"walk takes a device ({', '.join(DEVICES)}) and a dfn")
-        _print(state.walk(self._session.target, DEVICES[words[0]], int(words[1], 0), words[2:] == ["w"]))
+        _print(state.walk(self._session.bed, DEVICES[words[0]], int(words[1], 0), words[2:] == ["w"]))
 
     def do_refs(self, arg: str) -> None:
         """refs [N]: who holds the guest's page ram:N; without N, every page that somebody else holds too."""
-        target = self._session.target
+        bed = self._session.bed
         if not arg:
-            _print(state.references(target))
+            _print(state.references(bed))
             return
         page = int(arg.removeprefix("ram:"), 0)
-        if not 0 <= page < len(target.bed.mfns):
-            raise ValueError(f"the guest has {len(target.bed.mfns)} pages")
-        print(state.reference(target, page))
+        if not 0 <= page < len(bed.mfns):
+            raise ValueError(f"the guest has {len(bed.mfns)} pages")
+        print(state.reference(bed, page))
 
     def do_devices(self, arg: str) -> None:
         """devices: which context each device is in."""
-        _print(state.devices(self._session.target))
+        _print(state.devices(self._session.bed))
 
     def do_log(self, arg: str) -> None:
         """log: Xen's console and the units' counts of faults."""
-        _print(state.log(self._session.target))
+        _print(state.log(self._session.bed))
 
     # -------------------------------------------------------------------------------------------------- leaving
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs that made something new happen are kept, and later ones are made out of them."""
+"""Programs that made something new happen are kept, and later ones are made out of them.
+
+New is an outcome (operation, answer, events) that no program had, or a block of the code under test that none had run
+(:mod:`fuzz.blocks`).
+"""
 
 import random
 from collections.abc import Callable, Iterator
@@ -8,73 +12,61 @@ from typing import Final
 
 from fuzz.blocks import Blocks
 from fuzz.engines.engine import Hit
-from fuzz.engines.swarm import FULL_EVERY, LENGTH
-from fuzz.feedback import Feedback, Seen
-from fuzz.generate import Generator
+from fuzz.engines.swarm import FULL_EVERY, LENGTH, Swarm
 from fuzz.mutate import Mutator
-from fuzz.program import Bench, Op, ProgramError
-from fuzz.run import Runner
+from fuzz.program import Bench
+from fuzz.verbs import Op, ProgramError
 from testbed.build import TestBed
 
 KEPT: Final = 400
-"""Programs of a bench that are kept; beyond that the least promising half is let go."""
+"""Programs of a bench that are kept; beyond that the older half is let go."""
 FRESH: Final = 0.3
 """Part of the programs that are made from nothing, as the swarm engine makes them."""
+_PACKAGES: Final = {"driver": ("guest_driver", "hypervisor")}
+"""By level: the code whose blocks count, if it is not the hypervisor alone."""
 
 
-class _Bench:
-    """One bench: its runner, what its programs made happen, and the programs that did."""
+class _Kept:
+    """The programs of one bench that showed something new, and what all of them showed."""
 
-    def __init__(self, bench: Bench, seed: int, sabotage: Callable[[TestBed], None] | None) -> None:
-        self.runner: Final = Runner(bench, sabotage)
-        self.feedback: Final = Feedback(self.runner)
-        self.generator: Final = Generator(bench, self.runner.target.abi, seed)
-        self.mutator: Final = Mutator(self.generator, seed)
-        self.seen: Final = Seen()
-        self.kept: Final[list[tuple[int, tuple[Op, ...]]]] = []
-        """(how much was new, program), oldest first."""
+    def __init__(self, mutator: Mutator, seed: int) -> None:
+        self._mutator: Final = mutator
         self._rng: Final = random.Random(seed)
+        self.programs: Final[list[tuple[Op, ...]]] = []
+        """Oldest first."""
+        self.blocks = 0
+        """A one in the byte of each block that ran."""
 
-    def propose(self) -> tuple[Op, ...]:
-        if not self.kept or self._rng.random() < FRESH:
-            return self.generator.program(LENGTH)
-        return self.mutator.child(self._pick(), self._pick())
+    def propose(self) -> tuple[Op, ...] | None:
+        """A program out of kept ones; ``None``: it is time for a fresh one."""
+        if not self.programs or self._rng.random() < FRESH:
+            return None
+        return self._mutator.child(self._pick(), self._pick())
 
     def _pick(self) -> tuple[Op, ...]:
-        """Young programs and those that showed a block or an outcome are taken more often."""
-        rng = self._rng
-        place = len(self.kept) - 1 - int(rng.random() ** 2 * len(self.kept))
-        worth, ops = self.kept[place]
-        return ops if worth == 2 or rng.random() < 0.4 else self.kept[int(rng.random() * len(self.kept))][1]
+        """Young programs are taken more often."""
+        return self.programs[len(self.programs) - 1 - int(self._rng.random() ** 2 * len(self.programs))]
 
-    def keep(self, worth: int, ops: tuple[Op, ...]) -> None:
-        self.kept.append((worth, ops))
-        if len(self.kept) > KEPT:
-            half = sorted(range(KEPT), key=lambda k: (self.kept[k][0], k))[: KEPT // 2]
-            for place in sorted(half, reverse=True):
-                del self.kept[place]
+    def keep(self, ops: tuple[Op, ...]) -> None:
+        self.programs.append(ops)
+        if len(self.programs) > KEPT:
+            del self.programs[: KEPT // 2]
 
 
-class Greybox:
+class Greybox(Swarm):
     """Findings of one worker."""
 
     def __init__(self, over: list[Bench], seed: int, sabotage: Callable[[TestBed], None] | None = None) -> None:
-        self._benches: Final = [_Bench(bench, seed * 1_000_003 + k, sabotage) for k, bench in enumerate(over)]
-        self.runners: Final = [bench.runner for bench in self._benches]
-        self.programs = 0
-
-    @property
-    def ops(self) -> int:
-        return sum(runner.ops for runner in self.runners)
-
-    @property
-    def kept(self) -> int:
-        """Programs that are kept."""
-        return sum(len(bench.kept) for bench in self._benches)
+        super().__init__(over, seed, sabotage)
+        self.kept: Final = [
+            _Kept(Mutator(source, seed * 1_000_003 + k), seed * 1_000_003 + k)
+            for k, source in enumerate(self._generators)
+        ]
+        """One for each bench."""
 
     def findings(self, seconds: float, max_ops: int | None = None) -> Iterator[Hit | None]:
         """See :class:`fuzz.engines.engine.Engine`."""
-        blocks = Blocks()
+        blocks = Blocks(_PACKAGES.get(self.runners[0].bench.level, ("hypervisor",)))
         try:
             end = monotonic() + seconds
             while monotonic() < end and (max_ops is None or self.ops < max_ops):
@@ -83,19 +75,21 @@ class Greybox:
             blocks.remove()
 
     def _next(self, blocks: Blocks) -> Hit | None:
-        bench = self._benches[self.programs % len(self._benches)]
-        full = self.programs // len(self._benches) % FULL_EVERY == 0
+        turn = self.programs % len(self.runners)
+        full = self.programs // len(self.runners) % FULL_EVERY == 0
         self.programs += 1
-        ops = bench.propose()
-        bench.feedback.clear()
+        runner, kept = self.runners[turn], self.kept[turn]
+        ops = kept.propose() or self._generators[turn].program(LENGTH)
+        outcomes = len(runner.coverage)
         blocks.clear()
         try:
-            found = bench.runner.run(ops, full=full)
+            found = runner.run(ops, full=full)
         except ProgramError:  # a changed field that the version's struct cannot hold
             return None
         if found is not None:
-            return bench.runner, found
-        worth = bench.seen.learn(bench.feedback, blocks)
-        if worth:
-            bench.keep(worth, ops)
+            return runner, found
+        taken = blocks.taken()
+        if taken & ~kept.blocks or len(runner.coverage) > outcomes:
+            kept.blocks |= taken
+            kept.keep(ops)
         return None

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs of hypercalls as bytes (:mod:`fuzz.raw`), whatever level a bench asks for."""
 
-from fuzz.engines.swarm import Source, Swarm
+from fuzz.engines.swarm import Swarm
+from fuzz.mutate import Source
 from fuzz.raw import RawGenerator
 from fuzz.run import ProgramRunner, Runner
 

@@ -3,14 +3,14 @@
 
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 from fuzz.driver_generate import DriverGenerator
 from fuzz.generate import Generator
+from fuzz.mutate import Source
 from fuzz.program import Bench
 from fuzz.raw import RawGenerator
 from fuzz.run import Finding, ProgramRunner, Runner, runner_for
-from fuzz.verbs import Op
 from hypervisor import profile as profiles
 from testbed.build import TestBed
 
@@ -30,12 +30,6 @@ def benches(backend: str, profile: str, level: str = "typed", driver: str = "ref
     return [Bench(backend, profile, guest, *start, level=level) for guest in ("pv", "pvh") for start in starts]
 
 
-class Source(Protocol):
-    """Where programs come from."""
-
-    def program(self, length: int) -> tuple[Op, ...]: ...
-
-
 class Swarm:
     """Findings of one worker, program after program, over several benches in turn."""
 
@@ -50,11 +44,9 @@ class Swarm:
         if runner.bench.level == "driver":
             return DriverGenerator(runner.bench, runner.abi, seed)
         assert isinstance(runner, Runner)
-        return (
-            RawGenerator(runner.target, seed)
-            if runner.bench.level == "raw"
-            else Generator(runner.bench, runner.abi, seed)
-        )
+        if runner.bench.level == "raw":
+            return RawGenerator(runner.target, seed)
+        return Generator(runner.bench, runner.abi, seed)
 
     @property
     def ops(self) -> int:

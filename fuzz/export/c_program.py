@@ -15,8 +15,9 @@ from abi.errno import errno_name
 from abi.model import Convention
 from base.units import Sbdf, format_sbdf
 from fuzz.program import DEVICES, Op, Program, ProgramError, format_bench, format_op
+from fuzz.run import Runner
 from fuzz.session import Session
-from fuzz.target import Call
+from fuzz.target import Call, Target
 
 TEMPLATE: Final = Path(__file__).with_name("privcmd.c")
 _INSIDE: Final = "this happens inside the hypervisor, out of reach from here; later answers may differ"
@@ -41,11 +42,11 @@ class _Issued(NamedTuple):
 
 
 class _Recorder:
-    """Listens to the calls that a session makes."""
+    """Listens to the calls that a target makes."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, target: Target) -> None:
         self.last: _Issued | None = None
-        genuine: Callable[..., Call] = session.target.issue
+        genuine: Callable[..., Call] = target.issue
 
         def issue(number: int, name: str, raw: bytes, argument: str) -> Call:
             self.last = _Issued(number, name, raw, argument, None)
@@ -53,7 +54,7 @@ class _Recorder:
             self.last = self.last._replace(answer=answer)
             return answer
 
-        setattr(session.target, "issue", issue)  # noqa: B010 -- on the instance
+        setattr(target, "issue", issue)  # noqa: B010 -- on the instance
 
 
 class CProgram:
@@ -61,13 +62,15 @@ class CProgram:
 
     def __init__(self, program: Program) -> None:
         """``ProgramError`` if the program cannot be run, or is none of hypercalls."""
-        if getattr(program.bench, "level", "typed") == "driver":
-            raise ProgramError("a program at driver level makes no hypercalls of its own; export one of hypercalls")
         self._program: Final = program
         self._session: Final = Session(program)
-        self._abi: Final = self._session.target.abi
-        self._recorder: Final = _Recorder(self._session)
-        bed = self._session.target.bed
+        runner = self._session.runner
+        if type(runner) is not Runner:
+            raise ProgramError("only a program of hypercalls on one machine can be exported")
+        self._target: Final = runner.target
+        self._abi: Final = self._target.abi
+        self._recorder: Final = _Recorder(self._target)
+        bed = self._target.bed
         self._own: Final = {gfn: page for page, gfn in enumerate(bed.mfns if bed.dom0.pv else range(len(bed.mfns)))}
         """Guest frame number to the page ``ram:N`` that it is."""
         self._ram = 0
@@ -112,7 +115,7 @@ class CProgram:
             subop = self._abi.by_name["init"]
             assert subop.codec is not None
             raw = subop.codec.encode(bench.contexts, bench.arena)
-            init = _Issued(subop.number, "init", raw, "plain", Call("init", "plain", raw, 0, raw))
+            init = _Issued(subop.number, "init", raw, "plain", Call("init", "plain", raw, 0, raw, 0, None))
             yield from self._call(("init", bench.contexts, bench.arena, "plain", 0), init, _EACCES)
         for operation in self._program.ops:
             self._recorder.last = None

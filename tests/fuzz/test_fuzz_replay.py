@@ -41,27 +41,25 @@ def program(tmp_path):
 def test_a_session_goes_forwards_and_backwards():
     session = Session(parse(TEXT))
     session.goto(5)
-    later = list(state.overview(session.target))
+    later = list(state.overview(session.bed))
     session.goto(3)
-    middle = list(state.overview(session.target))
+    middle = list(state.overview(session.bed))
     session.goto(5)
-    assert list(state.overview(session.target)) == later != middle
+    assert list(state.overview(session.bed)) == later != middle
     assert [step.answer for step in session.steps] == ["0"] * 5
 
 
 def test_the_state_says_what_the_program_did():
     session = Session(parse(TEXT))
     session.goto(3)
-    text = "\n".join(state.overview(session.target))
+    text = "\n".join(state.overview(session.bed))
     assert "dfn 0x400 to 0x5ff -> frame 0x200 RW 2 MiB x 1" in text
     assert "copier (0000:00:04.0): context 1, reserved dfns 0xc00 to 0xc03" in text
     assert "ram:0 to ram:511: 2 references, 1 of them to write" in text
     session.goto(6)
-    assert "ram:1000: 0 references, 0 of them to write, taken from the guest" in list(state.references(session.target))
-    assert any(
-        "reaches 0x204000, rw, a page of 4 KiB" in line for line in state.walk(session.target, 0x20, 0x404, True)
-    )
-    assert any("blocked" in line for line in state.walk(session.target, 0x20, 0x483, False))
+    assert "ram:1000: 0 references, 0 of them to write, taken from the guest" in list(state.references(session.bed))
+    assert any("reaches 0x204000, rw, a page of 4 KiB" in line for line in state.walk(session.bed, 0x20, 0x404, True))
+    assert any("blocked" in line for line in state.walk(session.bed, 0x20, 0x483, False))
 
 
 def test_looking_changes_nothing():
@@ -70,10 +68,10 @@ def test_looking_changes_nothing():
         while session.position < len(session.ops):
             session.step()
             if looks:
-                list(state.overview(session.target))
-                list(state.walk(session.target, 0x20, 0x500, True))
-    assert bytes(plain.target.memory.read(0, 16 << 20)) == bytes(watched.target.memory.read(0, 16 << 20))
-    assert plain.target.bed.unit.counters == watched.target.bed.unit.counters
+                list(state.overview(session.bed))
+                list(state.walk(session.bed, 0x20, 0x500, True))
+    assert bytes(plain.bed.memory.read(0, 16 << 20)) == bytes(watched.bed.memory.read(0, 16 << 20))
+    assert plain.bed.unit.counters == watched.bed.unit.counters
 
 
 def test_replay_shows_the_state_after_an_operation(program):
