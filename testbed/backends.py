@@ -81,6 +81,7 @@ SMMUV3_KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
     "no-ranges": {"ril": False},
     "break-before-make": {"bbml": 0},
     "sid-17": {"sid_bits": 17},
+    "device-tlb": {"ats": True},
     "short-queues": {"cmdq_log2": 2, "eventq_log2": 2},
 }
 """The same for :class:`Smmuv3Config`."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from abi.errno import EIO, ENODEV, ENOMEM, ENOSPC
+from abi.errno import EIO, ENODEV, ENOMEM, ENOSPC, ETIMEDOUT
 from hypervisor.errors import XenBug
 from hypervisor.frames import FrameTable
 from hypervisor.iommu.backend import FaultReport
@@ -26,6 +26,7 @@ from hypervisor.pagetable.format import Format
 from hypervisor.pagetable.radix import Changes, PageTable
 from hypervisor.platform import Platform
 from hypervisor.smmuv3 import layouts as hw
+from hypervisor.smmuv3.device_caches import WHOLE, DeviceCaches, Stream, pages_of_device
 from hypervisor.smmuv3.format import STAGE2
 from hypervisor.smmuv3.geometry import Geometry, allocate_root, geometry
 from hypervisor.smmuv3.invalidation import ALL, LEAF, Use, range_commands, use_of
@@ -42,10 +43,8 @@ class ContextHw:
     """Units that may hold something of this context that they were told to forget."""
     uses: tuple[Use, ...] = ()
     """Units that have streams of this context."""
-
-
-Stream = tuple[int, int]
-"""(unit, stream id)"""
+    caching: tuple[Stream, ...] = ()
+    """Streams of this context that may keep translations themselves."""
 
 
 class Smmuv3Backend:
@@ -73,6 +72,7 @@ class Smmuv3Backend:
         self.geometry: Final[Geometry] = geometry(input_bits or widest, widest)
         self.max_iova: int = self.geometry.max_iova
         self._breaks: Final = not all(unit.exchanges_freely for unit in self.units)
+        self.caches: Final = DeviceCaches(self.units)
         self._owners: dict[Stream, IommuContext] = {}
         """The context that a stream is translated through; a stream that aborts has none."""
         self._unsure: set[Stream] = set()
@@ -136,9 +136,15 @@ class Smmuv3Backend:
     # ---------------------------------------------------------------------------------------------- devices
 
     def attach(self, device: PciDevice, context: IommuContext) -> int:
+        """A device that did not answer an invalidation once aborts for good; it can be put back into the default
+        context all the same, so that others can be given up, and gets -EIO in any other."""
         streams = self._streams_of(device)
         if streams is None:
             return -ENODEV
+        if not self.caches.broken.isdisjoint(streams):
+            return -EIO if context.number else self.detach(device)
+        if device.function.ats:
+            self.caches.add(streams)
         self._settle(context)
         for index, sid in streams:
             if index in _hw(context).doubtful:
@@ -187,23 +193,32 @@ class Smmuv3Backend:
         """Translate ``stream`` through ``context``; -EIO with the stream blocked as far as memory says."""
         index, sid = stream
         unit = self.units[index]
+        if stream in self.caches.caching:
+            error = self._block(stream)
+            if error:
+                return error
+        if stream in self.caches.broken:
+            return -EIO
         dw2, dw3 = self._tree_words(unit, context)
-        error = unit.streams.install(sid, dw2, dw3, unit.commands)
+        caches = self.caches.capable(stream)
+        error = unit.streams.install(sid, dw2, dw3, caches, unit.commands)
         if not error:
+            if caches:
+                self.caches.start(stream)
             self._move(stream, context)
         return error
 
     def _block(self, stream: Stream) -> int:
         index, sid = stream
         unit = self.units[index]
-        error = unit.streams.block(sid, unit.commands)
+        error = unit.streams.block(sid, unit.commands) or self.caches.stop(stream)
         if not error:
             self._move(stream, None)
         return error
 
     def _put_back(self, stream: Stream, owner: IommuContext | None, tried: IommuContext) -> None:
         """After a failed attach to ``tried``: as it was, or blocked if that fails too."""
-        if owner is None:
+        if owner is None or stream in self.caches.broken:
             error = self._block(stream)
         else:
             error = self._point(stream, owner)
@@ -220,6 +235,9 @@ class Smmuv3Backend:
         source = self._owners.pop(stream, None)
         if target is not None:
             self._owners[stream] = target
+        for context in (source, target):
+            if context is not None and self.caches.capable(stream):
+                self._note_caching(context)
         if source is target:
             return
         index = stream[0]
@@ -270,7 +288,27 @@ class Smmuv3Backend:
                     error = -EIO
         if error:
             self._doubt_all(context)
+        elif state.caching:
+            error = self._flush_devices(context, pages_of_device(dfn, pages))
         return error
+
+    def _flush_devices(self, context: IommuContext, what: int) -> int:
+        """Make the context's devices forget ``what``, now that the TLBs have; one that does not answer is cut off."""
+        error = 0
+        for stream in _hw(context).caching:
+            answer = self.caches.forget(stream, what)
+            if answer == -ETIMEDOUT:
+                answer = self._block(stream)
+            if answer:
+                self._doubt(context, stream[0])
+                error = -EIO
+        return error
+
+    def _note_caching(self, context: IommuContext) -> None:
+        """Which of the context's streams may keep translations has changed."""
+        owners = self._owners
+        caching = tuple(sorted(stream for stream in self.caches.caching if owners.get(stream) is context))
+        context.hw = replace(_hw(context), caching=caching)
 
     def flush_all(self, context: IommuContext) -> int:
         state = _hw(context)
@@ -283,6 +321,8 @@ class Smmuv3Backend:
             error = use.queue.run_one(use.everything, 0) or error
         if error:
             self._doubt_all(context)
+        elif state.caching:
+            error = self._flush_devices(context, WHOLE)
         return error
 
     def _breaker(self, context: IommuContext) -> Callable[[int, int], None]:
@@ -334,6 +374,8 @@ class Smmuv3Backend:
             if any(unpublished) or unit.commands.run_one(ALL | hw.Tlbi.vmid.put(vmid), 0):
                 failed.add(unit.index)
         context.hw = replace(state, doubtful=frozenset(failed))
+        if not failed and state.caching:
+            return self._flush_devices(context, WHOLE)
         return -EIO if failed else 0
 
     def _publish(self, stream: Stream) -> int:
@@ -351,12 +393,14 @@ class Smmuv3Backend:
         return [report for unit in self.units for report in unit.take_faults()]
 
     def save(self) -> object:
-        return (dict(self._owners), set(self._unsure), [unit.save() for unit in self.units])
+        units = [unit.save() for unit in self.units]
+        return (dict(self._owners), set(self._unsure), self.caches.save(), units)
 
     def restore(self, state: object) -> None:
-        owners, unsure, units = cast(tuple[dict[Stream, IommuContext], set[Stream], list[Any]], state)
+        owners, unsure, caches, units = cast(tuple[dict[Stream, IommuContext], set[Stream], Any, list[Any]], state)
         self._owners = dict(owners)
         self._unsure = set(unsure)
+        self.caches.restore(caches)
         for unit, saved in zip(self.units, units):
             unit.restore(saved)
 

@@ -43,6 +43,7 @@ class Idr0(Layout, width=32):
     ttendian = bits(22, 21, "0 both, 2 little, 3 big")
     vmid16 = bit(18)
     msi = bit(13)
+    ats = bit(10, "devices may cache translations")
     hyp = bit(9)
     cohacc = bit(4)
     ttf = bits(3, 2, "bit 1 of it: AArch64 tables")
@@ -69,6 +70,7 @@ class Idr5(Layout, width=32):
 
 
 class Cr0(Layout, width=32):
+    atschk = bit(4, "translated requests are checked against the stream table")
     cmdqen = bit(3)
     eventqen = bit(2)
     smmuen = bit(0)
@@ -140,7 +142,9 @@ class CmdqCons(Layout, width=32):
 
 
 CERROR_ABT: Final = 2
-"""CMDQ_CONS.ERR: the unit could not read the queue.  1 is an illegal command, 3 a failed ATC_INV."""
+"""CMDQ_CONS.ERR: the unit could not read the queue.  1 is an illegal command."""
+CERROR_ATC_INV_SYNC: Final = 3
+"""A CMD_ATC_INV before this CMD_SYNC was not answered."""
 OVERFLOW: Final = 1 << 31
 """EVENTQ_PROD.OVFLG; in EVENTQ_CONS the acknowledgement OVACKFLG."""
 
@@ -159,6 +163,7 @@ class Ste0(Layout):
 
 class Ste1(Layout):
     shcfg = bits(45, 44)
+    eats = bits(29, 28, "1: the device may cache machine addresses")
 
 
 class Ste2(Layout):
@@ -211,6 +216,11 @@ class TlbiAddress(Layout):
     leaf = bit(0, "last-level entries only")
 
 
+class AtcInvAddress(Layout):
+    address = bits(63, 12)
+    size = bits(5, 0, "log2 of the pages, 52 for all")
+
+
 class Sync(Layout):
     msi_data = bits(63, 32)
     msi_attr = bits(27, 24)
@@ -229,6 +239,7 @@ CMD_TLBI_EL2_ALL: Final = 0x20
 CMD_TLBI_S12_VMALL: Final = 0x28
 CMD_TLBI_S2_IPA: Final = 0x2A
 CMD_TLBI_NSNH_ALL: Final = 0x30
+CMD_ATC_INV: Final = 0x40
 CMD_SYNC: Final = 0x46
 RANGE_ALL: Final = 31
 """CMD_CFGI_STE_RANGE's Range that makes it CMD_CFGI_ALL; otherwise it covers 2^(Range + 1) streams."""

@@ -6,12 +6,13 @@ CMD_SYNC is done shows in a word of memory that the unit writes (IDR0.MSI), or e
 
 A command that the unit refuses stops the queue.  It is overwritten by a CMD_SYNC, the error acknowledged and the rest
 let through; the batch is reported as failed all the same, since the command had no effect.  A unit that stops
-answering makes every later batch fail until it has caught up.
+answering makes every later batch fail until it has caught up.  A device that does not answer a CMD_ATC_INV is the one
+failure that says -ETIMEDOUT.
 """
 
 from typing import Final
 
-from abi.errno import EIO
+from abi.errno import EIO, ETIMEDOUT
 from hypervisor.smmuv3 import layouts as hw
 from machine.memory import PhysicalMemory
 from machine.mmio import SystemBus
@@ -133,7 +134,8 @@ class CommandQueue:
             cons = bus.load(self._cons_register, 4)
             gerror = bus.load(base + hw.GERROR, 4)
             if (gerror ^ bus.load(base + hw.GERRORN, 4)) & _CMDQ_ERR:
-                error = -EIO
+                timed_out = hw.CmdqCons.err.get(cons) == hw.CERROR_ATC_INV_SYNC
+                error = error or (-ETIMEDOUT if timed_out else -EIO)
                 retries += 1
                 if retries > RETRIES:
                     break

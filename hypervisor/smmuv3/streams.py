@@ -27,6 +27,7 @@ _L2_ORDER: Final = 2
 ABORT: Final = hw.Ste0.pack(v=1, config=hw.CONFIG_ABORT)
 TRANSLATE: Final = hw.Ste0.pack(v=1, config=hw.CONFIG_STAGE_2)
 _STE1: Final = hw.Ste1.pack(shcfg=hw.SHCFG_INCOMING)
+_STE1_ATS: Final = hw.Ste1.pack(shcfg=hw.SHCFG_INCOMING, eats=1)
 _ABORT_FRAME: Final = array("Q", [ABORT, _STE1, 0, 0, 0, 0, 0, 0] * _STES_PER_FRAME)
 
 
@@ -83,10 +84,10 @@ class StreamTable:
         group = sid >> SPLIT << SPLIT
         return queue.run_one(hw.Command.pack(op=hw.CMD_CFGI_STE_RANGE, sid=group), SPLIT - 1)
 
-    def install(self, sid: int, dw2: int, dw3: int, queue: CommandQueue) -> int:
+    def install(self, sid: int, dw2: int, dw3: int, caches: bool, queue: CommandQueue) -> int:
         """Translate ``sid`` through the tree that ``dw2`` and ``dw3`` describe: 0, or -EIO with an entry that aborts.
 
-        :meth:`prepare` came before.
+        ``caches``: the device may keep translations of its own.  :meth:`prepare` came before.
         """
         ste = self._entry(sid)
         command = hw.Command.pack(op=hw.CMD_CFGI_STE, sid=sid)
@@ -95,6 +96,7 @@ class StreamTable:
         if self._memory.words[ste >> 3] != ABORT:
             error = self.block(sid, queue)
         if not error:
+            write64(ste + 8, _STE1_ATS if caches else _STE1)
             write64(ste + 16, dw2)
             write64(ste + 24, dw3)
             error = queue.run_one(command, 0)

@@ -48,6 +48,7 @@ class SmmuUnit:
         self.oas: Final = min(hw.Idr5.oas.get(self._idr5), MAX_OAS)
         """As STE.S2PS encodes it."""
         self.coherent: Final = bool(self.idr0 & hw.Idr0.cohacc.mask)
+        self.ats: Final = bool(self.idr0 & hw.Idr0.ats.mask)
         self.ranges: Final = bool(idr3 & hw.Idr3.ril.mask)
         """TLBI commands may name a range of pages."""
         self.exchanges_freely: Final = hw.Idr3.bbml.get(idr3) >= 2
@@ -99,14 +100,16 @@ class SmmuUnit:
         error = self._check() or self._allocate()
         if error:
             return error
+        checks = hw.Cr0.atschk.mask if self.ats else 0
+        queues = hw.Cr0.eventqen.mask | hw.Cr0.cmdqen.mask
         steps: tuple[Callable[[], bool], ...] = (
             self._switch_off,
             self._program_memory_access,
             lambda: self._enable(hw.Cr0.cmdqen.mask),
             self._invalidate_everything,
-            lambda: self._enable(hw.Cr0.eventqen.mask | hw.Cr0.cmdqen.mask),
+            lambda: self._enable(queues | checks),
             self._enable_interrupts,
-            lambda: self._enable(hw.Cr0.smmuen.mask | hw.Cr0.eventqen.mask | hw.Cr0.cmdqen.mask),
+            lambda: self._enable(queues | checks | hw.Cr0.smmuen.mask),
         )
         for step in steps:
             if not step():

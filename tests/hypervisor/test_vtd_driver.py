@@ -5,6 +5,7 @@ caches of their own; and that each of these steps, left out, shows."""
 import random
 
 import pytest
+from copying_device import Copying
 from guest_calls import RW, bed
 from test_iommu_units import scenario
 
@@ -13,7 +14,6 @@ from hypervisor.defects.posted_table import PostedPageTable
 from hypervisor.pagetable.radix import Changes, PageTable
 from hypervisor.vtd.format import SECOND_STAGE
 from hypervisor.vtd.unit import Unit
-from machine.iommu.unit import Fault
 from machine.memory import PhysicalMemory
 from machine.mmio import SystemBus
 from testbed.build import COPIER, NIC
@@ -222,34 +222,6 @@ def test_domain_id_0_is_nobodys_in_caching_mode():
 
 # -------------------------------------------------------------------------------------------------- device TLBs
 
-ATS = {"units": (UnitSpec("device-tlb", (COPIER,)), UnitSpec()), "device_tlb": True}
-
-
-class Copying:
-    """The copier, which keeps translations, in a context of its own."""
-
-    def __init__(self, **config):
-        self.caller = bed(**(ATS | config))
-        self.ctx = self.caller.alloc()
-        self.caller.attach(self.ctx, COPIER)
-        self.cache = self.caller.testbed.copier_cache
-        self.commands = self.caller.testbed.units[0].counters.commands
-
-    def reach(self, dfn, write=True):
-        """The frame that the device's own way leads to."""
-        memory, port = self.caller.testbed.memory, self.caller.testbed.copier.port
-        if not write:
-            return port.read((dfn << 12) + 8, 4)
-        mark = random.Random(dfn).randbytes(16)
-        for pfn in range(2048, 2048 + 512):
-            memory.write(self.caller.mfn(pfn) << 12, bytes(16)) if pfn < 2064 else None
-        if isinstance(port.write(dfn << 12, mark), Fault):
-            return None
-        for pfn in range(2048, 2064):
-            if memory.read(self.caller.mfn(pfn) << 12, 16) == mark:
-                return pfn
-        return -1
-
 
 def test_only_devices_that_can_cache_are_allowed_to():
     copying = Copying()
@@ -259,29 +231,6 @@ def test_only_devices_that_can_cache_are_allowed_to():
     copying.caller.attach(copying.ctx, NIC)
     other = copying.caller.xen.backend.units[1]
     assert words[other._context_word(NIC, False)] >> 2 & 3 == 0
-
-
-def test_a_device_that_caches_loses_what_is_unmapped():
-    copying = Copying()
-    caller = copying.caller
-    for count in (1, 2, 3, 16):
-        for k in range(count):
-            assert caller.map(copying.ctx, 2048 + k, 0x300 + k, 1, RW).rc == 0
-            assert copying.reach(0x300 + k) == 2048 + k
-        assert len(copying.cache)
-        assert caller.unmap(copying.ctx, 0x300, count).rc == 0
-        for k in range(count):
-            assert copying.reach(0x300 + k) is None
-    assert copying.commands["device-TLB"] >= 4
-
-
-def test_only_the_pages_that_went_away_leave_the_devices_cache():
-    copying = Copying()
-    assert copying.caller.map(copying.ctx, 2048, 0x300, 16, RW).rc == 0
-    for k in range(16):
-        assert copying.reach(0x300 + k) == 2048 + k
-    assert copying.caller.unmap(copying.ctx, 0x304, 4).rc == 0
-    assert len(copying.cache) == 12
 
 
 def test_the_iotlb_forgets_before_the_devices_are_asked(monkeypatch):
@@ -295,21 +244,6 @@ def test_the_iotlb_forgets_before_the_devices_are_asked(monkeypatch):
     assert types == [2, 3, 1, 2, 3]
 
 
-def test_a_moved_device_takes_no_translation_along():
-    copying = Copying()
-    caller = copying.caller
-    second = caller.alloc()
-    assert caller.map(copying.ctx, 2048, 0x300, 1, RW).rc == 0
-    assert caller.map(second, 2049, 0x300, 1, RW).rc == 0
-    assert copying.reach(0x300) == 2048
-    caller.attach(second, COPIER)
-    assert copying.reach(0x300) == 2049
-    assert caller.unmap(copying.ctx, 0x300, 1).rc == 0
-    assert copying.reach(0x300) == 2049
-    assert caller.unmap(second, 0x300, 1).rc == 0
-    assert copying.reach(0x300) is None
-
-
 def test_device_tlb_invalidations_left_out_leave_the_device_where_it_was(monkeypatch):
     copying = Copying()
     assert copying.caller.map(copying.ctx, 2048, 0x300, 1, RW).rc == 0
@@ -317,86 +251,3 @@ def test_device_tlb_invalidations_left_out_leave_the_device_where_it_was(monkeyp
     monkeypatch.setattr(Unit, "_flush_devices", lambda *_: 0)
     assert copying.caller.unmap(copying.ctx, 0x300, 1).rc == 0
     assert copying.reach(0x300) == 2048
-
-
-def test_a_device_that_does_not_answer_is_cut_off_and_the_call_succeeds():
-    copying = Copying()
-    caller = copying.caller
-    assert caller.map(copying.ctx, 2048, 0x300, 2, RW).rc == 0
-    assert copying.reach(0x300) == 2048
-    copying.cache.answering = False
-    assert caller.unmap(copying.ctx, 0x300, 1).rc == 0
-    assert copying.reach(0x300) is None, "it still has the translation, and may not use it"
-    assert copying.reach(0x301) is None, "nor anything else"
-    assert caller.xen.backend.units[0].broken == {COPIER}
-    sent = copying.commands["device-TLB"]
-    assert caller.unmap(copying.ctx, 0x301, 1).rc == 0
-    assert copying.commands["device-TLB"] == sent, "nobody waits for it again"
-
-
-def test_a_broken_device_goes_to_the_default_context_only_and_stays_blocked_there():
-    copying = Copying()
-    caller = copying.caller
-    assert caller.map(copying.ctx, 2048, 0x300, 1, RW).rc == 0
-    copying.reach(0x300)
-    copying.cache.answering = False
-    assert caller.unmap(copying.ctx, 0x300, 1).rc == 0
-    second = caller.alloc()
-    assert caller.attach(second, COPIER) == -EIO
-    assert caller.attach(0, COPIER) == 0
-    assert caller.attach(second, COPIER) == -EIO
-    copying.cache.answering = True
-    for dfn in (0x300, caller.gfn(2048)):
-        assert copying.reach(dfn) is None
-        assert isinstance(caller.testbed.translate(COPIER, dfn << 12, True), Fault)
-    assert caller.free(copying.ctx) == 0
-
-
-def test_a_device_that_falls_silent_during_its_move_is_cut_off_too():
-    copying = Copying()
-    caller = copying.caller
-    second = caller.alloc()
-    assert caller.map(copying.ctx, 2048, 0x300, 1, RW).rc == 0
-    assert copying.reach(0x300) == 2048
-    copying.cache.answering = False
-    assert caller.attach(second, COPIER) == -EIO
-    assert copying.reach(0x300) is None
-    assert caller.map(second, 2049, 0x300, 1, RW).rc == 0
-    assert copying.reach(0x300) is None
-
-
-def test_a_snapshot_keeps_device_caches_and_who_is_broken():
-    copying = Copying()
-    caller = copying.caller
-    assert caller.map(copying.ctx, 2048, 0x300, 1, RW).rc == 0
-    copying.reach(0x300)
-    caller.testbed.snapshot()
-    copying.cache.answering = False
-    assert caller.unmap(copying.ctx, 0x300, 1).rc == 0
-    caller.testbed.reset()
-    assert not caller.xen.backend.units[0].broken
-    assert len(copying.cache) == 1
-    assert copying.reach(0x300) == 2048
-    assert caller.unmap(copying.ctx, 0x300, 1).rc == 0
-    assert copying.reach(0x300) is None
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_caching_device_never_reaches_what_the_tree_does_not_say(seed):
-    copying = Copying(iotlb=("stale", "random:3", "eager", "oldest:2")[seed])
-    caller, rng = copying.caller, random.Random(seed)
-    contexts, current = [copying.ctx, caller.alloc()], copying.ctx
-    for _ in range(150):
-        ctx, dfn, count = rng.choice(contexts), 0x200 + rng.randrange(24), rng.choice([1, 1, 2, 4, 7])
-        match rng.randrange(6):
-            case 0 | 1:
-                caller.map(ctx, 2048 + rng.randrange(9), dfn, count, RW)
-            case 2 | 3:
-                caller.unmap(ctx, dfn, count)
-            case 4:
-                current = rng.choice(contexts)
-                assert caller.attach(current, COPIER) == 0
-        for probe in (dfn, dfn + 1, 0x200 + rng.randrange(30)):
-            mfn = caller.lookup(current, probe)
-            got = copying.reach(probe)
-            assert (None if got is None else caller.mfn(got)) == mfn
