@@ -67,6 +67,8 @@ class Ioctl:
 
     def size(self, version: tuple[int, int]) -> int:
         """Bytes that a kernel of ``version`` knows of the struct."""
+        if len(self.sizes) == 1:
+            return self.sizes[0][1]
         known = self.sizes[0][1]
         for since, size in self.sizes:
             if version >= since:

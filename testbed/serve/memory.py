@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from abi.errno import EFAULT, ENOMEM
@@ -28,6 +29,9 @@ _READABLE, _WRITABLE, _SHARED = 1, 2, 8
 
 Key = tuple[object, ...]
 """What makes two addresses one page: a file's page, or an address of one memory."""
+
+Area = tuple[int, int, int, int, tuple[int, int], int]
+"""Start, end, flags, file offset, device and inode of a mapping."""
 
 
 class _Iovec(ctypes.Structure):
@@ -88,7 +92,9 @@ class SharedPage:
         """``memory`` ends: keep the content if it was the last that had the page."""
         left = [holder for holder in self.holders if holder[0] is not memory]
         if self.holders and not left and self.window is None:
-            self.kept = bytearray(memory.read(self.holders[0][1], PAGE_SIZE) or bytes(PAGE_SIZE))
+            left = memory.shared.others(memory, self)
+            if not left:
+                self.kept = bytearray(memory.read(self.holders[0][1], PAGE_SIZE) or bytes(PAGE_SIZE))
         self.holders = left
 
 
@@ -99,6 +105,19 @@ class SharedPages:
         self._kernel: Final = kernel
         self.by_pfn: Final[dict[int, SharedPage]] = {}
         self._by_key: Final[dict[Key, SharedPage]] = {}
+        self.memories: Final[list[ProgramMemory]] = []
+        """Of the processes that live."""
+
+    def others(self, but: ProgramMemory, page: SharedPage) -> list[tuple[ProgramMemory, int]]:
+        """Another process that has a file's page mapped, with the address, now that ``but`` ends."""
+        if page.key[0] != "file":
+            return []
+        for memory in self.memories:
+            address = None if memory is but else memory.address_of(page.key)
+            if address is not None:
+                memory.pages.add(page)
+                return [(memory, address)]
+        return []
 
     def get(self, key: Key) -> SharedPage | None:
         """One more pin of the page called ``key``; ``None`` if the kernel has no page for it."""
@@ -155,6 +174,7 @@ class ProgramMemory:
         self._remote: Final = _Iovec(0, 0)
         self._refs: Final = (ctypes.addressof(self._local), ctypes.addressof(self._remote))
         self._maps = -1
+        shared.memories.append(self)
 
     def read(self, address: int, length: int) -> bytes | None:
         if self.gone or address + length > 1 << 64:
@@ -241,6 +261,7 @@ class ProgramMemory:
             page.leave(self)
         self.pages.clear()
         self.gone = True
+        self.shared.memories.remove(self)
         if self._maps >= 0:
             os.close(self._maps)
             self._maps = -1
@@ -275,8 +296,8 @@ class ProgramMemory:
                 return False
         return True
 
-    def _area(self, address: int) -> tuple[int, int, int, int, tuple[int, int], int] | None:
-        """(start, end, flags, file offset, device, inode) of the mapping at ``address``."""
+    def _area(self, address: int) -> Area | None:
+        """The mapping at ``address``."""
         if self.gone or address >> 63:
             return None
         try:
@@ -284,22 +305,33 @@ class ProgramMemory:
                 self._maps = os.open(f"/proc/{self.pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
             raw = fcntl.ioctl(self._maps, _PROCMAP_QUERY, _QUERY.pack(_QUERY.size, 0, address, *bytes(12)))
         except OSError as error:
-            return None if error.errno == errno.ENOENT else self._parse(address)  # ENOTTY before Linux 6.11
+            if error.errno == errno.ENOENT:
+                return None
+            return next((area for area in self._areas() if area[0] <= address < area[1]), None)  # before Linux 6.11
         _, _, _, start, end, flags, _, offset, inode, major, minor, *_ = _QUERY.unpack(raw)
         return start, end, flags, offset, (major, minor), inode
 
-    def _parse(self, address: int) -> tuple[int, int, int, int, tuple[int, int], int] | None:
-        """The same from the text of /proc/pid/maps."""
+    def address_of(self, key: Key) -> int | None:
+        """Where this memory has a page of a file, if it does."""
+        _, device, inode, page = key
+        assert isinstance(page, int)
+        for start, end, flags, offset, of_device, of_inode in self._areas():
+            first = offset >> PAGE_SHIFT
+            here = first <= page < first + (end - start >> PAGE_SHIFT)
+            if here and flags & _SHARED and (of_device, of_inode) == (device, inode):
+                return start + (page - first << PAGE_SHIFT)
+        return None
+
+    def _areas(self) -> Iterator[Area]:
+        """Every mapping, from the text of /proc/pid/maps."""
         try:
             with open(f"/proc/{self.pid}/maps", encoding="ascii", errors="replace") as maps:
                 for line in maps:
                     span, modes, offset, device, inode = line.split(maxsplit=5)[:5]
                     start, end = (int(part, 16) for part in span.split("-"))
-                    if start <= address < end:
-                        flags = (_READABLE if modes[0] == "r" else 0) | (_WRITABLE if modes[1] == "w" else 0)
-                        flags |= _SHARED if modes[3] == "s" else 0
-                        major, minor = (int(part, 16) for part in device.split(":"))
-                        return start, end, flags, int(offset, 16), (major, minor), int(inode)
+                    flags = (_READABLE if modes[0] == "r" else 0) | (_WRITABLE if modes[1] == "w" else 0)
+                    flags |= _SHARED if modes[3] == "s" else 0
+                    major, minor = (int(part, 16) for part in device.split(":"))
+                    yield start, end, flags, int(offset, 16), (major, minor), int(inode)
         except OSError:
-            return None
-        return None
+            return

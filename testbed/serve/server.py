@@ -102,7 +102,8 @@ class Server:
         if process is not None:
             self._poll.unregister(fd)
             os.close(fd)
-            process.memory.end()
+            if not process.memory.gone:
+                process.memory.end()
             for tid in [tid for tid, owner in self._threads.items() if owner is process]:
                 del self._threads[tid]
 
@@ -145,9 +146,10 @@ class Server:
     def _memory_ends(self, call: Call) -> None:
         """The process ends or replaces its memory: what devices need of it is kept first."""
         process = self._threads.get(call.pid)
-        if process is not None:
+        if process is not None and not process.memory.gone:
             process.memory.end()
-            process.mm = ProgramMemory(process.pid, self._shared)
+            if call.name != "exit_group":
+                process.mm = ProgramMemory(process.pid, self._shared)
         self._listener.let_pass(call)
 
     # -------------------------------------------------------------------------------------------------- calls
