@@ -13,6 +13,7 @@ from abi.errno import EBUSY, errno_name
 from abi.versions import Abi
 from base.units import PAGE_SHIFT, Sbdf
 from fuzz import events
+from fuzz.faults import PlannedFaults
 from fuzz.program import Bench, Program
 from fuzz.run import Finding, raised
 from fuzz.sweep import Broken
@@ -78,6 +79,8 @@ class DriverRunner:
         self.coverage: Counter[tuple[str, int, int]] = Counter()
         self.ops = 0
         self._happened = 0
+        self.faults: PlannedFaults | None = None
+        """A fault plan, if the program has put one in place."""
         if sabotage is not None:
             sabotage(self.world.testbed)
 
@@ -91,13 +94,15 @@ class DriverRunner:
 
     def begin(self) -> None:
         """Power off."""
+        self._no_faults()
         self.world.reset()
 
     def step(self, operation: Op, sweep: bool = True) -> tuple[str, Broken | None]:
         """As :meth:`fuzz.run.Runner.step`."""
         self._happened = 0
         try:
-            result, self._happened, broken = self._step(operation)
+            result, happened, broken = self._step(operation)
+            self._happened |= happened
             if broken is None and sweep:
                 broken = machine_sweep(View(self.world.testbed))
         except KernelOops as death:
@@ -151,6 +156,8 @@ class DriverRunner:
         verb, values = operation[0], operation[1:]
         if verb == "boot":
             return self._boot(*values)
+        if verb == "fault":
+            return self._inject(*values)
         if world.kernel is None and verb != "fail_call":
             result, happened, broken = self._boot("dma", "nothing")
             if broken is not None or result:
@@ -165,6 +172,19 @@ class DriverRunner:
         if verb.endswith("_sg") and "map" in verb and "unmap" not in verb:
             args = (*values[:-1], *str(values[-1]).split(","))
         return self._perform(CALLS[verb], args)
+
+    def _inject(self, plan: str) -> tuple[int, int, Broken | None]:
+        self._no_faults()
+        self.faults = PlannedFaults(self.world.testbed.xen, plan, self._note)
+        return 0, 0, None
+
+    def _no_faults(self) -> None:
+        if self.faults is not None:
+            self.faults.remove()
+            self.faults = None
+
+    def _note(self, happened: int) -> None:
+        self._happened |= happened
 
     def _misuses(self, verb: str, values: tuple[Any, ...]) -> bool:
         """Whether the operation is one that no caller in a kernel may make: whoever does is at fault, not the core."""

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from abi.errno import errno_name
-from base.units import PAGE_SHIFT
+from base.units import PAGE_SHIFT, Sbdf
 from fuzz import events
+from fuzz.faults import COPIES
 from fuzz.guest_frames import Frames
 from fuzz.shadow import Shadow
 from fuzz.sweep import Broken, sweep
@@ -80,6 +81,8 @@ class Oracle:
             xen.profile.errno_paged_out,
         )
         shadow.starved = self._starved
+        shadow.stuck = self._is_in
+        shadow.tagless = lambda: self.target.faults is not None and self.target.faults.tag
         shadow.unconfirmed = lambda: bool(self.target.events & events.UNCONFIRMED)
         return shadow
 
@@ -92,6 +95,12 @@ class Oracle:
         arena = self.target.arena
         self._free_before = arena.pages - arena.used if arena is not None else 0
         self.target.events = 0
+        if self.target.faults is not None:
+            self.target.faults.clear()
+
+    def _is_in(self, device: int, number: int) -> bool:
+        found = self.target.bed.dom0.devices.get(Sbdf(device))
+        return found is not None and found.context is not None and found.context.number == number
 
     def _starved(self, pages: int) -> bool:
         """Was an allocation made to fail, or is the arena so small that this many pages may not have found tables?"""
@@ -101,6 +110,12 @@ class Oracle:
 
     def judge(self, call: Call) -> Broken | None:
         """Hold a hypercall's answer against the contract, and follow what it did."""
+        faults = self.target.faults
+        if faults is not None and faults.copy:  # the same as a struct that lies where it cannot be copied
+            seen = call.inner if call.inner is not None and faults.copy == "copy-out" else call
+            seen.argument = COPIES[faults.copy]
+            if seen is call.inner:
+                faults.copy = ""
         if call.name == "remote_cmd":
             return self._judge_remote(call)
         self.shadow.progress = call.progress

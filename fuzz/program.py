@@ -26,6 +26,7 @@ from abi.errno import errno_name, errno_number
 from fuzz.verbs import (
     ACCESS,
     ACCESS_NAMES,
+    ANY_LEVEL,
     ARGUMENTS,
     DEFAULTS,
     DEVICES,
@@ -154,6 +155,7 @@ def _format(kind: str, value: Value) -> str:
 # ---------------------------------------------------------------------------------------------------------- parsing
 
 _SHAPES: Final = {
+    "plan": (r"[a-z-]+:[0-9]{1,6}\+?(,[a-z-]+:[0-9]{1,6}\+?)*", "plan of faults, as arena:3,confirm:2+"),
     "frames": (r"(near|far)(\+[0-9]{1,4})?", "run of frames: near or far, perhaps with +N"),
     "pieces": (r"[0-9]{1,4}(\+[0-9]{1,4})?:[0-9]{1,7}(,[0-9]{1,4}(\+[0-9]{1,4})?:[0-9]{1,7}){0,31}", "list of pieces"),
 }
@@ -177,7 +179,7 @@ def parse(text: str) -> Program:
                 bench = _parse_bench(words)
             else:
                 ops.append(parse_op(words))
-                if (words[0] in DRIVER_VERBS) != (bench.level == "driver") and words[0] != "dma":
+                if (words[0] in DRIVER_VERBS) != (bench.level == "driver") and words[0] not in ANY_LEVEL:
                     raise ProgramError(f"{words[0]} is no operation of {bench.level!r} level")
         except ProgramError as error:
             raise ProgramError(f"line {number}: {error}") from None

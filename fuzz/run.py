@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from abi.errno import errno_name
 from abi.versions import Abi
 from fuzz import events
+from fuzz.faults import PlannedFaults
 from fuzz.oracle import Oracle
 from fuzz.program import Bench, Program, format_op
 from fuzz.sweep import Broken
@@ -61,6 +62,11 @@ class ProgramRunner(Protocol):
         """The machine that programs run on."""
         ...
 
+    @property
+    def faults(self) -> PlannedFaults | None:
+        """The fault plan of the program that ran last, if it has one."""
+        ...
+
     def run(
         self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
     ) -> Finding | None:
@@ -99,6 +105,7 @@ class Runner:
             "progress": self._progress,
             "fail": self._fail,
             "preempt": self._preempt,
+            "fault": self._fault,
         }
 
     @property
@@ -108,6 +115,10 @@ class Runner:
     @property
     def bed(self) -> TestBed:
         return self.target.bed
+
+    @property
+    def faults(self) -> PlannedFaults | None:
+        return self.target.faults
 
     def _make_oracle(self) -> Oracle:
         return Oracle(self.target)
@@ -148,6 +159,10 @@ class Runner:
 
     def _preempt(self, operation: Op) -> tuple[int, Broken | None]:
         self.target.preempt(operation[1])
+        return 0, None
+
+    def _fault(self, operation: Op) -> tuple[int, Broken | None]:
+        self.target.inject(operation[1])
         return 0, None
 
     # ---------------------------------------------------------------------------------------------------- programs

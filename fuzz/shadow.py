@@ -65,6 +65,10 @@ class Shadow:
         """What the call that is being judged says about earlier passes."""
         self.regions: dict[int, list[tuple[int, int]]] = {}
         """By context: the reserved regions of its devices."""
+        self.stuck: Callable[[int, int], bool] = lambda device, number: False
+        """Whether a device is still in that context: asked where a move may have gone wrong."""
+        self.tagless: Callable[[], bool] = lambda: False
+        """Whether hardware's last tag was made to be taken."""
         self.starved: Callable[[int], bool] = lambda pages: False
         """Whether a call that maps or splits so many pages may have run out of memory for tables."""
         self.unconfirmed: Callable[[], bool] = lambda: False
@@ -117,6 +121,8 @@ class Shadow:
             return -ENOSPC, (number_in,)
         if result == -ENOMEM and self.starved(0):
             return -ENOMEM, (number_in,)
+        if result == -ENOSPC and self.tagless():
+            return -ENOSPC, (number_in,)
         self.spaces[number] = Intervals()
         self.regions[number] = []
         return 0, (number,)
@@ -130,8 +136,12 @@ class Shadow:
         inside = [device for device, home in self.homes.items() if home == number]
         if inside and not flags & self.abi.free_reattach_default:
             return -EBUSY, ()
+        stays = [device for device in inside if self.stuck(device, number)] if result == -EIO else []
         for device in inside:
-            self.homes[device] = 0
+            self.homes[device] = 0 if device not in stays else number
+        if stays and self.unconfirmed():  # a move that hardware did not confirm ends the call
+            self.regions[number] = sorted({region for device in stays for region in self.devices[device]})
+            return -EIO, ()
         if result == -EIO and self.unconfirmed():
             self.dying.add(number)
             self.regions[number] = []

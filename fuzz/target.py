@@ -9,6 +9,7 @@ from abi.errno import EBUSY, EINVAL, EIO
 from abi.model import Convention
 from base.units import PAGE_SHIFT
 from fuzz import events
+from fuzz.faults import PlannedFaults
 from fuzz.program import Bench
 from fuzz.verbs import DEVICES, Op, ProgramError, Value
 from hypervisor import p2m
@@ -108,6 +109,8 @@ class Target:
         self._flush_fails_in = 0
         self._carrier: int | None = None
         self._progress = 0
+        self.faults: PlannedFaults | None = None
+        """A fault plan, if the program has put one in place."""
         self.events = 0
         """What happened (a mask of :mod:`fuzz.events`) since this was last cleared."""
         self._splits: dict[int, int] = {}
@@ -124,6 +127,9 @@ class Target:
         bed.xen.rescheduled = self._rescheduled
         bed.snapshot()
 
+    def _note(self, happened: int) -> None:
+        self.events |= happened
+
     def _rescheduled(self, vcpu: object) -> None:
         self.events |= events.RESTART
 
@@ -139,6 +145,9 @@ class Target:
 
     def reset(self) -> None:
         """Back to the start."""
+        if self.faults is not None:
+            self.faults.remove()
+            self.faults = None
         self.bed.reset()
         self._fail_in = self._flush_fails_in = self._pattern = self._bit = self._progress = 0
         self._carrier = None
@@ -190,6 +199,13 @@ class Target:
         """The ``allocation``-th page or block that is asked for from now on is not to be had, the ``flush``-th flush is
         not confirmed; 0: all are again."""
         self._fail_in, self._flush_fails_in = allocation, flush
+
+    def inject(self, plan: str) -> None:
+        """A plan of what fails from now on, instead of the one before."""
+        if self.faults is not None:
+            self.faults.remove()
+            self.faults = None
+        self.faults = PlannedFaults(self.xen, plan, self._note)
 
     def remove(self, frame: Value) -> tuple[int, int]:
         """The toolstack takes a page away: (its frame number, result)."""

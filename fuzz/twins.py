@@ -124,6 +124,8 @@ class Twins(Runner):
     def _comparable(self, operation: Op) -> bool:
         """Whether an operation means the same on both machines."""
         verb = operation[0]
+        if not self._same_abi and operation[-1]:  # bytes that belong to no field are no matter of every version
+            return False
         if verb in ("map", "unmap"):
             at, pages, size = (operation[k] for k in ((3, 4, 6) if verb == "map" else (2, 3, 4)))
             if size & self._odd_sizes or pages > self._most or (not self._same_abi and size != 0x1000):
@@ -135,7 +137,7 @@ class Twins(Runner):
             return bool(operation[2] <= self._last_dfn)
         if self._same_abi:
             return True
-        if verb == "init" or (verb in ("alloc", "free") and operation[-3] & ~1) or operation[-1]:
+        if verb == "init" or (verb in ("alloc", "free") and operation[-3] & ~1):
             return False
         return all(target.abi.has(SUBOPS[str(verb)]) for target in (self.target, self._other))
 

@@ -96,6 +96,7 @@ VERBS: Final[dict[str, tuple[Field, ...]]] = {
     "p2m": (Field("frame", "frame"), Field("kind", "frame kind")),
     "fail": (Field("allocation", "count", 0), Field("flush", "count", 0)),
     "preempt": (Field("pattern", "hex"),),
+    "fault": (Field("plan", "plan", ""),),
     "domain_alloc": (_DOMAIN, Field("device", "device")),
     "domain_free": (_DOMAIN,),
     "domain_attach": (_DOMAIN, Field("device", "device")),
@@ -135,10 +136,12 @@ operation for reserved regions; ``remote``: the next hypercall is carried by rem
 the next one comes with the guest's own idea of how far earlier passes got; ``remove``: the toolstack takes a page from
 the guest; ``p2m``: it makes another kind of page of it; ``fail``: that allocation from now on (1: the next) finds no
 memory, that flush is not confirmed (0: none); ``preempt``: from now on the vCPU is wanted elsewhere wherever the next
-bit of the pattern, lowest first and over again, says so (0: never).  From ``domain_alloc`` on: what the guest kernel
-asks of its IOMMU code, under the names of Linux's functions; ``fail_call``: the next such hypercall fails."""
-DRIVER_VERBS: Final = frozenset((*tuple(VERBS)[tuple(VERBS).index("domain_alloc") :], "dma"))
+bit of the pattern, lowest first and over again, says so (0: never); ``fault``: a plan of what fails, at either
+level (:mod:`fuzz.faults`).  From ``domain_alloc`` on: what the guest kernel asks of its IOMMU code, under the names of
+Linux's functions; ``fail_call``: the next such hypercall fails."""
+DRIVER_VERBS: Final = frozenset((*tuple(VERBS)[tuple(VERBS).index("domain_alloc") :], "dma", "fault"))
 """The operations of driver level."""
+ANY_LEVEL: Final = frozenset(("dma", "fault"))
 POSITIONAL: Final = {
     verb: name
     for name in ("device", "call")

@@ -14,6 +14,7 @@ from pviommu.run_cli import run
 from pviommu.scenario_cli import app as scenario_app
 from pviommu.serve_cli import serve_iommufd
 from pviommu.state_cli import dump, walk
+from pviommu.sweep_cli import sweep
 
 app = typer.Typer(
     name="pviommu",
@@ -32,6 +33,7 @@ app.command()(hunt)
 app.command()(replay)
 app.command()(shrink)
 app.command()(export)
+app.command()(sweep)
 app.command("serve-iommufd")(serve_iommufd)
 app.add_typer(abi_app, name="abi")
 app.add_typer(defects_app, name="defects")
