@@ -8,6 +8,7 @@ from pviommu.defects_cli import app as defects_app
 from pviommu.driver_cli import app as driver_app
 from pviommu.fuzz_cli import fuzz, hunt
 from pviommu.golden_cli import golden
+from pviommu.invariants_cli import invariants
 from pviommu.oracle_cli import app as oracle_app
 from pviommu.program_cli import export, replay, shrink
 from pviommu.run_cli import run
@@ -35,6 +36,7 @@ app.command()(shrink)
 app.command()(export)
 app.command()(sweep)
 app.command("serve-iommufd")(serve_iommufd)
+app.command()(invariants)
 app.add_typer(abi_app, name="abi")
 app.add_typer(defects_app, name="defects")
 app.add_typer(driver_app, name="driver")
