@@ -200,6 +200,7 @@ class Abi:
     map_no_flush: int = 0
     map_flags_mask: int = 0
     alloc_identity: int = 0
+    alloc_cache: int = 0
     alloc_flags_mask: int = 0
     free_reattach_default: int = 0
     free_flags_mask: int = 0
@@ -235,6 +236,7 @@ _FLAG_BITS: Final = {
     "map_cache": ("IOMMU_MAP_cache",),
     "map_no_flush": ("IOMMU_MAP_no_flush",),
     "alloc_identity": ("IOMMU_ALLOC_identity",),
+    "alloc_cache": ("IOMMU_ALLOC_cache",),
     "free_reattach_default": ("IOMMU_FREE_reattach_default", "IOMMU_TEARDOWN_REATTACH_DEFAULT"),
 }
 

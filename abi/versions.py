@@ -12,6 +12,7 @@ from abi.proposal import N
 from abi.v3 import H0, V1, V2, V3
 from abi.v4 import V4
 from abi.v7 import V5, V6, V7
+from abi.x1 import X1
 from abi.xenserver import A_NEW, A_OLD
 
 __all__ = [
@@ -22,12 +23,15 @@ __all__ = [
     "CopyBack",
     "SubOp",
     "UnknownVersion",
+    "experimental",
     "get",
     "names",
 ]
 
 _POSTED: Final = (A_OLD, A_NEW, P_FIRST, P0, H0, V1, V2, V3, N, V4, V5, V6, V7, E3)
-_REGISTRY: Final[Mapping[str, Abi]] = MappingProxyType({abi.name: abi for abi in _POSTED})
+_EXPERIMENTAL: Final = (X1,)
+"""This project's own, which nobody posted."""
+_REGISTRY: Final[Mapping[str, Abi]] = MappingProxyType({abi.name: abi for abi in (*_POSTED, *_EXPERIMENTAL)})
 
 
 class UnknownVersion(KeyError):
@@ -48,5 +52,10 @@ def get(name: str) -> Abi:
 
 
 def names() -> tuple[str, ...]:
-    """Every version's name, oldest first."""
-    return tuple(_REGISTRY)
+    """Every posted version's name, oldest first."""
+    return tuple(abi.name for abi in _POSTED)
+
+
+def experimental() -> tuple[str, ...]:
+    """Names of the versions that are experiments of this project."""
+    return tuple(abi.name for abi in _EXPERIMENTAL)

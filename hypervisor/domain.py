@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A VM: its memory, its devices, its vCPUs and its part of the PV-IOMMU."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from base.units import CtxNo, DomId, Sbdf
 from hypervisor.guest_access import GuestMemory
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.pool import Arena
 from hypervisor.p2m import P2m, Translation
+
+
+class GuestFault(NamedTuple):
+    """A request that the guest's own table refused."""
+
+    sbdf: Sbdf
+    address: int
+    write: bool
+    pasid: int | None
+    code: int
 
 
 class DomainIommu:
@@ -17,7 +27,17 @@ class DomainIommu:
     versions without ``IOMMU_init``, domain creation) sets PV-IOMMU up.
     """
 
-    __slots__ = ("allowed", "arena", "arena_pages", "contexts", "default", "initialised", "limit")
+    __slots__ = (
+        "allowed",
+        "arena",
+        "arena_pages",
+        "contexts",
+        "default",
+        "faults",
+        "faults_lost",
+        "initialised",
+        "limit",
+    )
 
     def __init__(self, default: IommuContext, *, allowed: bool) -> None:
         self.default: Final = default
@@ -29,6 +49,10 @@ class DomainIommu:
         self.initialised = False
         self.allowed = allowed
         """Whether this domain may use the hypercall."""
+        self.faults: Final[list[GuestFault]] = []
+        """Faults of the guest's own stage that it has not fetched."""
+        self.faults_lost = 0
+        """Those that were dropped because it did not."""
 
     def get(self, number: int) -> IommuContext | None:
         """Context ``number``, the default one included."""

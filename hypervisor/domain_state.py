@@ -20,6 +20,7 @@ def save_domain(domain: Domain) -> Any:
             iommu.arena.save() if iommu.arena is not None else None,
             iommu.initialised,
             iommu.allowed,
+            (tuple(iommu.faults), iommu.faults_lost),
         )
     return (domain.translation.save(), devices, contexts, domain.dying)
 
@@ -33,6 +34,7 @@ def _save_context(context: IommuContext) -> Any:
         context.unconfirmed,
         [(region.first, region.last, region.users) for region in context.identity],
         context.hw,
+        context.children,
     )
 
 
@@ -47,11 +49,13 @@ def restore_domain(domain: Domain, state: Any) -> None:
     iommu = domain.iommu
     if iommu is None or contexts is None:
         return
-    saved, iommu.limit, iommu.arena, arena, iommu.initialised, iommu.allowed = contexts
+    saved, iommu.limit, iommu.arena, arena, iommu.initialised, iommu.allowed, (faults, iommu.faults_lost) = contexts
+    iommu.faults[:] = faults
     if iommu.arena is not None:
         iommu.arena.restore(arena)
     iommu.contexts.clear()
-    for context, (table, table_state, members, context.dying, context.unconfirmed, identity, context.hw) in saved:
+    for context, fields in saved:
+        table, table_state, members, context.dying, context.unconfirmed, identity, context.hw, context.children = fields
         context.table = table
         if table is not None:
             table.restore(table_state)

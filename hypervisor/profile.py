@@ -114,18 +114,33 @@ _PROFILES: Final[dict[str, Callable[[], Profile]]] = {
     "e2": lambda: _edera("e2", "Edera's tree on RFC v7, second state: IOMMU_init answers for itself"),
 }
 
+_EXPERIMENTAL: Final[dict[str, Callable[[], Profile]]] = {
+    "x1-nested": lambda: replace(
+        _v7_fixed(),
+        name="x1-nested",
+        abi=versions.get("x1-nested"),
+        summary="experimental: v7-fixed with tables that a guest owns, and coherency settled by context",
+    ),
+}
+"""For interfaces that nobody posted."""
+
 
 def names() -> tuple[str, ...]:
-    """Every profile that :func:`get` knows, newest last."""
+    """Every profile for a posted interface, newest last."""
     return tuple(_PROFILES)
+
+
+def experimental() -> tuple[str, ...]:
+    """Profiles for interfaces that are experiments of this project."""
+    return tuple(_EXPERIMENTAL)
 
 
 def get(name: str) -> Profile:
     """The profile called ``name``; ``ValueError`` lists what there is."""
     try:
-        return _PROFILES[name]()
+        return {**_PROFILES, **_EXPERIMENTAL}[name]()
     except KeyError:
-        raise ValueError(f"unknown profile {name!r}; there are: {', '.join(_PROFILES)}") from None
+        raise ValueError(f"unknown profile {name!r}; there are: {', '.join((*_PROFILES, *_EXPERIMENTAL))}") from None
 
 
 def sound() -> tuple[str, ...]:

@@ -21,8 +21,9 @@ from hypervisor.errors import XenBug
 from hypervisor.frames import DOMID_IO, DOMID_XEN, REF, WRITABLE_REF, FrameTable
 from hypervisor.guest_access import GuestMemory
 from hypervisor.iommu import assignment, destruction
-from hypervisor.iommu.backend import Backend
+from hypervisor.iommu.backend import Backend, FaultReport
 from hypervisor.iommu.context import IommuContext, PciDevice
+from hypervisor.iommu.nesting import forget_nested
 from hypervisor.iommu.pool import Arena, HeapPool
 from hypervisor.locking.locks import Locks
 from hypervisor.memory_op import memory_op
@@ -79,6 +80,8 @@ class Xen:
         """dom_io, once there was a device in quarantine."""
         self.quarantine_contexts = MAX_CONTEXTS
         """How many contexts dom_io may have beside context 0."""
+        self.faults: list[FaultReport] = []
+        """What the units reported and no guest is to be told."""
         self.kept: list[tuple[Domain, IommuContext, Changes]] = []
         """What hardware did not confirm to have forgotten: its frames and tables are never used again."""
         self.preempt: Callable[[Vcpu], bool] | None = None
@@ -355,6 +358,7 @@ class Xen:
             folds, splits = self.retired
             self.retired = (folds + context.table.folds, splits + context.table.splits)
         self.backend.context_release(context)
+        forget_nested(self, context)
 
     @property
     def console(self) -> tuple[str, ...]:
@@ -370,11 +374,12 @@ class Xen:
             self.retired,
             len(self._console),
             self.kept[:],
+            self.faults[:],
             self.locks.save() if self.locks is not None else None,
         )
 
     def restore(self, state: Any) -> None:
-        frames, backend, domains, (self.quarantined, quarantined), self.retired, console, kept, locks = state
+        frames, backend, domains, (self.quarantined, quarantined), self.retired, console, kept, faults, locks = state
         if self.locks is not None:
             self.locks.restore(locks or [])
         self.frames.restore(frames)
@@ -387,6 +392,7 @@ class Xen:
             restore_domain(self.quarantined, quarantined)
         del self._console[console:]
         self.kept[:] = kept
+        self.faults[:] = faults
 
 
 def _map_permissions(abi: Abi, entry_format: Format) -> dict[int, tuple[int, bool]]:

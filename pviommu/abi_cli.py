@@ -89,7 +89,7 @@ def list_versions(format: FormatOption = Format.table) -> None:
     from pviommu import abi_json, abi_view
 
     if format is Format.json:
-        show_json([abi_json.summary(versions.get(name)) for name in versions.names()])
+        show_json([abi_json.summary(versions.get(name)) for name in (*versions.names(), *versions.experimental())])
     else:
         abi_view.print_list()
 

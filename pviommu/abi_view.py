@@ -44,7 +44,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 def print_list() -> None:
     out = console()
     rows = table("version", "posted", "convention", ">call", ">sub-ops")
-    for name in versions.names():
+    for name in (*versions.names(), *versions.experimental()):
         abi = versions.get(name)
         rows.add_row(name, _posted(abi), abi.convention.value, str(abi.hypercall), str(len(abi.subops)))
     out.print(rows)

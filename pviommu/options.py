@@ -32,7 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 def make_config(backend: str, profile: str, guest: str | None, seed: int, defect: str = "") -> Config:
     """A configuration out of checked names."""
-    if profile not in profiles.names():
+    if profile not in (*profiles.names(), *profiles.experimental()):
         raise UsageError(f"unknown profile {profile!r}; there are: {', '.join(profiles.names())}")
     if guest is not None and guest not in GUESTS:
         raise UsageError(f"unknown guest kind {guest!r}; there are: {', '.join(GUESTS)}")

@@ -97,11 +97,19 @@ def _held(view: View, writable: bool) -> "array[int]":
     return array("Q", accumulate(steps[:-1]))
 
 
+def _guest_tables(view: View) -> Counter[int]:
+    """References that nested contexts hold on the frames of guests' tables."""
+    contexts = (c for d in view.xen.domains.values() if d.iommu is not None for c in d.iommu.contexts.values())
+    return Counter(mfn for context in contexts if context.nested is not None for mfn in context.nested.frames)
+
+
 @invariant
 def references(view: View) -> Iterator[str]:
-    """A frame's reference count is its owner's own reference and one for each device mapping of it."""
+    """A frame's reference count: its owner's, one for each device mapping, one for each nested table that it is in."""
     frames = view.frames
     held = _held(view, False)
+    for mfn, count in _guest_tables(view).items():
+        held[mfn] += count
     for mfn in range(frames.frames):
         expected = held[mfn] + frames.allocated[mfn]
         if frames.count(mfn) != expected:

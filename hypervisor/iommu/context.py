@@ -6,21 +6,63 @@ own memory one to one, and no sub-op may change it.  The others are the guest's.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from base.units import CtxNo, Sbdf
 from hypervisor.pagetable.radix import FramePool, PageTable
 from machine.pci import PciFunction
 
 
+class NestedTable(NamedTuple):
+    """The guest's own first stage of a nested context."""
+
+    address: int
+    """Device address of the table, as the context underneath translates it."""
+    flags: int
+    """As :class:`abi.x1.NestedFlags` has them."""
+    frames: tuple[int, ...]
+    """Machine frames of the table that the context holds a reference on."""
+
+
 class IommuContext:
-    """One address space that devices can be put into."""
+    """One address space that devices can be put into.
 
-    __slots__ = ("devices", "dying", "hw", "identity", "number", "pool", "table", "unconfirmed")
+    A *nested* context has no table of Xen's: ``nested`` is the guest's, and what comes out of it goes through
+    ``parent``.
+    """
 
-    def __init__(self, number: CtxNo, pool: FramePool) -> None:
+    __slots__ = (
+        "children",
+        "devices",
+        "dying",
+        "enforces_cache",
+        "hw",
+        "identity",
+        "nested",
+        "number",
+        "parent",
+        "pool",
+        "table",
+        "unconfirmed",
+    )
+
+    def __init__(
+        self,
+        number: CtxNo,
+        pool: FramePool,
+        *,
+        enforces_cache: bool = False,
+        parent: "IommuContext | None" = None,
+        nested: NestedTable | None = None,
+    ) -> None:
         self.number: Final = number
         self.pool: Final = pool
+        self.enforces_cache: Final = enforces_cache
+        """Every mapping makes DMA coherent, whatever the device asks for."""
+        self.parent: Final = parent
+        self.nested: Final = nested
+        self.children = 0
+        """Nested contexts over this one."""
         self.table: PageTable | None = None
         """The tree; ``None`` for a context that lets everything through (pass-through)."""
         self.devices: list[PciDevice] = []
@@ -32,6 +74,11 @@ class IommuContext:
         """Reserved regions (RMRR) that are mapped one to one here and are not the guest's to change."""
         self.hw: Any = None
         """The backend's own data: tags and per-unit device counts."""
+
+    @property
+    def stage2(self) -> "IommuContext":
+        """The context whose tree Xen keeps: its own, or the parent's."""
+        return self if self.parent is None else self.parent
 
     def identity_offset(self, dfn: int, pages: int) -> int | None:
         """Offset of the first of ``pages`` pages from ``dfn`` on that lies in a reserved region, or ``None``."""

@@ -45,7 +45,7 @@ def relinquish_contexts(xen: "Xen", domain: Domain) -> int:
     iommu = domain.iommu
     if iommu is None:
         return 0
-    for context in list(iommu.contexts.values()):
+    for context in sorted(iommu.contexts.values(), key=lambda context: context.parent is None):  # nested ones first
         error = _relinquish_context(xen, domain, context)
         if error:
             return error

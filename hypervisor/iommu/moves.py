@@ -22,17 +22,17 @@ def move_device(xen: "Xen", domain: Domain, device: PciDevice, target: IommuCont
     source = device.context
     if source is target:
         return 0
-    error = reserve(xen, domain, device, target)
+    error = reserve(xen, domain, device, target.stage2)
     if error:
         return error
     if device.translated:
         error = xen.backend.attach(device, target)
         if error:
-            release(xen, domain, device, target)
+            release(xen, domain, device, target.stage2)
             return error
     if source is not None:
         source.devices.remove(device)
-        release(xen, domain, device, source)
+        release(xen, domain, device, source.stage2)
     target.devices.append(device)
     device.context = target
     return 0

@@ -9,6 +9,7 @@ from hypervisor.domain import Domain, Vcpu
 from hypervisor.frames import DOMID_XEN
 from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.moves import move_device
+from hypervisor.iommu.nesting import nesting_of
 from hypervisor.pagetable.radix import Changes
 from hypervisor.pviommu.result import RESTART, Result
 
@@ -25,6 +26,8 @@ def query_capabilities(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, 
     """What this hypervisor offers the caller."""
     assert domain.iommu is not None
     flags = xen.abi.caps.get("default_identity", 0) if domain.hardware else 0
+    if nesting_of(xen.backend) is not None and xen.abi.by_name["alloc_nested"].implemented:
+        flags |= xen.abi.caps["nested"]
     return 0, (
         xen.backend.max_iova,
         flags | xen.abi.caps.get("cache", 0) | xen.abi.caps.get("deferred_flush", 0),
@@ -87,7 +90,7 @@ def alloc_context(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...],
     assert iommu.arena is not None
     if not xen.xmalloc("context"):
         return -ENOMEM, (number_in,)
-    context = IommuContext(number, iommu.arena)
+    context = IommuContext(number, iommu.arena, enforces_cache=bool(flags & xen.abi.alloc_cache))
     error = xen.backend.context_init(context)
     if error:
         return error, (number_in,)
@@ -108,7 +111,7 @@ def free_context(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], 
     context = iommu.contexts.get(number)
     if context is None:
         return -ENOENT, ()
-    if context.devices and not flags & xen.abi.free_reattach_default:
+    if context.children or (context.devices and not flags & xen.abi.free_reattach_default):
         return -EBUSY, ()
     for device in context.devices[:]:
         error = move_device(xen, domain, device, iommu.default)

@@ -51,7 +51,7 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
         return (-EINVAL if progress else 0), (0,)
     table = context.table
     if table is None:
-        raise XenBug(f"{context} has no table to map into")
+        return _guests_own(context), (0,)
 
     frames = xen.frames
     preempt = xen.preempt
@@ -115,7 +115,7 @@ def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], p
         return (-EINVAL if progress else 0), (0,)
     table = context.table
     if table is None:
-        raise XenBug(f"{context} has no table to unmap from")
+        return _guests_own(context), (0,)
     preempt = xen.preempt
     changes = Changes()
     done = start
@@ -197,6 +197,13 @@ def _checked(
     if total > MAX_PAGES:
         return None, 0, 0, -E2BIG
     return context, unit, total, 0
+
+
+def _guests_own(context: IommuContext) -> int:
+    """What a context without a table of Xen's answers: a nested one's mappings are in its guest's table."""
+    if context.parent is None:
+        raise XenBug(f"{context} has no table")
+    return -EINVAL
 
 
 def _first_page(dfn: int, unit: int, progress: int) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from abi.errno import EIO, ENODEV, ENOMEM, ENOSPC, ETIMEDOUT
+from abi.errno import EINVAL, EIO, ENODEV, ENOMEM, ENOSPC, ETIMEDOUT
 from hypervisor.errors import XenBug
 from hypervisor.frames import FrameTable
 from hypervisor.iommu.backend import FaultReport
@@ -30,6 +30,7 @@ from hypervisor.smmuv3.device_caches import WHOLE, DeviceCaches, Stream, pages_o
 from hypervisor.smmuv3.format import STAGE2
 from hypervisor.smmuv3.geometry import Geometry, allocate_root, geometry
 from hypervisor.smmuv3.invalidation import ALL, LEAF, Use, range_commands, use_of
+from hypervisor.smmuv3.nesting import Smmuv3Nesting, stage1_everywhere, stage1_words
 from hypervisor.smmuv3.unit import SmmuUnit
 
 
@@ -77,6 +78,7 @@ class Smmuv3Backend:
         """The context that a stream is translated through; a stream that aborts has none."""
         self._unsure: set[Stream] = set()
         """Streams whose unit may still act on an entry that is no longer in memory."""
+        self.nesting: Smmuv3Nesting | None = Smmuv3Nesting(self.units) if stage1_everywhere(self.units) else None
 
     def enable(self) -> int:
         for unit in self.units:
@@ -88,6 +90,10 @@ class Smmuv3Backend:
     # --------------------------------------------------------------------------------------------- contexts
 
     def context_init(self, context: IommuContext) -> int:
+        if context.parent is not None:
+            return 0  # the parent's tree and tags serve it
+        if context.enforces_cache:
+            return -EINVAL  # that would take S2FWB: a device's own attributes weaken those of stage 2
         vmids: list[int] = []
         for unit in self.units:
             vmid = unit.take_vmid()
@@ -115,6 +121,8 @@ class Smmuv3Backend:
         return 0
 
     def context_release(self, context: IommuContext) -> None:
+        if context.parent is not None:
+            return
         if any(_hw(context).streams):
             raise XenBug(f"{context} goes away with streams in it")
         self._settle(context)
@@ -145,9 +153,11 @@ class Smmuv3Backend:
             return -EIO if context.number else self.detach(device)
         if device.function.ats:
             self.caches.add(streams)
-        self._settle(context)
+        if context.parent is not None and self.nesting is None:
+            return -EINVAL
+        self._settle(context.stage2)
         for index, sid in streams:
-            if index in _hw(context).doubtful:
+            if index in _hw(context.stage2).doubtful:
                 return -EIO  # the unit may still hold translations that this context no longer has
             unit = self.units[index]
             error = unit.streams.prepare(sid, unit.commands)
@@ -199,9 +209,10 @@ class Smmuv3Backend:
                 return error
         if stream in self.caches.broken:
             return -EIO
-        dw2, dw3 = self._tree_words(unit, context)
-        caches = self.caches.capable(stream)
-        error = unit.streams.install(sid, dw2, dw3, caches, unit.commands)
+        dw2, dw3 = self._tree_words(unit, context.stage2)
+        first = None if context.nested is None else stage1_words(context.nested)
+        caches = first is None and self.caches.capable(stream)  # a guest's tables are not for devices to keep
+        error = unit.streams.install(sid, dw2, dw3, caches, unit.commands, first)
         if not error:
             if caches:
                 self.caches.start(stream)
@@ -227,7 +238,7 @@ class Smmuv3Backend:
             self._unsure.add(stream)
             for context in (owner, tried):
                 if context is not None:
-                    self._doubt(context, stream[0])
+                    self._doubt(context.stage2, stream[0])
 
     def _move(self, stream: Stream, target: IommuContext | None) -> None:
         """Account for a stream whose entry was changed and confirmed."""
@@ -236,18 +247,19 @@ class Smmuv3Backend:
         if target is not None:
             self._owners[stream] = target
         for context in (source, target):
-            if context is not None and self.caches.capable(stream):
+            if context is not None and context.nested is None and self.caches.capable(stream):
                 self._note_caching(context)
         if source is target:
             return
         index = stream[0]
         if target is not None:
-            self._count(target, index, 1)
+            self._count(target.stage2, index, 1)
         if source is not None:
-            self._count(source, index, -1)
-            if not _hw(source).streams[index]:
-                self._doubt(source, index)
-                self._settle(source)
+            self._count(source.stage2, index, -1)
+            if source.nested is not None or not _hw(source.stage2).streams[index]:
+                # What came through a guest's table is cached under the same tag as what other tables of it give.
+                self._doubt(source.stage2, index)
+                self._settle(source.stage2)
 
     def _tree_words(self, unit: SmmuUnit, context: IommuContext) -> tuple[int, int]:
         """STE words 2 and 3 for ``context`` on ``unit``."""
@@ -275,6 +287,8 @@ class Smmuv3Backend:
             return self._settle(context)
         if not changes.modified:
             return 0
+        if context.children:  # combined translations have no intermediate address to be found by
+            return self.flush_all(context)
         leaf = 0 if changes.tables or changes.folded else LEAF
         error = 0
         if pages == 1:

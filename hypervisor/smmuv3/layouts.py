@@ -41,6 +41,7 @@ EVENTQ_CONS: Final = 0x1_00AC
 class Idr0(Layout, width=32):
     st_level = bits(28, 27, "1: two-level stream tables")
     ttendian = bits(22, 21, "0 both, 2 little, 3 big")
+    cd2l = bit(19)
     vmid16 = bit(18)
     msi = bit(13)
     ats = bit(10, "devices may cache translations")
@@ -56,6 +57,7 @@ class Idr1(Layout, width=32):
     queues_preset = bit(29)
     cmdqs = bits(25, 21)
     eventqs = bits(20, 16)
+    ssidsize = bits(10, 6)
     sidsize = bits(5, 0)
 
 
@@ -157,6 +159,9 @@ class L1Descriptor(Layout):
 
 
 class Ste0(Layout):
+    s1cdmax = bits(63, 59)
+    s1contextptr = bits(51, 6)
+    s1fmt = bits(5, 4)
     config = bits(3, 1)
     v = bit(0)
 
@@ -164,6 +169,10 @@ class Ste0(Layout):
 class Ste1(Layout):
     shcfg = bits(45, 44)
     eats = bits(29, 28, "1: the device may cache machine addresses")
+    s1csh = bits(7, 6)
+    s1cor = bits(5, 4)
+    s1cir = bits(3, 2)
+    s1dss = bits(1, 0)
 
 
 class Ste2(Layout):
@@ -188,6 +197,7 @@ class Ste3(Layout):
 
 CONFIG_ABORT: Final = 0
 CONFIG_STAGE_2: Final = 6
+CONFIG_NESTED: Final = 7
 SHCFG_INCOMING: Final = 1
 STE_WORDS: Final = 8
 
@@ -235,6 +245,12 @@ class SyncAddress(Layout):
 
 CMD_CFGI_STE: Final = 0x03
 CMD_CFGI_STE_RANGE: Final = 0x04
+CMD_CFGI_CD: Final = 0x05
+CMD_CFGI_CD_ALL: Final = 0x06
+CMD_TLBI_NH_ALL: Final = 0x10
+CMD_TLBI_NH_ASID: Final = 0x11
+CMD_TLBI_NH_VA: Final = 0x12
+CMD_TLBI_NH_VAA: Final = 0x13
 CMD_TLBI_EL2_ALL: Final = 0x20
 CMD_TLBI_S12_VMALL: Final = 0x28
 CMD_TLBI_S2_IPA: Final = 0x2A
@@ -255,6 +271,7 @@ class Event0(Layout):
 
 
 class Event1(Layout):
+    s2 = bit(39, "stage 2 refused it")
     rnw = bit(35, "1: a read")
 
 

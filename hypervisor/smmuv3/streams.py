@@ -84,10 +84,13 @@ class StreamTable:
         group = sid >> SPLIT << SPLIT
         return queue.run_one(hw.Command.pack(op=hw.CMD_CFGI_STE_RANGE, sid=group), SPLIT - 1)
 
-    def install(self, sid: int, dw2: int, dw3: int, caches: bool, queue: CommandQueue) -> int:
+    def install(
+        self, sid: int, dw2: int, dw3: int, caches: bool, queue: CommandQueue, first: tuple[int, int] | None = None
+    ) -> int:
         """Translate ``sid`` through the tree that ``dw2`` and ``dw3`` describe: 0, or -EIO with an entry that aborts.
 
-        ``caches``: the device may keep translations of its own.  :meth:`prepare` came before.
+        ``caches``: the device may keep translations of its own.  ``first``: words 0 and 1 that put a stage 1 before the
+        tree.  :meth:`prepare` came before.
         """
         ste = self._entry(sid)
         command = hw.Command.pack(op=hw.CMD_CFGI_STE, sid=sid)
@@ -96,12 +99,13 @@ class StreamTable:
         if self._memory.words[ste >> 3] != ABORT:
             error = self.block(sid, queue)
         if not error:
-            write64(ste + 8, _STE1_ATS if caches else _STE1)
+            dw0, dw1 = first or (TRANSLATE, _STE1_ATS if caches else _STE1)
+            write64(ste + 8, dw1)
             write64(ste + 16, dw2)
             write64(ste + 24, dw3)
             error = queue.run_one(command, 0)
         if not error:
-            write64(ste, TRANSLATE)
+            write64(ste, dw0)
             error = queue.run_one(command, 1)
             if error:
                 write64(ste, ABORT)

@@ -45,6 +45,7 @@ class SmmuUnit:
         self.idr1: Final = bus.read32(node.base + hw.IDR1)
         idr3 = bus.read32(node.base + hw.IDR3)
         self._idr5: Final = bus.read32(node.base + hw.IDR5)
+        self.id_registers: Final = (self.idr0, self.idr1, idr3, self._idr5)
         self.oas: Final = min(hw.Idr5.oas.get(self._idr5), MAX_OAS)
         """As STE.S2PS encodes it."""
         self.coherent: Final = bool(self.idr0 & hw.Idr0.cohacc.mask)

@@ -7,7 +7,7 @@ are those that every unit can walk.  A context's domain ids (one per unit) are t
 
 from typing import Any, Final, NamedTuple
 
-from abi.errno import ENOMEM, ENOSPC
+from abi.errno import EINVAL, ENOMEM, ENOSPC
 from hypervisor.frames import FrameTable
 from hypervisor.iommu.backend import FaultReport
 from hypervisor.iommu.context import IommuContext, PciDevice
@@ -15,7 +15,7 @@ from hypervisor.pagetable.format import Format
 from hypervisor.pagetable.radix import Changes, PageTable
 from hypervisor.platform import Platform
 from hypervisor.vtd import layouts as reg
-from hypervisor.vtd.format import SECOND_STAGE
+from hypervisor.vtd.format import SECOND_STAGE, SNOOPED
 from hypervisor.vtd.unit import DEVICE_TLB, INVALID_DID, Unit
 
 FIRST_VECTOR: Final = 0xE0
@@ -54,6 +54,8 @@ class VtdBackend:
         self.page_table: type[PageTable] = PageTable
         """What a context's tree is made with."""
         self.orders: tuple[int, ...] = tuple(o for o in (0, 9, 18) if all(o in unit.orders for unit in self.units))
+        self.refuses_unsnooped = True
+        """Devices behind units that fault on the snoop bit do not get into contexts that set it."""
         self.flushes_additions: bool = any(unit.caching_mode or unit.write_buffer for unit in self.units)
         self._coherent: Final = all(unit.coherent for unit in self.units)
         self._scopes: Final = {sbdf: unit for unit in reversed(self.units) for sbdf in unit.drhd.scope}
@@ -70,6 +72,8 @@ class VtdBackend:
         return 0
 
     def context_init(self, context: IommuContext) -> int:
+        if context.enforces_cache and not any(unit.snoop_control for unit in self.units):
+            return -EINVAL
         root = context.pool.allocate()
         if root is None:
             return -ENOMEM
@@ -83,7 +87,8 @@ class VtdBackend:
                 return -ENOSPC
             dids.append(did)
         self._memory.zero_frame(root)
-        context.table = self.page_table(self._memory, self.format, self.levels, root, context.pool, self.orders)
+        entries = SNOOPED if context.enforces_cache else self.format
+        context.table = self.page_table(self._memory, entries, self.levels, root, context.pool, self.orders)
         if not self._coherent:
             self._publish(root << 9, 512)
             context.table.written = self._publish
@@ -112,6 +117,8 @@ class VtdBackend:
         unit = self._unit_of(device)
         hw: VtdContext = context.hw
         assert context.table is not None
+        if context.enforces_cache and self.refuses_unsnooped and not unit.snoop_control:
+            return -EINVAL
         if context.number == 0 and not unit.broken.isdisjoint(device.requester_ids):
             return self.detach(device)
         low = reg.ContextEntryLow.pack(p=1, slptptr=context.table.root)
@@ -122,6 +129,10 @@ class VtdBackend:
         if use not in hw.used:
             context.hw = VtdContext(hw.dids, (*hw.used, use))
         return self._write_all(unit, device, low, high)
+
+    def enforces_cache(self, device: PciDevice) -> bool:
+        """Whether the device may enter a context that enforces coherent DMA: its unit knows the snoop bit."""
+        return self._unit_of(device).snoop_control
 
     def detach(self, device: PciDevice) -> int:
         return self._write_all(self._unit_of(device), device, 0, 0)

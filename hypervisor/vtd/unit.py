@@ -44,6 +44,8 @@ class Unit:
         self.caching_mode: Final = bool(reg.Capability.cm.get(cap))
         self.coherent: Final = bool(reg.ExtendedCapability.coherent.get(ecap))
         """Table walks see stores without a write-back of their cache lines."""
+        self.snoop_control: Final = bool(reg.ExtendedCapability.sc.get(ecap))
+        """Bit 11 of a second-stage leaf makes accesses snooped; without it the bit is reserved."""
         self.write_buffer: Final = bool(reg.Capability.rwbf.get(cap))
         """Stores to tables reach the unit only when it is told, unless an invalidation goes there anyway."""
         self.device_tlb: Final = bool(reg.ExtendedCapability.dt.get(ecap))

@@ -12,9 +12,9 @@ from hypervisor import profile
 from hypervisor.pviommu.entry import entry_for
 from hypervisor.pviommu.table import ROWS
 
-SPOKEN = [versions.get(name) for name in versions.names()]
+SPOKEN = [versions.get(name) for name in (*versions.names(), *versions.experimental())]
 DISPATCHED = [abi for abi in SPOKEN if abi.convention in (Convention.SUBOP, Convention.UNION)]
-PROFILES = [profile.get(name) for name in profile.names()]
+PROFILES = [profile.get(name) for name in (*profile.names(), *profile.experimental())]
 
 
 @pytest.mark.parametrize("spoken", PROFILES, ids=[p.name for p in PROFILES])
