@@ -43,7 +43,9 @@ _CFGI: Final = {hw.CMD_CFGI_CD: (0xFFFFF << 12, 1), hw.CMD_CFGI_CD_ALL: (0, 0)}
 """The same where the command names a stream."""
 _OP: Final = 0xFF
 
-_STAGE_1_ONLY: Final = frozenset({0x06, 0x08, 0x0A})
+_C_BAD_SUBSTREAMID: Final = 0x08
+"""Its record has the PASID and no bit that says so."""
+_STAGE_1_ONLY: Final = frozenset({0x06, _C_BAD_SUBSTREAMID, 0x0A})
 """F_STREAM_DISABLED, C_BAD_SUBSTREAMID, C_BAD_CD: what descriptors say, and those are the guest's."""
 _EITHER_STAGE: Final = frozenset({0x10, 0x11, 0x12, 0x13})
 """Translation, address size, access flag and permission faults: the event tells the stage."""
@@ -137,6 +139,7 @@ class Smmuv3Nesting:
             return None
         node = self._units[report.unit].node
         requester = report.sid - node.stream_offset | node.segment << 16
-        pasid = hw.Event0.ssid.get(word0) if hw.Event0.ssv.get(word0) else None
+        has_pasid = hw.Event0.ssv.get(word0) or report.code == _C_BAD_SUBSTREAMID
+        pasid = hw.Event0.ssid.get(word0) if has_pasid else None
         address = report.record[2] if report.code in _EITHER_STAGE else 0
         return requester, GuestFault(Sbdf(requester), address, report.write, pasid, report.code)

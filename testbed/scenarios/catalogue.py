@@ -9,10 +9,9 @@ from typing import Final
 from testbed.iommufd_machine import MOCK
 from testbed.scenarios import coherency, ownership, replace, sva
 from testbed.scenarios.step import Scenario
+from testbed.sva.linux import BARE
 
 EVERYWHERE: Final = (MOCK, "vtd", "smmuv3")
-BARE: Final = "bare-smmuv3"
-"""An SMMUv3 with stage 1 and no hypervisor."""
 PLACES: Final = (*EVERYWHERE, BARE)
 _REPLACE = "iommufd/device: Use iommu_group_replace_domain() (February 2023)"
 _OWNER = "iommu: Add iommu_at[de]tach_device_shared() for multi-device groups (December 2021)"
@@ -89,7 +88,7 @@ _ALL: Final = (
         "two devices share a process that ends",
         sva.merged,
         "a table for each master, a pair on the list before its descriptor, quiet descriptors at the end",
-        (BARE,),
+        (BARE, "smmuv3"),
     ),
     Scenario(
         "sva-undo",
@@ -97,7 +96,7 @@ _ALL: Final = (
         "an update of several masters fails",
         sva.undo,
         "an undo under a second taking of the lock misses whoever left in between",
-        (BARE,),
+        (BARE, "smmuv3"),
         shows_flaw=True,
     ),
     Scenario(
@@ -106,7 +105,7 @@ _ALL: Final = (
         "a device that nobody bound",
         sva.others,
         "writing for every master of the domain gives the process's memory to devices that did not ask",
-        (BARE,),
+        (BARE, "smmuv3"),
         shows_flaw=True,
     ),
     Scenario(
@@ -115,7 +114,7 @@ _ALL: Final = (
         "the notifier goes through an empty list",
         sva.list_never_filled,
         "without quiet descriptors a device that reads while the process ends reads its successor's pages",
-        (BARE,),
+        (BARE, "smmuv3"),
         shows_flaw=True,
     ),
 )

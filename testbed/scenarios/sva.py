@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Thread 001, "iommu/arm-smmu-v3: Refactor write_ctx_desc": who gets a context descriptor, and who else can see it.
 
-An SMMUv3 on the bare machine, dev1 and dev2 behind it on one domain for requests without a PASID.  The posted function
+An SMMUv3 with stage 1, on the bare machine or in a guest of Xen under Xen's stage 2; dev1 and dev2 on one domain for
+requests without a PASID.  The posted function
 writes the descriptor of a process for all masters of that domain and undoes a failure after letting go of the lock;
 the notifier goes through a list that PASIDs never join.  Merged: one master, its own table, its pair on the list first.
 """
@@ -22,6 +23,7 @@ from guest_driver.sva.mm import MmStruct
 from machine.iommu.smmuv3.cd import Cd0
 from testbed.invariants_sva import check
 from testbed.scenarios.step import Step, answered, held
+from testbed.sva.linux import BARE
 from testbed.sva.meaning import cd_kind, ste_kind
 from testbed.sva.watch import VA, Watch
 from testbed.sva.watch import Step as Observed
@@ -33,8 +35,8 @@ OTHER_PROCESSES = range(1, 1030)
 class Bench:
     """The machine with names for its devices, and their state as lines."""
 
-    def __init__(self, defect: str = "") -> None:
-        self.watch = Watch(DEFECTS[defect].build if defect else None)
+    def __init__(self, place: str, defect: str = "") -> None:
+        self.watch = Watch(DEFECTS[defect].build if defect else None, xen=place != BARE)
         machine = self.watch.machine
         self.devices = {"dev1": machine.dev1, "dev2": machine.dev2}
         self.kernel = machine.kernel
@@ -52,10 +54,8 @@ class Bench:
         smmu = self.watch.machine.smmu
         for name, dev in self.devices.items():
             master = smmu.masters[dev]
-            ste = self.watch.entry(self.watch.machine.port.ste_address(master.sids[0]))
-            line = (
-                f"{name}: stream {ste_kind(ste)}; PASIDs {', '.join(map(str, sorted(master.cd_table.ssids))) or 'none'}"
-            )
+            stream = ste_kind(self.watch.machine.stream_entry(dev))
+            line = f"{name}: stream {stream}; PASIDs {', '.join(map(str, sorted(master.cd_table.ssids))) or 'none'}"
             if pasid:
                 line += f"; PASID {pasid}: {self.descriptor(dev, pasid)}, DMA {self.watch.dma(dev, VA, pasid)}"
             lines.append(line)
@@ -88,7 +88,7 @@ def _code(observed: Observed) -> int:
 
 def merged(place: str, release: Release) -> Iterator[Step]:
     """Bind, share, unmap, end, unbind: what was merged."""
-    bench = Bench()
+    bench = Bench(place)
     watch, dev1, dev2 = bench.watch, bench.devices["dev1"], bench.devices["dev2"]
     domain = bench.domain_for_both()
     mm = watch.process(text=b"secret")
@@ -147,7 +147,7 @@ def _second_leaf_fails(bench: Bench, dev: Device) -> None:
 
 def undo(place: str, release: Release) -> Iterator[Step]:
     """A failed update whose undo another CPU comes before."""
-    bench = Bench("SVA-1")
+    bench = Bench(place, "SVA-1")
     watch, dev1 = bench.watch, bench.devices["dev1"]
     bench.domain_for_both()
     bench.kernel.iommu.global_pasids.update(OTHER_PROCESSES)
@@ -179,7 +179,7 @@ def undo(place: str, release: Release) -> Iterator[Step]:
 
 def others(place: str, release: Release) -> Iterator[Step]:
     """A device that nobody bound."""
-    bench = Bench("SVA-2")
+    bench = Bench(place, "SVA-2")
     watch, dev1, dev2 = bench.watch, bench.devices["dev1"], bench.devices["dev2"]
     bench.domain_for_both()
     mm = watch.process(text=b"secret")
@@ -190,12 +190,12 @@ def others(place: str, release: Release) -> Iterator[Step]:
     yield held(
         "dev2 does not read the process", not _reads(bench, dev2, pasid), f"it reads {watch.dma(dev2, VA, pasid)!r}"
     )
-    yield from _merged_beside(others=True)
+    yield from _merged_beside(place, others=True)
 
 
 def list_never_filled(place: str, release: Release) -> Iterator[Step]:
     """The notifier's list."""
-    bench = Bench("SVA-3")
+    bench = Bench(place, "SVA-3")
     watch, dev1 = bench.watch, bench.devices["dev1"]
     bench.domain_for_both()
     mm = watch.process(text=b"secret")
@@ -212,7 +212,7 @@ def list_never_filled(place: str, release: Release) -> Iterator[Step]:
     stale = "translated between the notifier and the end of the tables"
     yield held("dev1 does not read who has the page now", seen.startswith("F_"), f"it reads {seen!r}, {stale}")
     yield held("the unit was asked for it after its invalidation", bool(sent))
-    yield from _merged_beside(others=False)
+    yield from _merged_beside(place, others=False)
 
 
 def _dma_while_it_ends(bench: Bench, dev: Device, pasid: int) -> list[str]:
@@ -240,9 +240,9 @@ def _give_to_another_process(bench: Bench, page: int) -> None:
     bench.kernel.ram.write(page << 12, b"stranger")
 
 
-def _merged_beside(others: bool) -> Iterator[Step]:
+def _merged_beside(place: str, others: bool) -> Iterator[Step]:
     """The same with the merged driver, for comparison."""
-    bench = Bench()
+    bench = Bench(place)
     watch, dev1, dev2 = bench.watch, bench.devices["dev1"], bench.devices["dev2"]
     bench.domain_for_both()
     mm: MmStruct = watch.process(text=b"secret")

@@ -26,7 +26,10 @@ from machine.memory import PhysicalMemory
 from machine.mmio import SystemBus
 from testbed.config import MIB
 from testbed.ports import BusMmio, DomainRam
+from testbed.sva.stores import WORDS, Entry
 
+BARE: Final = "bare-smmuv3"
+"""What this place is called."""
 SMMU_BASE: Final = 0x4000_0000
 SSID_BITS: Final = 12
 """More PASIDs than one leaf of a two-level table has descriptors for."""
@@ -99,9 +102,10 @@ class SmmuLinux:
         port = DmaPort(self.fabric, sbdf) if pasid is None else PasidPort(self.fabric, sbdf, pasid)
         return port.read(iova, 8)
 
-    def walk(self, dev: Device, iova: int, pasid: int | None = None) -> int | None:
-        """Machine address that memory leads to now, past every cache."""
-        return self.unit.walk(dev.pci.sbdf & 0xFFFF, iova, False, pasid).maddr
+    def stream_entry(self, dev: Device) -> Entry:
+        """The eight words of the device's stream table entry."""
+        first = self.port.ste_address(dev.pci.sbdf & 0xFFFF) >> 3
+        return tuple(self.memory.words[first : first + WORDS])
 
     def shutdown(self) -> None:
         """Remove the driver; what stays allocated afterwards is a leak."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from guest_driver.arm_smmu_v3.ctx_desc import CD_BYTES, CTXDESC_L2_ENTRIES
+from guest_driver.arm_smmu_v3.smmu import BareSmmu
 from guest_driver.linux.device import Device
 from guest_driver.linux.iommu import IOMMU_DOMAIN_BLOCKED, IommuDomain
 from guest_driver.linux.iommu_attach import iommu_attach_group, iommu_detach_group
@@ -19,6 +20,7 @@ from machine.iommu.replacement import Replacement
 from machine.iommu.smmuv3.cd import Cd0
 from testbed.sva.linux import Adjust, SmmuLinux
 from testbed.sva.stores import Entry, Event, Store, StoreLog
+from testbed.sva.xen import SmmuXen
 
 VA: Final = 0x7F00_0000_0000
 """Where a process has its pages."""
@@ -64,10 +66,15 @@ class Step:
 
 
 class Watch:
-    """``adjust`` changes the driver, as a defect does."""
+    """``adjust`` changes the driver, as a defect does; ``xen``: in a guest, where stream entries are not its own."""
 
     def __init__(
-        self, adjust: Adjust | None = None, *, two_level: bool = True, replacement: Replacement | None = None
+        self,
+        adjust: Adjust | None = None,
+        *,
+        xen: bool = False,
+        two_level: bool = True,
+        replacement: Replacement | None = None,
     ) -> None:
         logs: list[StoreLog] = []
 
@@ -75,7 +82,11 @@ class Watch:
             logs.append(StoreLog(ram))
             return logs[0]
 
-        self.machine: Final = SmmuLinux(adjust, two_level=two_level, replacement=replacement, ram=logged)
+        self.machine: Final[SmmuLinux | SmmuXen] = (
+            SmmuXen(adjust, ram=logged)
+            if xen
+            else SmmuLinux(adjust, two_level=two_level, replacement=replacement, ram=logged)
+        )
         self.log: Final = logs[0]
         self.log.after = self._stored
         self.handles: Final[list[IommuSva]] = []
@@ -152,7 +163,8 @@ class Watch:
     def place(self, address: int) -> Place | None:
         """What the entry at ``address`` is; ``None`` for memory that holds none."""
         for dev, master in self.machine.smmu.masters.items():
-            if any(address == self.machine.port.ste_address(sid) for sid in master.sids):
+            port = self.machine.port
+            if isinstance(port, BareSmmu) and any(address == port.ste_address(sid) for sid in master.sids):
                 return Place("ste", dev)
             table = master.cd_table
             if table.leaves:
