@@ -92,8 +92,8 @@ class Smmuv3Backend:
     def context_init(self, context: IommuContext) -> int:
         if context.parent is not None:
             return 0  # the parent's tree and tags serve it
-        if context.enforces_cache:
-            return -EINVAL  # that would take S2FWB: a device's own attributes weaken those of stage 2
+        if context.enforces_cache:  # would take S2FWB: a device's attributes weaken those of stage 2
+            return -EINVAL
         vmids: list[int] = []
         for unit in self.units:
             vmid = unit.take_vmid()
@@ -153,8 +153,6 @@ class Smmuv3Backend:
             return -EIO if context.number else self.detach(device)
         if device.function.ats:
             self.caches.add(streams)
-        if context.parent is not None and self.nesting is None:
-            return -EINVAL
         self._settle(context.stage2)
         for index, sid in streams:
             if index in _hw(context.stage2).doubtful:
@@ -257,7 +255,7 @@ class Smmuv3Backend:
         if source is not None:
             self._count(source.stage2, index, -1)
             if source.nested is not None or not _hw(source.stage2).streams[index]:
-                # What came through a guest's table is cached under the same tag as what other tables of it give.
+                # what guests' tables give is cached under one tag, whichever table it was
                 self._doubt(source.stage2, index)
                 self._settle(source.stage2)
 
@@ -407,8 +405,7 @@ class Smmuv3Backend:
         return [report for unit in self.units for report in unit.take_faults()]
 
     def save(self) -> object:
-        units = [unit.save() for unit in self.units]
-        return (dict(self._owners), set(self._unsure), self.caches.save(), units)
+        return (dict(self._owners), set(self._unsure), self.caches.save(), [unit.save() for unit in self.units])
 
     def restore(self, state: object) -> None:
         owners, unsure, caches, units = cast(tuple[dict[Stream, IommuContext], set[Stream], Any, list[Any]], state)
