@@ -116,9 +116,9 @@ class Xen:
         """Room on Xen's own heap for a small object; ``False`` if there is none."""
         return True
 
-    def new_arena(self, domain: Domain, base: int, pages: int) -> Arena:
-        """The arena of ``domain`` over ``pages`` frames from ``base`` on."""
-        return Arena(base, pages)
+    def new_arena(self, domain: Domain, base: int, pages: int) -> Arena | None:
+        """The arena of ``domain`` over ``pages`` frames from ``base`` on; ``None`` without room for its bitmap."""
+        return Arena(base, pages) if self.xmalloc("arena bitmap") else None
 
     # ---------------------------------------------------------------------------------- what a pass leaves
 
@@ -272,6 +272,14 @@ class Xen:
         frames.disown(mfn)
         return 0
 
+    def attach_device(self, domain: Domain, device: PciDevice, number: int = 0) -> int:
+        """A device that no domain had before joins one, in that context: at boot, or when it is plugged in."""
+        return assignment.attach_device(self, domain, device, number)
+
+    def detach_device(self, domain: Domain, device: PciDevice) -> int:
+        """A device is about to be taken out of the machine: it reaches nothing from now on and is no domain's."""
+        return assignment.detach_device(self, domain, device)
+
     def assign_device(self, domain: Domain, device: PciDevice) -> int:
         """Give a device to a domain, wherever it is; it starts in the domain's default context."""
         return assignment.assign_device(self, domain, device)
@@ -321,8 +329,12 @@ class Xen:
         destruction.begin_dying(domain)
 
     def relinquish_contexts(self, domain: Domain) -> int:
-        """Give up a dying domain's contexts and its arena; may answer :data:`RESTART`."""
+        """Give up a dying domain's own contexts and its arena; may answer :data:`RESTART`."""
         return destruction.relinquish_contexts(self, domain)
+
+    def relinquish_default(self, domain: Domain) -> int:
+        """The same of its default context."""
+        return destruction.relinquish_default(self, domain)
 
     def find_device(self, domain: Domain, sbdf: int) -> PciDevice | None:
         """The domain's device at ``sbdf``."""

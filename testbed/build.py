@@ -105,7 +105,7 @@ class TestBed:
         self.vcpu: Final[Vcpu] = self.vcpus[0]
         self.linear: Final = linear
         for sbdf in sorted(self.pci.functions):
-            error = self.xen.assign_device(self.dom0, self._xen_device(sbdf))
+            error = self.xen.attach_device(self.dom0, self._xen_device(sbdf))
             if error:
                 raise ValueError(f"{self.pci.functions[sbdf]} could not be given to dom0 ({error})")
 

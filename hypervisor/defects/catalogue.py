@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Final
 from hypervisor.defects import (
     context_lifecycle,
     dispatch_abi,
+    domain_life,
     locking,
     loops,
     observed,
+    passes,
+    races,
     references,
     rmrr,
     standing,
@@ -27,8 +30,11 @@ _FAMILIES: Final = (
     dispatch_abi,
     locking,
     context_lifecycle,
+    races,
+    domain_life,
     rmrr,
     tables_arena,
+    passes,
     references,
     vtd,
     loops,
@@ -82,7 +88,8 @@ def apply(xen: "Xen", ids: Iterable[str], *, debug_build: bool = False) -> Seams
     if not defects:
         return None
     seams = Seams(xen)
-    seams.locks.debug_build = debug_build
+    seams.debug_build = debug_build
     for defect in defects:
         defect.apply(seams)
+    seams.finish()
     return seams

@@ -6,7 +6,7 @@ Left alone it answers as :mod:`hypervisor.pviommu.contexts` does.
 
 from typing import TYPE_CHECKING, Final
 
-from abi.errno import EBUSY, EINVAL, ENODEV, ENOENT, ENOSPC, EOPNOTSUPP
+from abi.errno import EBUSY, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP
 from base.units import CtxNo
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.iommu.context import IommuContext, PciDevice
@@ -34,18 +34,18 @@ class ContextOps:
         error = self.alloc_flags(flags)
         if error:
             return error, (number_in,)
-        self.lock(domain, "alloc_context")
         number = self.free_number(domain)
         if number is None:
-            self.no_number(domain)
             return -ENOSPC, (number_in,)
         assert iommu.arena is not None
         context = IommuContext(number, iommu.arena)
-        error = xen.backend.context_init(context)
+        self.claim(domain, context)
+        error = xen.backend.context_init(context) if xen.xmalloc("context") else -ENOMEM
         if error:
             self.alloc_failed(domain, number)
             return error, (number_in,)
         iommu.contexts[number] = context
+        self.claimed(domain, context)
         return 0, (number,)
 
     def free_context(self, xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
@@ -54,10 +54,8 @@ class ContextOps:
         assert iommu is not None
         if not self.free_flags(flags) or number == 0:
             return -EINVAL, ()
-        self.lock(domain, "free_context")
         context = iommu.contexts.get(number)
         if context is None:
-            self.unknown_on_free(domain)
             return -ENOENT, ()
         self.free_begins(context)
         if context.devices and not flags & xen.abi.free_reattach_default:
@@ -77,7 +75,6 @@ class ContextOps:
         device = xen.find_device(domain, segment << 16 | bus << 8 | devfn)
         if device is None:
             return -self.errno_no_device, ()
-        self.lock(domain, "reattach_device")
         context = iommu.get(number)
         if context is None:
             return -ENOENT, ()
@@ -101,21 +98,18 @@ class ContextOps:
     def ignores_pasid(self) -> bool:
         return False
 
-    def lock(self, domain: Domain, who: str) -> None:
-        """Take the lock that the sub-op needs."""
-
     def free_number(self, domain: Domain) -> CtxNo | None:
         assert domain.iommu is not None
         return domain.iommu.free_number()
 
-    def no_number(self, domain: Domain) -> None:
-        """All context numbers are taken."""
+    def claim(self, domain: Domain, context: IommuContext) -> None:
+        """A number was found, and its context is about to be made."""
+
+    def claimed(self, domain: Domain, context: IommuContext) -> None:
+        """The context is made."""
 
     def alloc_failed(self, domain: Domain, number: int) -> None:
         """The backend could not make the context with that number."""
-
-    def unknown_on_free(self, domain: Domain) -> None:
-        """There is no context of the number that is to be freed."""
 
     def free_begins(self, context: IommuContext) -> None:
         """Before it is looked at whether devices are in the context."""
@@ -138,19 +132,22 @@ class ContextOps:
 
     def tear_down(self, vcpu: Vcpu, domain: Domain, context: IommuContext) -> int:
         """Empty the context and give up its number; 0, an errno, or RESTART."""
-        preempt = self.xen.preempt
         empty = False
         self.before_tear_down(context)
         while not empty:
             empty, error = tear_down_some(self.xen, domain, context)
             if error:
                 return error
-            if not empty and preempt is not None and preempt(vcpu):
+            if not empty and self.yields(vcpu):
                 vcpu.restart = (0,)
                 return RESTART
         self.xen.release_context(context)
         self.forget(domain, context)
         return 0
+
+    def yields(self, vcpu: Vcpu) -> bool:
+        """Whether the vCPU is wanted elsewhere."""
+        return self.xen.preempt is not None and self.xen.preempt(vcpu)
 
     def before_tear_down(self, context: IommuContext) -> None:
         """Nothing of the context has gone yet."""

@@ -80,7 +80,7 @@ def is_bridge(device: PciDevice) -> bool:
 def bridges_have_entries(seams: Seams) -> None:
     """R6."""
     xen, contexts = seams.xen, seams.contexts
-    move, assign = contexts.move, xen.assign_device
+    move, attach = contexts.move, xen.attach_device
 
     def move_bridge(domain: Domain, device: PciDevice, target: IommuContext) -> int:
         if is_bridge(device):
@@ -88,15 +88,15 @@ def bridges_have_entries(seams: Seams) -> None:
         result: int = move(domain, device, target)
         return result
 
-    def assign_device(domain: Domain, device: PciDevice) -> int:
+    def attach_device(domain: Domain, device: PciDevice, number: int = 0) -> int:
         if not is_bridge(device):
-            result: int = assign(domain, device)
+            result: int = attach(domain, device, number)
             return result
         domain.devices[device.sbdf] = device
         return 0
 
     replace(contexts, "move", move_bridge)
-    replace(xen, "assign_device", assign_device)
+    replace(xen, "attach_device", attach_device)
 
 
 def flush_as_requested(seams: Seams) -> None:

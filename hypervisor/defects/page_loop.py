@@ -7,7 +7,7 @@ methods below on the instance.  Superpage units are left to the original handler
 
 from typing import TYPE_CHECKING, Any, Final
 
-from abi.errno import E2BIG, EADDRINUSE, EADDRNOTAVAIL, EINVAL, ENOENT
+from abi.errno import E2BIG, EADDRINUSE, EADDRNOTAVAIL, EINVAL, ENOENT, ENOMEM
 from base.units import U64_MAX
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.errors import XenBug
@@ -44,7 +44,6 @@ class PageLoop:
             return error or -EINVAL, (self.untouched(given),)
         if unit > 1:
             return mappings.map_pages(xen, vcpu, domain, args, progress)
-        self.lock(domain, "map_pages")
         bits, write = permission
         changes = Changes()
         done = 0
@@ -77,17 +76,20 @@ class PageLoop:
             frames.get(mfn, 1, reference)
         if self.opaque(context):
             return 0
-        table = context.table
-        if table is None:
+        if context.table is None:
             raise XenBug(f"{context} has no table to map into")
-        if table.lookup(at) is not None:
+        if context.table.lookup(at) is not None:
             error = -EADDRINUSE
             if reference:
                 frames.put(mfn, 1, reference)
             return error
-        _, error = table.map(at, mfn, 1, bits | (self.mark if reference else 0), changes)
+        bits |= self.mark if reference else 0
+        error = self.enter(domain, context, at, mfn, bits, changes)
+        if error == -ENOMEM and self.regain(domain, context, dfn, done, changes):
+            error = self.enter(domain, context, at, mfn, bits, changes)
         if error and reference:
             self.map_failed(mfn, reference)
+        self.page_done(context, changes)
         return error
 
     def unmap_pages(self, xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], progress: int) -> Result:
@@ -97,7 +99,6 @@ class PageLoop:
             return error, (self.untouched(given),)
         if unit > 1:
             return mappings.unmap_pages(xen, vcpu, domain, args, progress)
-        self.lock(domain, "unmap_pages")
         table = context.table
         if table is None:
             raise XenBug(f"{context} has no table to unmap from")
@@ -111,7 +112,10 @@ class PageLoop:
                 error = -ENOENT
             else:
                 _, error = table.unmap(at, 1, changes)
+                if error == -ENOMEM and self.regain(domain, context, dfn, done, changes):
+                    _, error = table.unmap(at, 1, changes)
                 self.page_unmapped(domain, context, changes)
+                self.page_done(context, changes)
             done += not error
         flushed = self.report(self.finish(domain, context, dfn, nr_pages, done, changes))
         return flushed or error, (self.count(done, given),)
@@ -121,7 +125,6 @@ class PageLoop:
         context = self.find(domain, number)
         if context is None or (context.dying and self.refuses_dying) or context.table is None:
             return -EINVAL, (self.untouched(given),)
-        self.lock(domain, "lookup_page")
         found = None
         if self.in_range(dfn, 1) and not self.opaque(context):
             found = context.table.lookup(self.place(dfn))
@@ -172,9 +175,6 @@ class PageLoop:
         """(leaf bits, whether devices may write), ``None`` for flags that are refused."""
         return self.xen.map_permissions.get(flags)
 
-    def lock(self, domain: Domain, who: str) -> None:
-        """Take the lock that the sub-op needs."""
-
     def reserved(self, context: IommuContext, first: int, dfn: int) -> bool:
         """Whether ``dfn``, of a call that begins at ``first``, lies in a reserved region."""
         return bool(context.identity) and context.identity_offset(dfn, 1) is not None
@@ -186,6 +186,22 @@ class PageLoop:
         """(machine frame, reference to take, errno) of one of the domain's frames."""
         mfn, _, reference, error = frame_rights(self.xen.profile, self.xen.frames, domain, gfn, 1, write)
         return mfn, reference, error
+
+    def enter(self, domain: Domain, context: IommuContext, at: int, mfn: int, bits: int, changes: Changes) -> int:
+        """Write one page's entry."""
+        assert context.table is not None
+        return context.table.map(at, mfn, 1, bits, changes)[1]
+
+    def regain(self, domain: Domain, context: IommuContext, dfn: int, done: int, changes: Changes) -> bool:
+        """A table could not be had: whether those that this call took out of use are free now."""
+        if not changes.tables or self.finish(domain, context, dfn, max(done, 1), done, changes):
+            return False
+        changes.tables.clear()
+        changes.added = changes.modified = changes.folded = False
+        return True
+
+    def page_done(self, context: IommuContext, changes: Changes) -> None:
+        """A page was mapped or unmapped; tables that it left wait for the flush."""
 
     def map_failed(self, mfn: int, reference: int) -> None:
         """The page could not be entered: nothing holds on to its frame."""

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from abi.versions import Convention
 from hypervisor.defects.context_ops import ContextOps
 from hypervisor.defects.copying import PostedSubopEntry, PostedUnionEntry
-from hypervisor.defects.locks import LeakedLocks
 from hypervisor.defects.page_loop import PageLoop
+from hypervisor.locking.guards import GUARDS, Guard
+from hypervisor.locking.install import install_locks
+from hypervisor.locking.locks import Locks
+from hypervisor.locking.toolstack import TOOLSTACK
+from hypervisor.locking.toolstack import Guard as ToolstackGuard
 from hypervisor.pviommu.entry import entry_for
 from hypervisor.pviommu.table import ROWS, Handler
 
@@ -30,11 +34,25 @@ class Seams:
 
     def __init__(self, xen: "Xen") -> None:
         self.xen: Final = xen
-        self.locks: Final = LeakedLocks()
-        self.stateful: Final[list[Stateful]] = [self.locks]
+        self.guards: Final[dict[str, Guard]] = dict(GUARDS)
+        self.toolstack: Final[dict[str, ToolstackGuard]] = dict(TOOLSTACK)
+        self.debug_build = False
+        self.stateful: Final[list[Stateful]] = []
         """What defects keep beside the hypervisor's own state."""
         self.rows: Final = dict(ROWS)
         self._posted_copying = False
+
+    @cached_property
+    def locks(self) -> Locks:
+        """The hypervisor's locks, which are put in place once all defects are: :attr:`guards` and :attr:`toolstack` say
+        what takes which."""
+        return Locks()
+
+    def finish(self) -> None:
+        """All defects are in place."""
+        if "locks" in vars(self):
+            self.locks.debug_build = self.debug_build
+            install_locks(self.xen, self.guards, self.toolstack, self.locks)
 
     @cached_property
     def loop(self) -> PageLoop:

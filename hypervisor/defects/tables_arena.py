@@ -4,13 +4,13 @@
 from typing import Final
 
 from abi.errno import ENOMEM
-from hypervisor.defects.locks import UNIT
 from hypervisor.defects.model import V1_TO_7, V4_TO_7, Defect
 from hypervisor.defects.posted_table import PostedPageTable
 from hypervisor.defects.seams import Seams, replace
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IommuContext, PciDevice
+from hypervisor.locking.locks import UNIT
 from hypervisor.pagetable.radix import FramePool
 from hypervisor.pviommu.result import Result
 from hypervisor.vtd.driver import VtdBackend, VtdContext
@@ -34,7 +34,7 @@ def superpage_runs_away(seams: Seams) -> None:
 
 def root_is_not_checked(seams: Seams) -> None:
     """T3."""
-    backend, xen, locks = seams.xen.backend, seams.xen, seams.locks
+    backend, xen = seams.xen.backend, seams.xen
     if not isinstance(backend, VtdBackend):
         return
     init, attach = backend.context_init, backend.attach
@@ -49,15 +49,17 @@ def root_is_not_checked(seams: Seams) -> None:
         return 0
 
     def attach_or_not(device: PciDevice, context: IommuContext) -> int:
-        locks.take(UNIT, "reattach_device")
+        lock = seams.locks.of(UNIT, f"unit {backend.unit_of(device).index}")
+        seams.locks.acquire(lock)
         if context.table is not None and not context.table.root:
-            locks.leak(UNIT, "reattach_device, which answered -ENOMEM,")
             return -ENOMEM
         result: int = attach(device, context)
+        seams.locks.release(lock)
         return result
 
     replace(backend, "context_init", context_init)
     replace(backend, "attach", attach_or_not)
+    assert seams.locks
 
 
 def arena_of_order_0(seams: Seams) -> None:

@@ -9,7 +9,7 @@ either; if that fails too, the device is blocked; and if hardware does not confi
 
 from typing import TYPE_CHECKING
 
-from abi.errno import EINVAL, ENODEV, ENOMEM, ENOSPC
+from abi.errno import EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC
 from base.units import CtxNo
 from hypervisor.domain import Domain
 from hypervisor.errors import XenBug
@@ -18,6 +18,33 @@ from hypervisor.iommu.moves import move_device, release
 
 if TYPE_CHECKING:
     from hypervisor.xen import Xen
+
+
+def attach_device(xen: "Xen", domain: Domain, device: PciDevice, number: int) -> int:
+    """Let a new device join ``domain`` in context ``number``: -ENOENT if there is none, -EINVAL if it is dying, or if
+    the device is somebody's already."""
+    iommu = domain.iommu
+    if iommu is None or device.context is not None:
+        return -EINVAL
+    context = iommu.get(number)
+    if context is None:
+        return -ENOENT
+    if context.dying:
+        return -EINVAL
+    error = move_device(xen, domain, device, context)
+    if not error:
+        domain.devices[device.sbdf] = device
+    return error
+
+
+def detach_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
+    """Block a device of ``domain`` and forget it; -ENODEV if the domain has not got it."""
+    if domain.devices.get(device.sbdf) is not device:
+        return -ENODEV
+    error = block(xen, device)
+    if not error:
+        del domain.devices[device.sbdf]
+    return error
 
 
 def assign_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:

@@ -27,7 +27,7 @@ def relinquish(xen: "Xen", domain: Domain) -> int:
         error = xen.deassign_device(domain, device)
         if error:
             return error
-    error = xen.relinquish_contexts(domain)
+    error = xen.relinquish_contexts(domain) or xen.relinquish_default(domain)
     if error:
         return error
     _relinquish_memory(xen, domain)
@@ -41,7 +41,7 @@ def begin_dying(domain: Domain) -> None:
 
 
 def relinquish_contexts(xen: "Xen", domain: Domain) -> int:
-    """Tear every context down, the default one last, and give the arena back."""
+    """Tear the domain's own contexts down, and give the arena back."""
     iommu = domain.iommu
     if iommu is None:
         return 0
@@ -54,7 +54,13 @@ def relinquish_contexts(xen: "Xen", domain: Domain) -> int:
     if iommu.arena is not None:
         xen.frames.put(iommu.arena.base, iommu.arena.pages, REF)
         iommu.arena = None
-    return _relinquish_context(xen, domain, iommu.default) if iommu.default.hw is not None else 0
+    return 0
+
+
+def relinquish_default(xen: "Xen", domain: Domain) -> int:
+    """Tear the default context down, once."""
+    iommu = domain.iommu
+    return 0 if iommu is None or iommu.default.hw is None else _relinquish_context(xen, domain, iommu.default)
 
 
 def _relinquish_context(xen: "Xen", domain: Domain, context: IommuContext) -> int:

@@ -7,9 +7,10 @@ passes.  The order is that of :data:`hypervisor.locking.locks.CLASSES`, and with
     pcidevs_lock, hd->lock, ctx->lock of contexts other than 0, p2m_lock, ctx->lock of context 0,
     then what drivers and the page allocator take for themselves
 
-A context is looked up with its domain's lock held, which is let go once the context's own is held: so a context that is
-being worked on is not freed, and a free that waits for it finds it as it was left.  ``map_pages`` holds the p2m lock
-from the look into the p2m until the reference is taken, ``remove_page`` takes it before context 0's.
+A context is looked up with its domain's lock held, which is let go once the context's own is held: so one that is being
+worked on is not freed, and a free that waits for it finds it as it was left.  ``map_pages`` holds the p2m lock for a
+pass, so that no frame changes hands between the look into the p2m and the reference; ``remove_page`` takes it before
+context 0's.
 """
 
 from collections.abc import Callable, Iterable

@@ -18,11 +18,12 @@ def install_locks(
     xen: "Xen",
     guards: Mapping[str, Guard] = GUARDS,
     toolstack: Mapping[str, ToolstackGuard] = TOOLSTACK,
+    locks: Locks | None = None,
 ) -> Locks:
-    """Let every sub-op and every call of the toolstack hold its locks from now on; those that ``xen`` has already stay
-    as they are."""
+    """Let every sub-op and every call of the toolstack hold its locks, which may be given; what ``xen`` has already
+    stays as it is."""
     if xen.locks is None:
-        locks = xen.locks = Locks()
+        xen.locks = locks = locks or Locks()
         xen.entry.wrap_handlers(lambda name, handler: guarded(name, handler, guards[name], locks))
         guard_toolstack(xen, locks, toolstack)
     return xen.locks

@@ -37,9 +37,9 @@ P2M: Final = LockClass("p2m_lock", 40, True)
 """A translated domain's p2m."""
 DEFAULT_CONTEXT: Final = LockClass("ctx->lock", 45, True)
 """Context 0 comes after the p2m: changes of the p2m change it as well."""
-UNIT: Final = LockClass("iommu->lock", 50, True)
+UNIT: Final = LockClass("iommu->lock", 50, False)
 """A remapping unit's device entries and tags."""
-QUEUE: Final = LockClass("register_lock", 60, True)
+QUEUE: Final = LockClass("register_lock", 60, False)
 """A unit's registers and its queue of invalidations."""
 HEAP: Final = LockClass("heap_lock", 70, False)
 """The page allocator."""
@@ -271,12 +271,12 @@ class Locks:
 
     def _story(self, actor: object) -> str:
         lock = self._waiting[actor]
-        holds = ", ".join(map(str, self._held.get(actor, ())))
-        owner = "itself" if lock.owner is actor else str(lock.owner)
         since = f" since {lock.since}" if lock.since else ""
-        running = lock.owner in self._waiting
-        never = "" if running and lock.owner is not actor else ", and never releases"
+        if lock.owner is actor:
+            return f"{self.doing(actor)} waits for {lock}, which it has held itself{since}"
+        holds = ", ".join(map(str, self._held.get(actor, ())))
+        never = "" if lock.owner in self._waiting else " and never releases"
         return (
             f"{self.doing(actor)} {f'holds {holds} and ' if holds else ''}"
-            f"waits for {lock}, which {owner} has taken{since}{never}"
+            f"waits for {lock}, which {lock.owner} has held{since}{never}"
         )

@@ -158,10 +158,11 @@ class Places:
     def _allocate_object(self, genuine: Callable[[str], bool]) -> Callable[[str], bool]:
         return lambda what: not self.visit("xenheap", what) and genuine(what)
 
-    def _new_arena(self, genuine: Callable[[Domain, int, int], Arena]) -> Callable[[Domain, int, int], Arena]:
-        def new_arena(domain: Domain, base: int, pages: int) -> Arena:
+    def _new_arena(self, genuine: Callable[..., Arena | None]) -> Callable[..., Arena | None]:
+        def new_arena(domain: Domain, base: int, pages: int) -> Arena | None:
             arena = genuine(domain, base, pages)
-            self._adopt_arena(arena, f"d{domain.domid}")
+            if arena is not None:
+                self._adopt_arena(arena, f"d{domain.domid}")
             return arena
 
         return new_arena

@@ -34,7 +34,11 @@ def moving_a_device(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Calla
     domain: Domain = args[0]
     device: PciDevice = args[1]
     with locks.holding(locks.of(PCIDEVS)):
-        touched = [(other, other.iommu.default) for other in (domain, xen.dom_io()) if other.iommu is not None]
+        others = [domain] if xen.quarantined is None else [domain, xen.quarantined]
+        touched = [(other, other.iommu.default) for other in others if other.iommu is not None]
+        named = domain.iommu.get(args[2]) if domain.iommu is not None and len(args) > 2 else None
+        if named is not None:
+            touched.append((domain, named))
         if device.context is not None:
             touched.append((owner(xen, device.context), device.context))
         domains = in_order(domain_lock(locks, of) for of, _ in touched)
@@ -66,9 +70,12 @@ def owner(xen: "Xen", context: IommuContext) -> Domain:
 
 TOOLSTACK: Final[dict[str, Guard]] = {
     "remove_page": taking_a_page,
+    "attach_device": moving_a_device,
+    "detach_device": moving_a_device,
     "assign_device": moving_a_device,
     "deassign_device": moving_a_device,
     "relinquish_contexts": ending_contexts,
+    "relinquish_default": ending_contexts,
 }
 """By method of the hypervisor."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from abi.errno import E2BIG, EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP
 from base.units import CtxNo
 from hypervisor.domain import Domain, Vcpu
-from hypervisor.frames import DOMID_XEN
+from hypervisor.frames import DOMID_XEN, REF
 from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.moves import move_device
 from hypervisor.iommu.nesting import nesting_of
@@ -64,12 +64,16 @@ def set_up(xen: "Xen", domain: Domain, contexts: int, arena_order: int) -> int:
         return -ENOMEM
     if 1 << arena_order > iommu.arena_pages:
         return -ENOMEM
-    if not (xen.xmalloc("context table") and xen.xmalloc("arena bitmap")):
+    if not xen.xmalloc("context table"):
         return -ENOMEM
     base = xen.frames.allocate(DOMID_XEN, arena_order)
     if base is None:
         return -ENOMEM
-    iommu.arena = xen.new_arena(domain, base, 1 << arena_order)
+    arena = xen.new_arena(domain, base, 1 << arena_order)
+    if arena is None:
+        xen.frames.put(base, 1 << arena_order, REF)
+        return -ENOMEM
+    iommu.arena = arena
     iommu.limit = contexts
     iommu.initialised = True
     return 0

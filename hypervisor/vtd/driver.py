@@ -114,7 +114,7 @@ class VtdBackend:
     def attach(self, device: PciDevice, context: IommuContext) -> int:
         """A device that did not answer an invalidation once is blocked for good; it can be put back into the default
         context all the same, so that others can be given up, and gets -EIO in any other."""
-        unit = self._unit_of(device)
+        unit = self.unit_of(device)
         hw: VtdContext = context.hw
         assert context.table is not None
         if context.enforces_cache and self.refuses_unsnooped and not unit.snoop_control:
@@ -135,7 +135,7 @@ class VtdBackend:
         return self._unit_of(device).snoop_control
 
     def detach(self, device: PciDevice) -> int:
-        return self._write_all(self._unit_of(device), device, 0, 0)
+        return self._write_all(self.unit_of(device), device, 0, 0)
 
     def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
         hw: VtdContext = context.hw
@@ -166,7 +166,7 @@ class VtdBackend:
         for unit, saved in zip(self.units, state):
             unit.restore(saved)
 
-    def _unit_of(self, device: PciDevice) -> Unit:
+    def unit_of(self, device: PciDevice) -> Unit:
         """The unit whose scope names the device or the nearest bridge above it, else the segment's catch-all unit."""
         found = self._scopes.get(device.sbdf)
         if found is not None:

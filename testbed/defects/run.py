@@ -13,22 +13,25 @@ from hypervisor.errors import HostStopped
 from machine.firmware import Rmrr
 from testbed.build import NIC
 from testbed.config import Config
-from testbed.defects import shows, shows_memory
+from testbed.defects import shows, shows_domains, shows_locks, shows_memory, shows_passes
 from testbed.defects.shows import RMRR_BASE
+from testbed.defects.shows_domains import NEIGHBOUR
 from testbed.defects.stage import Happening, Stage
 
 Show = Callable[[Stage], bool]
 SHOWS: Final[dict[str, Show]] = {
     name: found
     for name in catalogue.DEFECTS
-    for module in (shows, shows_memory)
+    for module in (shows, shows_domains, shows_locks, shows_memory, shows_passes)
     if (found := getattr(module, name.lower(), None)) is not None
 }
 """By id of the defect."""
 _SMALL_ARENA: Final = frozenset({"F1", "S1"})
 """Shown on the interface that lets the guest choose a small arena."""
-_PVH: Final = frozenset({"F7", "R4"})
-_PV: Final = frozenset({"R1", "R5"})
+_PVH: Final = frozenset({"F4", "F7", "R4"})
+_WITH_NEIGHBOURS: Final = (shows_domains.__name__, shows_locks.__name__)
+"""Shown with two vCPUs and a guest domain beside the hardware domain."""
+_PV: Final = frozenset({"R1", "R5", "S4"})
 
 
 def profile_for(defect: Defect) -> str:
@@ -49,6 +52,7 @@ def backends_for(defect: Defect) -> tuple[str, ...]:
 def happen(defect: Defect, backend: str, *, present: bool) -> Happening:
     """Play the demonstration on a hypervisor with the defect, or on the one without."""
     guest = "pvh" if defect.id in _PVH else "pv" if defect.id in _PV else None
+    busy = SHOWS[defect.id].__module__ in _WITH_NEIGHBOURS
     region = Rmrr(RMRR_BASE, RMRR_BASE + 0x3FFF, (NIC,))
     stage = Stage(
         Config(
@@ -59,9 +63,13 @@ def happen(defect: Defect, backend: str, *, present: bool) -> Happening:
             guest_ram=16 << 20,
             rmrrs=(region,) if defect.id.startswith("D") else (),
             defects=(defect.id,) if present else (),
+            vcpus=2 if busy else 1,
+            domus=(NEIGHBOUR,) if busy else (),
         )
     )
     try:
         return Happening(SHOWS[defect.id](stage), stage.lines)
-    except HostStopped:
+    except HostStopped as stop:
+        if not any(str(stop) in line for line in stage.lines):
+            stage.note(f"{type(stop).__name__}: {stop}")
         return Happening(False, stage.lines)

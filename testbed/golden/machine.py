@@ -106,7 +106,7 @@ class GoldenMachine:
         self.buffer_maddr: Final = buffers << 12
         self._map_one_to_one()
         for function in FUNCTIONS:
-            error = self.xen.assign_device(self.dom0, PciDevice(function, (function.sbdf,)))
+            error = self.xen.attach_device(self.dom0, PciDevice(function, (function.sbdf,)))
             if error:
                 raise ValueError(f"{function} could not be given to dom0 ({error})")
         assert self.dom0.iommu is not None

@@ -44,7 +44,10 @@ def test_run_shows_one_beside_the_sound_hypervisor(backend):
 def test_run_of_a_deadlock_ends_with_its_name():
     done = pviommu("defects", "run", "B2")
     assert done.exit_code == 0
-    assert "XenDeadlock: alloc_context waits for" in done.stdout
+    assert (
+        "XenDeadlock: d0v0 (alloc_context) waits for d0 hd->lock, which it has held itself since free_context"
+        in done.stdout
+    )
 
 
 @pytest.mark.parametrize(

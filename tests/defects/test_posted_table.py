@@ -49,7 +49,7 @@ def tables_of(table, memory):
     for frame, level in found:
         if level > 1:
             for word in memory.words[frame << 9 : (frame << 9) + 512].tolist():
-                if word & 3 and not word & 1 << 7:
+                if word & 3 and not table.format.is_leaf(word, level):
                     found.append(((word & ADDRESS_MASK) >> 12, level - 1))
     return found
 

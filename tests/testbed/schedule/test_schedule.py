@@ -154,7 +154,7 @@ def test_a_lock_that_is_never_released_is_a_deadlock_without_anybody_to_wait_for
     locks.begin("d0v0", "alloc_context")
     locks.acquire(lock)
     locks.begin("d0v1", "map_pages")
-    with pytest.raises(XenDeadlock, match=r"d0v1 .map_pages. waits for d0 hd->lock, .* since alloc_context, and never"):
+    with pytest.raises(XenDeadlock, match=r"d0v1 .map_pages. waits for d0 hd->lock, .* since alloc_context and never"):
         locks.acquire(lock)
 
 
