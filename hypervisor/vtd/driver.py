@@ -132,7 +132,7 @@ class VtdBackend:
 
     def enforces_cache(self, device: PciDevice) -> bool:
         """Whether the device may enter a context that enforces coherent DMA: its unit knows the snoop bit."""
-        return self._unit_of(device).snoop_control
+        return self.unit_of(device).snoop_control
 
     def detach(self, device: PciDevice) -> int:
         return self._write_all(self.unit_of(device), device, 0, 0)
