@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from oracle.lockstep import Difference, Tally
+from oracle.lockstep import STATED, Difference, Tally
 from oracle.outcome import Finding, Outcome
 from oracle.process import ModelDied
-from oracle.program import Step, to_text
+from oracle.program import Directed, Step, to_text
 from oracle.shrink import shrink
 
 STEPS_PER_MACHINE: Final = 6000
@@ -52,8 +52,8 @@ class ProgramOracle:
     name: str
     boot: Callable[[tuple[int, ...], bool], Rig]
     """A machine from the integers of a program's first line; ``True`` makes the model tell what it does."""
-    directed: Sequence[Sequence[Step]]
-    """Programs that every run starts with."""
+    directed: Callable[[], Sequence[Directed]]
+    """Programs that every run starts with, as far as the model that is installed can run them."""
     generate: Callable[[random.Random], tuple[Step, Callable[[], list[Step]]]]
     """From a random generator: a program's first line, and what gives its next few steps."""
     notes: Callable[[], list[str]] = list
@@ -87,8 +87,8 @@ def run(oracle: ProgramOracle, limits: Limits, progress: Callable[[Outcome], Non
         return outcome.checked + running.accesses >= limits.probes or time.monotonic() >= deadline
 
     try:
-        for program in oracle.directed if not limits.first else ():
-            _try(oracle, program[0], iter(program[1:]), outcome, lambda running: False)
+        for one in oracle.directed() if not limits.first else ():
+            _try(oracle, one.program[0], iter(one.program[1:]), outcome, lambda running: False)
         while len(outcome.findings) < MOST_FINDINGS and not enough(Tally()):
             first, scene = oracle.generate(random.Random(f"{oracle.name} {limits.seed} {outcome.next}"))
             if _try(oracle, first, _steps(scene), outcome, enough):
@@ -140,7 +140,7 @@ def _try(
         again, _, _ = _execute(oracle, candidate[0], iter(candidate[1:]))
         return again is not None and again[1] == kind
 
-    short = shrink(program, fails, SHRINK_SECONDS)
+    short = program if kind[0] == STATED else shrink(program, fails, SHRINK_SECONDS)
     outcome.findings.append(_tell(oracle, short, len(program)))
     return True
 

@@ -59,4 +59,4 @@ def _generate(rng: random.Random) -> tuple[Step, Callable[[], list[Step]]]:
     return step(MACHINE, bits, oas), Generator(rng, bits).scene
 
 
-ORACLE: Final = ProgramOracle("qemu-cpu-s2", _boot, (), _generate)
+ORACLE: Final = ProgramOracle("qemu-cpu-s2", _boot, tuple, _generate)

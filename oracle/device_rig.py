@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from hypervisor.iommu.context import PciDevice
 from machine.iommu.unit import Fault, IommuUnit, Walk
 from machine.memory import PhysicalMemory
-from oracle.lockstep import Difference, Lockstep, Verdict, show
+from oracle.lockstep import Access, Difference, Lockstep, Verdict, show
 from oracle.software import Software
 
 SOFTWARE_STEP: Final = "a step of software"
@@ -35,8 +35,8 @@ class Wanted(NamedTuple):
 
 
 class DeviceRig:
-    """Base of the rigs.  ``hazards``: machine addresses that no probe may touch, for they are not plain RAM there;
-    ``private``: those that hold something else for the model than for us, which no walk may read either."""
+    """Base of the rigs.  ``hazards``: machine addresses that no probe may touch and no walk may read, for they are not
+    the same RAM for the model and for us."""
 
     def __init__(
         self,
@@ -45,7 +45,6 @@ class DeviceRig:
         unit: Lockstep,
         software: Software,
         hazards: Sequence[range],
-        private: range,
     ) -> None:
         self.memory: Final = memory
         self.ours: Final = ours
@@ -69,11 +68,14 @@ class DeviceRig:
             "flip": self.flip,
             "restore": self.restore,
             "forget": self.forget,
+            "reaches": self.reaches,
+            "faults": self.faults,
         }
         self.strayed = False
         """The model ever let an access through, or did not, against what software was asked for."""
-        self._hazards: Final = (*hazards, private)
-        self._private: Final = private
+        self._last: Access | None = None
+        """The last access that a step of its own made."""
+        self._hazards: Final = tuple(hazards)
         self._flips: dict[int, int] = {}
         """Bits that are flipped at the moment, by word index."""
         self._trusted = True
@@ -89,9 +91,13 @@ class DeviceRig:
         """Make both units forget everything that they may have cached."""
         raise NotImplementedError
 
-    def goals(self, walk: Walk) -> list[int]:
-        """Machine addresses that an access may reach, with this walk and by known deviations of the model."""
-        return [] if walk.maddr is None else [walk.maddr]
+    def walks(self, walk: Walk) -> list[Walk]:
+        """Our walk, and those that the model may do instead by its known deviations."""
+        return [walk]
+
+    def goals(self, walks: Sequence[Walk]) -> list[int]:
+        """Machine addresses that an access with these walks may reach."""
+        return [walk.maddr for walk in walks if walk.maddr is not None]
 
     # Parts for subclasses.
 
@@ -116,8 +122,8 @@ class DeviceRig:
     def _is_hazard(self, walk: Walk, goal: int) -> bool:
         return any(goal in hazard for hazard in self._hazards) or _meets_itself(walk, goal)
 
-    def _reads_private(self, walk: Walk) -> bool:
-        return any(step.maddr in self._private for step in walk.steps)
+    def _reads_hazard(self, walk: Walk) -> bool:
+        return any(step.maddr in hazard for step in walk.steps for hazard in self._hazards)
 
     # Steps: DMA.
 
@@ -168,10 +174,12 @@ class DeviceRig:
             return
         sid = self.sid(which)
         walk = self.ours.walk(sid, iova, write)
-        if self._reads_private(walk) or any(self._is_hazard(walk, goal) for goal in self.goals(walk)):
+        walks = self.walks(walk)
+        if any(map(self._reads_hazard, walks)) or any(self._is_hazard(walk, goal) for goal in self.goals(walks)):
             self.skipped += 1
+            self._last = None
             return
-        access = self.unit.access(sid, iova, write, walk)
+        access = self._last = self.unit.access(sid, iova, write, walk)
         if self._trusted:
             wanted = self.wanted(self.devices[which], iova, write)
             self.strayed = self.strayed or (
@@ -180,6 +188,23 @@ class DeviceRig:
             got = access.ours if self.unit.verdict is Verdict.EXCUSED else access.model
             if not wanted.fits(got):
                 self.differences.append(Difference(f"{access}, as software was asked", str(wanted), show(got), access))
+
+    def reaches(self, maddr: int) -> None:
+        """The access before got there, in the model."""
+        self._expect(Wanted(maddr))
+
+    def faults(self, code: int) -> None:
+        """The access before was blocked by the model, which recorded this reason; 0: it recorded nothing."""
+        self._expect(Wanted(None, (code,)))
+
+    def _expect(self, wanted: Wanted) -> None:
+        access = self._last
+        if access is None:
+            self.differences.append(Difference("an access that was not made", str(wanted), "nothing", stated=True))
+        elif not wanted.fits(access.model):
+            self.differences.append(
+                Difference(f"{access}, as the program states", str(wanted), show(access.model), access, stated=True)
+            )
 
     # Steps: tampering.
 
@@ -191,10 +216,7 @@ class DeviceRig:
         if place >= len(steps) or bit >= 64 * len(steps[place].words):
             return
         word = (steps[place].maddr >> 3) + (bit >> 6)
-        flipped = self.memory.words[word] ^ 1 << (bit & 63)
-        if any(flipped & 0xFFF_FFFF_F000 in hazard for hazard in self._hazards):
-            return
-        self.memory.words[word] = flipped
+        self.memory.words[word] ^= 1 << (bit & 63)
         self._flips[word] = self._flips.get(word, 0) ^ 1 << (bit & 63)
         self._trusted = False
 

@@ -13,6 +13,9 @@ from typing import Final, NamedTuple, Protocol
 
 from machine.iommu.unit import Counters, Fault, IommuUnit, Walk
 
+STATED: Final = "stated"
+"""The first word of the kind of such a difference."""
+
 
 class Model(Protocol):
     """The hardware half that somebody else wrote."""
@@ -106,10 +109,14 @@ class Difference:
     ours: str
     model: str
     access: Access | None = None
+    stated: bool = False
+    """It is the program's own statement that does not hold, which means something only in that very program."""
 
     @property
     def kind(self) -> tuple[str, ...]:
         """What stays the same while the program that shows it is made shorter."""
+        if self.stated:
+            return (STATED, self.what)
         if self.access is None:
             return ("register", self.what.partition(" after ")[0])
         return ("access", str(self.access.write), _class(self.access.ours), _class(self.access.model))

@@ -48,3 +48,15 @@ def from_text(text: str) -> list[Step]:
     if not program or program[0].word != MACHINE:
         raise ProgramError(f"the first line of a program says which machine it runs on: {MACHINE} ...")
     return program
+
+
+class Directed(NamedTuple):
+    """A program with a purpose."""
+
+    name: str
+    about: str
+    program: tuple[Step, ...]
+
+
+def directed(name: str, about: str, text: str) -> Directed:
+    return Directed(name, about, tuple(from_text(text)))

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 from oracle.campaign import ProgramOracle, Rig
-from oracle.program import Step
+from oracle.process import major_version
+from oracle.program import Directed, Step
 from oracle.qemu_virt import program, stages
+from oracle.smmu_directed import programs
 from oracle.smmu_generate import Generator, machine
 from oracle.smmu_rig import SmmuRig
 
@@ -24,6 +26,10 @@ def _generate(rng: random.Random) -> tuple[Step, Callable[[], list[Step]]]:
     return first, Generator(rng, stage, bits, bool(linear)).scene
 
 
+def _directed() -> list[Directed]:
+    return programs(major_version(program()), stages(program()))
+
+
 def notes() -> list[str]:
     """What the QEMU that is installed cannot judge."""
     if len(stages(program())) == 1:
@@ -31,4 +37,4 @@ def notes() -> list[str]:
     return []
 
 
-ORACLE: Final = ProgramOracle("qemu-smmuv3", _boot, (), _generate, notes)
+ORACLE: Final = ProgramOracle("qemu-smmuv3", _boot, _directed, _generate, notes)

@@ -5,6 +5,7 @@ With a QEMU whose SMMU has stage 2, our own driver runs as it is.  With stage 1 
 place; our driver's unit would refuse to switch such an SMMU on, so it is told that there is a stage 2.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from base.units import PAGE_SHIFT, DomId, Sbdf
@@ -148,7 +149,7 @@ class SmmuRig(DeviceRig):
         self.backend = xen.backend
         self.model.on_event = lambda: _nothing(xen.backend.take_faults())
         software = Software(xen, devices, Range(MAILBOX_DFN, DATA_LAST, 1, 3), self._moved)
-        super().__init__(memory, ours, unit, software, (), NOT_SHARED)
+        super().__init__(memory, ours, unit, software, (NOT_SHARED,))
         self.steps |= {
             "flush-page": self.flush_page,
             "flush-all": self.flush_all,
@@ -206,10 +207,13 @@ class SmmuRig(DeviceRig):
                 return
         super().access(which, iova, write)
 
-    def goals(self, walk: Walk) -> list[int]:
+    def walks(self, walk: Walk) -> list[Walk]:
         blind = as_seen(self.memory, self.ours, self._version, walk)
-        ends = (walk.maddr, leaf_output(walk), blind.walk.maddr if blind is not None else None)
-        return [goal for goal in ends if goal is not None]
+        return [walk] if blind is None else [walk, blind.walk]
+
+    def goals(self, walks: Sequence[Walk]) -> list[int]:
+        leaf = leaf_output(walks[0])
+        return super().goals(walks) if leaf is None else [*super().goals(walks), leaf]
 
     def empty_caches(self) -> None:
         self._driver_unit.commands.run([*_CFGI_ALL, *_TLBI_ALL])

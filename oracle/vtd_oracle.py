@@ -7,6 +7,7 @@ from typing import Final
 
 from oracle.campaign import ProgramOracle, Rig
 from oracle.program import Step
+from oracle.vtd_directed import PROGRAMS
 from oracle.vtd_generate import Generator, machine
 from oracle.vtd_rig import VtdRig
 
@@ -22,4 +23,4 @@ def _generate(rng: random.Random) -> tuple[Step, Callable[[], list[Step]]]:
     return first, Generator(rng, first.arguments[0]).scene
 
 
-ORACLE: Final = ProgramOracle("qemu-vtd", _boot, (), _generate)
+ORACLE: Final = ProgramOracle("qemu-vtd", _boot, lambda: PROGRAMS, _generate)

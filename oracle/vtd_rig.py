@@ -138,7 +138,7 @@ class VtdRig(DeviceRig):
         assert isinstance(xen.backend, VtdBackend)
         self.backend = xen.backend
         software = Software(xen, devices, Range(MAILBOX_DFN, DATA_LAST, 1, 3), self._moved)
-        super().__init__(memory, ours, unit, software, (MMIO,), NOT_RAM)
+        super().__init__(memory, ours, unit, software, (MMIO, NOT_RAM))
         self.steps |= {
             "flush-pages": self.flush_pages,
             "flush-domain": self.flush_domain,
