@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Random programs against a device model until the time is up; what differs is shrunk and told with its replay.
 
-A machine runs :data:`STEPS_PER_MACHINE` steps of one program and is then thrown away, so that the program that shows
+A machine runs some thousand steps of one program and is then thrown away, so that the program that shows
 a difference is complete: it starts with a machine out of reset.  Everything follows from the seed and the machine's
 number, so a run that was interrupted goes on where it stopped.
 """
@@ -58,6 +58,8 @@ class ProgramOracle:
     """From a random generator: a program's first line, and what gives its next few steps."""
     notes: Callable[[], list[str]] = list
     """What the model that is installed cannot judge."""
+    steps: int = STEPS_PER_MACHINE
+    """How many of a program are run on one machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def run(oracle: ProgramOracle, limits: Limits, progress: Callable[[Outcome], Non
             _try(oracle, one.program[0], iter(one.program[1:]), outcome, lambda running: False)
         while len(outcome.findings) < MOST_FINDINGS and not enough(Tally()):
             first, scene = oracle.generate(random.Random(f"{oracle.name} {limits.seed} {outcome.next}"))
-            if _try(oracle, first, _steps(scene), outcome, enough):
+            if _try(oracle, first, _steps(scene, oracle.steps), outcome, enough):
                 outcome.next += 1
     except KeyboardInterrupt:
         outcome.interrupted = True
@@ -109,9 +111,9 @@ def replay(oracle: ProgramOracle, program: Sequence[Step]) -> Outcome:
     return outcome
 
 
-def _steps(scene: Callable[[], list[Step]]) -> Iterable[Step]:
+def _steps(scene: Callable[[], list[Step]], most: int) -> Iterable[Step]:
     count = 0
-    while count < STEPS_PER_MACHINE:
+    while count < most:
         steps = scene()
         count += len(steps)
         yield from steps

@@ -76,7 +76,7 @@ CATALOGUE: Final = {
         ),
         _programs(
             cpu_oracle.ORACLE,
-            "stage 2: our SMMUv3 driver's tables and our walk against QEMU's Arm processor",
+            "stage 2, and both stages: tables and our walks against QEMU's Arm processor",
             qemu_arm,
         ),
         Entry("golden", "words that a real Xen wrote against what our drivers write", lambda: "", golden.run),

@@ -137,7 +137,7 @@ class CpuWalker:
     """The processor, waiting for batches."""
 
     def __init__(self) -> None:
-        found = process.find_program(("qemu-system-aarch64",), _PACKAGE, "PVIOMMU_QEMU_AARCH64")
+        found = self.program = process.find_program(("qemu-system-aarch64",), _PACKAGE, "PVIOMMU_QEMU_AARCH64")
         self.ram: Final = SharedRam(RAM_SIZE, RAM_START)
         self._memory: Final = self.ram.memory
         self._words: Final = self.ram.memory.words

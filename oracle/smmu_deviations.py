@@ -32,6 +32,9 @@ QEMU_OAS: Final = 44
 OAS_BITS: Final = (32, 36, 40, 42, 44, 48, 52)
 STAGE_2_STE: Final = 0b1101
 """An STE that is valid and has stage 2 in its Config."""
+STAGE_2_ONLY: Final = 6
+"""Config of an STE."""
+S1STALLD: Final = 1 << 27
 WIDEST: Final = 48
 """Address bits that QEMU 7.2 lets through to its SMMU."""
 
@@ -264,6 +267,16 @@ def _substreams(access: Access) -> bool:
     )
 
 
+def _stall_bit_of_stage_1(access: Access) -> bool:
+    ste = next((step.words for step in access.walk.steps if step.name == "STE"), None)
+    return (
+        ste is not None
+        and ste[0] >> 1 & 7 == STAGE_2_ONLY
+        and bool(ste[1] & S1STALLD)
+        and _recorded(access.model) == C_BAD_STE
+    )
+
+
 def _wide_l2_pointer(access: Access) -> bool:
     step = access.walk.steps[0]
     return step.name == "L1STD" and step.words[0] >> 52 != 0 and _recorded(access.model) == F_STE_FETCH
@@ -382,6 +395,12 @@ DEVIATIONS: Final[tuple[Deviation, ...]] = (
         reason="The field is ignored when IDR1.SSIDSIZE is 0 (5.2).",
         evidence="QEMU 7.2 and 10.0: any other value than 0 is C_BAD_STE.",
         excuses=_substreams,
+    ),
+    Deviation(
+        name="S1STALLD without stage 1",
+        reason="Fields of stage 1 are ignored when Config[0] is 0 (5.2).",
+        evidence="QEMU 10.0: an STE with Config = stage 2 and S1STALLD set is C_BAD_STE.",
+        excuses=_stall_bit_of_stage_1,
     ),
     Deviation(
         name="L2Ptr above bit 51",

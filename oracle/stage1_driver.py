@@ -75,6 +75,10 @@ class Stage1Driver:
     format: Format = STAGE1
     orders: tuple[int, ...] = (0, 9, 18)
     flushes_additions: bool = False
+    mair: int = 0xFF
+    """Memory attributes to choose from; leaves take number 0, Normal write-back."""
+    vmid: int = 0
+    """What translations are tagged with beside their ASID."""
 
     def __init__(self, platform: Platform, frames: FrameTable, bits: int = 48) -> None:
         node = platform.firmware.smmus[0]
@@ -116,7 +120,7 @@ class Stage1Driver:
             | asid << 48,
             root << 12,
             0,
-            0xFF,  # MAIR: attribute 0 is Normal write-back
+            self.mair,
         )
         for k, word in enumerate(words):
             self._memory.write64((frame << 12) + 8 * k, word)
@@ -138,13 +142,17 @@ class Stage1Driver:
         if error:
             return error
         ste = self.entry(sid)
-        self._memory.write64(ste + 8, _STE_ATTRIBUTES)
-        self._memory.write64(ste, _STE_STAGE_1 | context.hw.descriptor)
+        for k, word in reversed(list(enumerate(self.ste(context)))):  # what makes it valid comes last
+            self._memory.write64(ste + 8 * k, word)
         if self.unit.commands.run([CFGI_STE | sid << 32, 1, CFGI_CD_ALL | sid << 32, 0]):
             self._memory.write64(ste, _STE_ABORT)
             return -EIO
         device.hw = context.hw
         return 0
+
+    def ste(self, context: IommuContext) -> tuple[int, ...]:
+        """The words of a stream table entry that are not zero."""
+        return (_STE_STAGE_1 | context.hw.descriptor, _STE_ATTRIBUTES)
 
     def detach(self, device: PciDevice) -> int:
         """Abort the stream, and forget what was translated under its ASID."""
@@ -170,7 +178,7 @@ class Stage1Driver:
             return 0
         if pages > _MOST_PAGES:
             return self.flush_all(context)
-        tag = TLBI_NH_VA | context.hw.asid << 48
+        tag = TLBI_NH_VA | self.tag(context.hw.asid)
         leaf = int(not changes.tables)
         commands = [word for page in range(dfn, dfn + pages) for word in (tag, page << 12 | leaf)]
         return self.unit.commands.run(commands)
@@ -178,9 +186,12 @@ class Stage1Driver:
     def flush_all(self, context: IommuContext) -> int:
         return self.unit.commands.run(self._everything(context.hw.asid))
 
-    @staticmethod
-    def _everything(asid: int) -> list[int]:
-        return [TLBI_NH_ASID | asid << 48, 0]
+    def tag(self, asid: int) -> int:
+        """What tells a context's translations from others, in its place in a command."""
+        return asid << 48 | self.vmid << 32
+
+    def _everything(self, asid: int) -> list[int]:
+        return [TLBI_NH_ASID | self.tag(asid), 0]
 
     def take_faults(self) -> list[FaultReport]:
         return self.unit.take_faults()
