@@ -10,6 +10,7 @@ RESTART: Final = 8
 NO_MEMORY: Final = 16
 UNCONFIRMED: Final = 32
 FAULT: Final = 64
+ATTACH: Final = 128
 
 EVENTS: Final[dict[int, str]] = {
     FLUSH: "flush",
@@ -19,9 +20,10 @@ EVENTS: Final[dict[int, str]] = {
     NO_MEMORY: "no-memory",
     UNCONFIRMED: "unconfirmed",
     FAULT: "fault",
+    ATTACH: "attach",
 }
 """Hardware was told to forget something; pages were folded into a superpage, or one was split; a preempted call was
-issued again; an allocation was made to fail; a flush was; a device's access was blocked."""
+issued again; an allocation was made to fail; a flush was; a device's access was blocked; a device was programmed."""
 
 
 def names(mask: int) -> str:

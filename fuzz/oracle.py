@@ -27,6 +27,8 @@ CLAUSES: Final[dict[str, str]] = {
     "written-back": "A call's struct reads afterwards as the contract says, every byte of it.",
     "short-of-memory": "-ENOMEM is answered only when there was no page for a table.",
     "confirmed": "A map or unmap whose flush hardware did not confirm answers -EIO.",
+    "let-go": "References and tables are let go after hardware has confirmed to have forgotten them, not before.",
+    "idle": "Hardware is told nothing when nothing changed that it could remember.",
     "device-reach": "A device reaches what the guest mapped for it, with those rights, and nothing else, whatever the "
     "IOTLB may still remember; after a flush that was not confirmed, also pages that nobody else can have.",
     "tree": "The tables that hardware walks map exactly the pages that the guest mapped.",
@@ -95,6 +97,7 @@ class Oracle:
         arena = self.target.arena
         self._free_before = arena.pages - arena.used if arena is not None else 0
         self.target.events = 0
+        self.target.too_early = ""
         if self.target.faults is not None:
             self.target.faults.clear()
 
@@ -129,6 +132,19 @@ class Oracle:
             return Broken(clause, f"{name} answered {errno_name(result)}, not {errno_name(expected)}")
         if call.after != written:
             return Broken("written-back", self._difference(call, written))
+        return self._judge_events(call, self.target.events)
+
+    def _judge_events(self, call: Call, happened: int) -> Broken | None:
+        """What the hypervisor did beside answering."""
+        if self.target.too_early:
+            return Broken("let-go", f"{call.name} gave up {self.target.too_early} before hardware was told")
+        if happened & (events.FLUSH | events.ATTACH) and call.name in _QUIET:
+            return Broken("idle", f"{call.name} told hardware something")
+        if happened & events.ATTACH and call.name == "reattach_device" and not self.shadow.moved and not call.result:
+            return Broken("idle", "a device was programmed again for the context that it is in")
+        added_only = call.name == "map_pages" and not call.result and not happened & (events.FOLD | events.RESTART)
+        if added_only and happened & events.FLUSH and not self.target.xen.flushes_additions:
+            return Broken("idle", "hardware was told to forget something, and entries were only added")
         return None
 
     def _judge_remote(self, call: Call) -> Broken | None:
@@ -298,6 +314,10 @@ class Oracle:
                         "superpage", f"context {number}: dfn {dfn:#x} could be a 2 MiB page and is 4 KiB ones"
                     )
         return None
+
+
+_QUIET: Final = ("noop", "query_capabilities", "init", "alloc_context", "lookup_page")
+"""Calls after which hardware has nothing to forget."""
 
 
 def _sample(at: int, pages: int) -> list[int]:

@@ -61,6 +61,8 @@ class Shadow:
         """Contexts whose free began and was stopped by a flush that hardware did not confirm."""
         self.unsure = False
         """A flush was not confirmed in this program: hardware may still remember anything that was mapped."""
+        self.moved = False
+        """Whether the last reattach took the device to another context."""
         self.progress = 0
         """What the call that is being judged says about earlier passes."""
         self.regions: dict[int, list[tuple[int, int]]] = {}
@@ -152,6 +154,7 @@ class Shadow:
 
     def _reattach(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
         number, segment, bus, devfn, pasid = args
+        self.moved = False
         device = segment << 16 | bus << 8 | devfn
         if pasid:
             return -EOPNOTSUPP, ()
@@ -176,6 +179,7 @@ class Shadow:
         if (result == -ENOMEM and self.starved(1)) or (result == -EIO and self.unconfirmed()):
             return result, ()
         old, self.homes[device] = self.homes[device], number
+        self.moved = True
         for context in (old, number):
             if context:
                 self.regions[context] = sorted(

@@ -13,8 +13,9 @@ from fuzz.faults import PlannedFaults
 from fuzz.program import Bench
 from fuzz.verbs import DEVICES, Op, ProgramError, Value
 from hypervisor import p2m
-from hypervisor.iommu.context import IommuContext
+from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.pool import Arena
+from hypervisor.pagetable.radix import Changes
 from hypervisor.xen import Xen
 from machine.firmware import Rmrr
 from machine.memory import PhysicalMemory
@@ -113,10 +114,11 @@ class Target:
         """A fault plan, if the program has put one in place."""
         self.events = 0
         """What happened (a mask of :mod:`fuzz.events`) since this was last cleared."""
+        self.too_early = ""
+        """What was let go before hardware had confirmed, since this was last cleared."""
         self._splits: dict[int, int] = {}
         self._names: Final = {number: subop.name for number, subop in self.abi.subops.items() if subop.implemented}
-        if bench.contexts is not None and self.abi.has("init"):
-            self.call("init", (bench.contexts, bench.arena))
+        self._set_up()
         if sabotage is not None:
             sabotage(bed)
         self._interpose(bed.xen.frames)
@@ -124,6 +126,7 @@ class Target:
             self._interpose(self.arena)
         self._interpose_flush("flush")
         self._interpose_flush("flush_all")
+        self._interpose_attach()
         bed.xen.rescheduled = self._rescheduled
         bed.snapshot()
 
@@ -137,6 +140,19 @@ class Target:
     def arena(self) -> Arena | None:
         assert self.bed.dom0.iommu is not None
         return self.bed.dom0.iommu.arena
+
+    def _set_up(self) -> None:
+        """Contexts and arena of the bench, where the version's interface or its hypervisor's command line has them."""
+        contexts, iommu = self.bench.contexts, self.bed.dom0.iommu
+        assert iommu is not None
+        if contexts is None:
+            return
+        if self.abi.has("init"):
+            self.call("init", (contexts, self.bench.arena))
+        else:
+            iommu.limit = contexts
+            if iommu.arena is not None and 1 << self.bench.arena < iommu.arena.pages:
+                iommu.arena = Arena(iommu.arena.base, 1 << self.bench.arena)
 
     @property
     def failed(self) -> bool:
@@ -152,6 +168,7 @@ class Target:
         self._fail_in = self._flush_fails_in = self._pattern = self._bit = self._progress = 0
         self._carrier = None
         self.events = 0
+        self.too_early = ""
         self._splits.clear()
         self.xen.preempt = None
 
@@ -180,8 +197,11 @@ class Target:
 
         def flush(context: IommuContext, *what: Any) -> int:
             self.events |= events.FLUSH
-            if what and what[2].folded:
-                self.events |= events.FOLD
+            if what:
+                if what[2].folded:
+                    self.events |= events.FOLD
+                if what[2].removed or what[2].tables:
+                    self.too_early = self.too_early or self._let_go_before(context, what[2])
             table = context.table
             if table is not None and table.splits != self._splits.get(context.number, 0):
                 self._splits[context.number] = table.splits
@@ -194,6 +214,32 @@ class Target:
             return genuine(context, *what)
 
         setattr(backend, name, flush)
+
+    def _let_go_before(self, context: IommuContext, changes: Changes) -> str:
+        """What of ``changes`` was given up before the flush that is about to happen, "" for nothing."""
+        frames, referenced = self.xen.frames, self.xen.referenced
+        for mfn, count, entry in changes.removed:
+            if entry & referenced:
+                held = min(frames.refs[mfn : mfn + count]) & 0xFFFF_FFFF
+                if held <= min(frames.allocated[mfn : mfn + count]):
+                    return f"the reference on frame {mfn:#x}"
+        pool = context.pool
+        if isinstance(pool, Arena):
+            free = [table for table in changes.tables if not pool.holds(table)]
+            if free:
+                return f"the table at frame {free[0]:#x}"
+        return ""
+
+    def _interpose_attach(self) -> None:
+        """Note that a device is programmed."""
+        backend = self.xen.backend
+        genuine = backend.attach
+
+        def attach(device: PciDevice, context: IommuContext) -> int:
+            self.events |= events.ATTACH
+            return genuine(device, context)
+
+        setattr(backend, "attach", attach)  # noqa: B010 -- as above
 
     def fail(self, allocation: int, flush: int) -> None:
         """The ``allocation``-th page or block that is asked for from now on is not to be had, the ``flush``-th flush is

@@ -40,6 +40,10 @@ class Arena:
         """Frames handed out and not yet returned."""
         return self.pages - len(self._free)
 
+    def holds(self, frame: int) -> bool:
+        """Whether ``frame`` is one of this arena's that is handed out."""
+        return 0 <= frame - self.base < self.pages and not self._is_free[frame - self.base]
+
     def in_use(self) -> set[int]:
         """The frames that are handed out."""
         return {self.base + k for k in range(self.pages) if not self._is_free[k]}
