@@ -28,8 +28,8 @@ _ERRNOS: Final = {
     "reattach_device": (EIO, ENOMEM, ENODEV),
     "map_pages": (ENOMEM, EIO, EINVAL),
     "unmap_pages": (ENOMEM, EIO),
-    "lookup_page": (EINVAL,),
 }
+_REFUSED_FREE: Final[Op] = ("fail_call", "free_context", -EBUSY, 0, 0, 1)
 _WEIGHTS: Final = {
     "map": 10,
     "unmap": 8,
@@ -57,6 +57,7 @@ _WEIGHTS: Final = {
     "regions": 0.3,
     "fail": 2.5,
     "no_memory": 0.1,
+    "fill": 0.15,
 }
 _OPTIONAL: Final = tuple(name for name in _WEIGHTS if name not in ("map", "unmap", "alloc", "attach"))
 
@@ -66,6 +67,9 @@ class DriverGenerator:
 
     def __init__(self, bench: Bench, abi: Abi, seed: int) -> None:
         self._pv: Final = bench.guest == "pv"
+        self._at_boot: Final = tuple(
+            name for name in ("query_capabilities", "init", "alloc_context", "reattach_device") if abi.has(name)
+        )
         self._calls: Final = tuple(name for name in _ERRNOS if abi.has(name))
         self._rng: Final = random.Random(seed)
         self._make: Final[dict[str, Callable[[], Op]]] = {
@@ -95,6 +99,7 @@ class DriverGenerator:
             "regions": lambda: ("get_resv_regions", self._device()),
             "fail": self._fail,
             "no_memory": lambda: ("no_memory",),
+            "fill": lambda: ("domain_fill", self._device()),
         }
         self._domains: list[int] = []
         self._next = 0
@@ -103,22 +108,30 @@ class DriverGenerator:
         self._slots = 0
 
     def program(self, length: int) -> tuple[Op, ...]:
-        """A boot, and operations after it; a quarter of ``length``, for they are larger than hypercalls."""
+        """A boot, and operations after it; an eighth of ``length``, for they are larger than hypercalls."""
         rng = self._rng
         self._domains, self._mapped, self._next, self._slots = [], [], 0, 0
         dropped = {name for name in _OPTIONAL if rng.random() < 0.4}
         names = [name for name in _WEIGHTS if name not in dropped]
         weights = [_WEIGHTS[name] * rng.choice((0.3, 1, 1, 3)) for name in names]
         ops: list[Op] = []
-        while rng.random() < 0.12:
-            ops.append(self._fail())
+        if rng.random() < 0.3:
+            name = rng.choice(self._at_boot)
+            ops.append(("fail_call", name, -rng.choice(_ERRNOS[name]), 0, rng.choice((0, 0, 1, 2)), rng.choice((1, 9))))
         hidden = rng.choice(("cache", "contexts")) if rng.random() < 0.06 else "nothing"
-        ops.append(("boot", "passthrough" if rng.random() < 0.15 else "dma", hidden))
+        shared = "shared" if rng.random() < 0.15 else "own"
+        ops.append(("boot", "passthrough" if rng.random() < 0.2 else "dma", hidden, shared))
         ops.append(self._alloc())
         ops.append(("domain_attach", 0, "copier" if rng.random() < 0.8 else "rogue"))
         makers = [self._make[name] for name in names]
-        for maker in rng.choices(makers, weights, k=max(length // 4, 4)):
+        for maker in rng.choices(makers, weights, k=rng.choice((2, length // 16, length // 8, length // 8))):
             ops.append(maker())
+            if ops[-1][0] == "domain_free" and rng.random() < 0.2:
+                ops.insert(-1, _REFUSED_FREE)
+        if rng.random() < 0.5:
+            if rng.random() < 0.3:
+                ops.append(_REFUSED_FREE)
+            ops.append(("shutdown",))
         return tuple(ops)
 
     def _device(self) -> str:

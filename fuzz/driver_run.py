@@ -13,6 +13,7 @@ from abi.errno import EBUSY, errno_name
 from abi.versions import Abi
 from base.units import PAGE_SHIFT, Sbdf
 from fuzz import events
+from fuzz.driver_contract import CONTRACT
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench, Program
 from fuzz.run import Finding, raised
@@ -56,11 +57,14 @@ CALLS: Final = {
     "get_resv_regions": "regions",
     "fail_call": "fail",
     "no_memory": "no-memory",
+    "domain_fill": "fill",
+    "shutdown": "shutdown",
     "boot": "boot",
 }
 """Verb to the name of the recorded call."""
 CLAUSES: Final[dict[str, str]] = {
     **{f"guest:{entry.id}": entry.text for entry in INVARIANTS.values()},
+    **{name: prose for name, (prose, _) in CONTRACT.items()},
     "oops": "The guest kernel lives.",
 }
 """What is held after every operation of driver level, beside the machine's invariants."""
@@ -81,6 +85,7 @@ class DriverRunner:
         self._happened = 0
         self.faults: PlannedFaults | None = None
         """A fault plan, if the program has put one in place."""
+        self._refused: Final[Counter[tuple[str, int]]] = Counter()
         if sabotage is not None:
             sabotage(self.world.testbed)
 
@@ -96,6 +101,7 @@ class DriverRunner:
         """Power off."""
         self._no_faults()
         self.world.reset()
+        self._refused.clear()
 
     def step(self, operation: Op, sweep: bool = True) -> tuple[str, Broken | None]:
         """As :meth:`fuzz.run.Runner.step`."""
@@ -155,17 +161,19 @@ class DriverRunner:
         world = self.world
         verb, values = operation[0], operation[1:]
         if verb == "boot":
-            return self._boot(*values)
+            return self._boot(*map(str, values))
         if verb == "fault":
             return self._inject(*values)
         if world.kernel is None and verb != "fail_call":
-            result, happened, broken = self._boot("dma", "nothing")
+            result, happened, broken = self._boot("dma", "nothing", "own")
             if broken is not None or result:
                 return result, happened, broken
         if world.kernel is not None and world.kernel.xen is None:
             return 0, 0, None  # the driver did not start, and said so: nothing is left to do
         if verb == "dma":
             return self._dma(*values)
+        if verb == "shutdown":
+            self._give_back()
         if self._misuses(verb, values):
             return -EBUSY, 0, None
         args = values
@@ -186,6 +194,21 @@ class DriverRunner:
     def _note(self, happened: int) -> None:
         self._happened |= happened
 
+    def _stuck(self) -> bool:
+        """Whether so much was refused that a context could not be given back: a device that cannot be moved stays, and
+        what is refused twice over is not asked for for ever."""
+        refused = Counter[str]()
+        for (name, _), times in self._refused.items():
+            refused[name] += times
+        return refused["reattach_device"] > 0 or refused["free_context"] > 1
+
+    def _give_back(self) -> None:
+        """What drivers do when they are removed, before the IOMMU's own is unloaded."""
+        world = self.world
+        for name, slots in (("dma-unmap", world.dma), ("dma-unsg", world.lists), ("dma-free", world.coherent)):
+            for slot in list(slots):
+                perform(world, name, (slot,))
+
     def _misuses(self, verb: str, values: tuple[Any, ...]) -> bool:
         """Whether the operation is one that no caller in a kernel may make: whoever does is at fault, not the core."""
         world = self.world
@@ -194,11 +217,13 @@ class DriverRunner:
             return any(group.domain is domain for group in world.booted.iommu.groups)
         return verb != "plug" and any(value in world.unplugged for value in values if isinstance(value, str))
 
-    def _boot(self, mode: str, hidden: str) -> tuple[int, int, Broken | None]:
+    def _boot(self, mode: str, hidden: str, groups: str) -> tuple[int, int, Broken | None]:
         if self.world.kernel is not None:
             return 0, 0, None
         if hidden != "nothing":
             perform(self.world, {"cache": "no-cache-cap", "contexts": "no-contexts"}[hidden], ())
+        if groups == "shared":
+            perform(self.world, "one-group", ())
         return self._perform("boot", (mode,))
 
     def _perform(self, name: str, args: tuple[Any, ...]) -> tuple[int, int, Broken | None]:
@@ -210,8 +235,16 @@ class DriverRunner:
         if step.injected:
             happened |= events.NO_MEMORY
         result = step.result if isinstance(step.result, int) else 0
+        for call in step.hypercalls:
+            if call.result < 0:
+                self._refused[call.name, call.result] += 1
         for complaint in check(world, step):
+            if complaint.invariant == "leak" and self._stuck():
+                continue
             return result, happened, Broken(f"guest:{complaint.invariant}", complaint.what)
+        for clause, (_, holds) in CONTRACT.items():
+            for what in holds(world, step):
+                return result, happened, Broken(clause, what)
         return result, happened, None
 
     def _dma(self, name: str, at: int, pages: int) -> tuple[int, int, Broken | None]:

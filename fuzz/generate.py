@@ -138,7 +138,7 @@ class Generator:
         self._wild = rng.choice((0.0, 0.01, 0.05, 0.2))
         ops: list[Op] = []
         if self.bench.contexts is None and self._abi.has("init") and rng.random() < 0.95:
-            ops.append(("init", rng.choice((1, 3, 4, 16)), rng.choice((2, 4, 6, 8)), "plain", 0))
+            ops.append(("init", rng.choice((1, 3, 4, 16)), rng.choice((0, 2, 4, 6, 8)), "plain", 0))
         for _ in range(rng.randint(1, 3)):
             ops.append(self._alloc())
         while len(ops) < 6 and rng.random() < 0.7:
@@ -370,6 +370,8 @@ class Generator:
         frame = self._frame()
         if frame[0] != "ram" or frame[1] < 8:
             frame = ("ram", 8 + self._below(PAGES - 8))
+        at = self._base + self._below(1024)
+        self._pending.append(("map", self._ctx(), frame, at, 1, self._access, 0x1000, "plain", 0))
         return ("p2m", frame, self._rng.choice(kinds))
 
     def _raw(self) -> Op:

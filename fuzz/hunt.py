@@ -12,19 +12,26 @@ from statistics import median
 from time import monotonic, process_time
 from typing import Final
 
+from abi.versions import Abi
 from fuzz.engines.swarm import Swarm, benches
 from fuzz.program import Bench
-from fuzz.run import runner_for
+from fuzz.run import Finding, ProgramRunner, runner_for
 from fuzz.shrink import Shrinker
+from fuzz.sweep import Broken
+from fuzz.verbs import Op
 from guest_driver import drivers
 from hypervisor import profile as profiles
-from hypervisor.defects.catalogue import DEFECTS
+from hypervisor.defects.catalogue import DEFECTS, complete
 from testbed import backends
+from testbed.build import TestBed
 
+SHORT: Final = 5
+LOOKS: Final = 4
+"""A program that did not become as short as that is not the last word: so many findings are shrunk at most."""
 OUT_OF_SIGHT: Final[dict[str, str]] = {
     "S2": "which tags a unit's caches know contexts by is nothing that a guest or a device can tell",
 }
-"""Entries that are no fault a guest or its devices could see, with the reason; they are listed, and nobody hunts them."""
+"""Entries that no guest or device could see, with the reason; they are listed, and nobody hunts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +102,11 @@ def _in_driver() -> Iterator[Quarry]:
             reason = reason or "looked at and found to be no fault: nothing is changed"
         speaks = [drivers.get(name).convention for name in defect.versions if name in drivers.names()]
         union = speaks and all(convention is not None and convention.name == "UNION" for convention in speaks)
-        profile = "v3-fixed" if union else "v7-fixed"
         over = [
-            bench for name in backends.names() for bench in benches(name, profile, "driver", f"reference+{defect.id}")
+            bench
+            for profile in ("v7-fixed", *(("v3-fixed",) if union else ()))
+            for name in backends.names()
+            for bench in benches(name, profile, "driver", f"reference+{defect.id}")
         ]
         yield Quarry(defect.id, "driver", defect.title, tuple(over), reason)
 
@@ -108,30 +117,83 @@ def look(quarry: Quarry, seconds: float, seed: int) -> Hunt:
         return Hunt(quarry.defect, quarry.side, quarry.title, False, 0, 0, 0, 0, out_of_sight=quarry.out_of_sight)
     start, cpu = monotonic(), process_time()
     swarm = Swarm(list(quarry.over), seed)
-    noise = 0
+    swarm.runners[:] = [Apart(runner) for runner in swarm.runners]
+    begun: Hunt | None = None
+    looks = 0
     for hit in swarm.findings(seconds):
         if hit is None:
             continue
+        if begun is None:
+            took, used, ops = monotonic() - start, process_time() - cpu, swarm.ops
+            begun = Hunt(quarry.defect, quarry.side, quarry.title, True, took, used, swarm.programs, ops)
         runner, found = hit
+        small = Shrinker(runner).shrink(runner.locate(found.program.ops) or found)
+        length = len(small.program.ops)
+        if not begun.length or length < begun.length:
+            begun = replace(begun, clause=small.clause, length=length, program=str(small.program))
+        looks += 1
+        if begun.length <= SHORT or looks == LOOKS:
+            break
+    if begun is None:
         took, used = monotonic() - start, process_time() - cpu
-        located = runner.locate(found.program.ops) or found
-        if runner_for(sound(runner.bench)).run(located.program.ops, sweep_from=0) is not None:
-            noise += 1  # it is there without the defect, too: not what is hunted, but a fault of ours
-            continue
-        small = Shrinker(runner).shrink(located)
-        program, length = str(small.program), len(small.program.ops)
-        return Hunt(
-            *(quarry.defect, quarry.side, quarry.title, True, took, used, swarm.programs, swarm.ops),
-            *(small.clause, length, program),
-            noise=noise,
-        )
-    took, used = monotonic() - start, process_time() - cpu
-    return Hunt(quarry.defect, quarry.side, quarry.title, False, took, used, swarm.programs, swarm.ops, noise=noise)
+        begun = Hunt(quarry.defect, quarry.side, quarry.title, False, took, used, swarm.programs, swarm.ops)
+    noise = sum(runner.noise for runner in swarm.runners if isinstance(runner, Apart))
+    return replace(begun, noise=noise)
+
+
+class Apart:
+    """A runner whose findings are those that are not there without the defect: what is left is the defect's."""
+
+    def __init__(self, runner: ProgramRunner) -> None:
+        self._runner: Final = runner
+        self._sound: ProgramRunner | None = None
+        self.bench = runner.bench
+        self.coverage = runner.coverage
+        self.noise = 0
+        """Findings that were there without it as well."""
+
+    @property
+    def ops(self) -> int:
+        return self._runner.ops
+
+    @property
+    def abi(self) -> Abi:
+        return self._runner.abi
+
+    @property
+    def bed(self) -> TestBed:
+        return self._runner.bed
+
+    def begin(self) -> None:
+        self._runner.begin()
+
+    def step(self, operation: Op, sweep: bool = True) -> tuple[str, Broken | None]:
+        return self._runner.step(operation, sweep)
+
+    def run(
+        self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
+    ) -> Finding | None:
+        return self._own(self._runner.run(ops, sweep_from, told, full))
+
+    def locate(self, ops: tuple[Op, ...]) -> Finding | None:
+        return self._own(self._runner.locate(ops))
+
+    def _own(self, found: Finding | None) -> Finding | None:
+        if found is None:
+            return None
+        if self._sound is None:
+            self._sound = runner_for(sound(self.bench))
+        other = self._sound.run(found.program.ops)
+        if other is not None and other.like(found):
+            self.noise += 1
+            return None
+        return found
 
 
 def sound(bench: Bench) -> Bench:
-    """The same bench with nothing wrong."""
-    return replace(bench, defects="", driver="reference")
+    """The same bench without the defect, but with what it needs to show."""
+    needed = [entry.id for entry in complete([bench.defects])] if bench.defects else []
+    return replace(bench, defects=",".join(name for name in needed if name != bench.defects), driver="reference")
 
 
 def _look(work: tuple[Quarry, float, int]) -> Hunt:
@@ -156,6 +218,7 @@ class Summary:
     missed: tuple[str, ...]
     out_of_sight: tuple[str, ...]
     median_seconds: float
+    median_cpu: float
     slowest: str
     median_length: float
     longest: str
@@ -172,6 +235,7 @@ def summary(hunts: list[Hunt]) -> Summary:
         tuple(hunt.defect for hunt in tried if not hunt.found),
         tuple(hunt.defect for hunt in hunts if hunt.out_of_sight),
         median([hunt.seconds for hunt in found]) if found else 0.0,
+        median([hunt.cpu for hunt in found]) if found else 0.0,
         f"{slow.defect} ({slow.seconds:.1f} s)" if slow is not None else "none",
         median([hunt.length for hunt in found]) if found else 0,
         f"{long.defect} ({long.length} operations)" if long is not None else "none",

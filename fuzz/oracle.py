@@ -68,6 +68,20 @@ class Oracle:
         self._own: Final = range(self._frames.base, self._frames.base + self._frames.size)
         self._free_before = 0
         self.shadow = self._fresh()
+        target.watch_flush = self._before_flush
+
+    def _before_flush(self, number: int, dfn: int) -> str:
+        """Whether the frame at ``dfn`` has lost a reference before hardware is told that it is unmapped."""
+        shadow = self.shadow
+        space = shadow.spaces.get(number)
+        found = space.at(dfn) if space is not None else None
+        frames = self.target.xen.frames
+        if found is None or shadow.unsure or shadow.dying or dfn + found[2] >= frames.frames:
+            return ""
+        mfn = dfn + found[2]
+        if frames.refs[mfn] & 0xFFFF_FFFF < frames.allocated[mfn] + shadow.count(mfn):
+            return f"the reference on frame {mfn:#x}"
+        return ""
 
     def _fresh(self) -> Shadow:
         xen = self.target.xen

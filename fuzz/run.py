@@ -52,7 +52,11 @@ class ProgramRunner(Protocol):
     bench: Bench
     coverage: Counter[tuple[str, int, int]]
     """(verb, result, events as a mask of :mod:`fuzz.events`) to how often."""
-    ops: int
+
+    @property
+    def ops(self) -> int:
+        """Run so far."""
+        ...
 
     @property
     def abi(self) -> Abi: ...

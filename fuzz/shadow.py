@@ -295,6 +295,12 @@ class Shadow:
             return -(self._errno_paged_out if kind == "paged" else self.frames.hole)
         return -EPERM if write and kind in ("ro", "shared", "pagetable") else 0
 
+    def count(self, mfn: int) -> int:
+        """How many mappings of the domain's own contexts lead to ``mfn``."""
+        return sum(
+            start + delta <= mfn < end + delta for space in self.spaces.values() for start, end, delta, _ in space
+        )
+
     def held(self, mfn: int, access: int = 3) -> bool:
         """Whether a mapping of the domain's own contexts with one of the rights in ``access`` leads to ``mfn``."""
         return any(

@@ -116,6 +116,8 @@ class Target:
         """What happened (a mask of :mod:`fuzz.events`) since this was last cleared."""
         self.too_early = ""
         """What was let go before hardware had confirmed, since this was last cleared."""
+        self.watch_flush: Callable[[int, int], str] = lambda context, dfn: ""
+        """Told of every flush, before it happens, with context and first device frame; what was let go too early."""
         self._splits: dict[int, int] = {}
         self._names: Final = {number: subop.name for number, subop in self.abi.subops.items() if subop.implemented}
         self._set_up()
@@ -200,8 +202,8 @@ class Target:
             if what:
                 if what[2].folded:
                     self.events |= events.FOLD
-                if what[2].removed or what[2].tables:
-                    self.too_early = self.too_early or self._let_go_before(context, what[2])
+                if not self.too_early and (context.number or what[2].tables):
+                    self.too_early = self._let_go_before(context, what[2]) or self.watch_flush(context.number, what[0])
             table = context.table
             if table is not None and table.splits != self._splits.get(context.number, 0):
                 self._splits[context.number] = table.splits
@@ -216,13 +218,7 @@ class Target:
         setattr(backend, name, flush)
 
     def _let_go_before(self, context: IommuContext, changes: Changes) -> str:
-        """What of ``changes`` was given up before the flush that is about to happen, "" for nothing."""
-        frames, referenced = self.xen.frames, self.xen.referenced
-        for mfn, count, entry in changes.removed:
-            if entry & referenced:
-                held = min(frames.refs[mfn : mfn + count]) & 0xFFFF_FFFF
-                if held <= min(frames.allocated[mfn : mfn + count]):
-                    return f"the reference on frame {mfn:#x}"
+        """Which table of ``changes`` was given up before the flush that is about to happen, "" for nothing."""
         pool = context.pool
         if isinstance(pool, Arena):
             free = [table for table in changes.tables if not pool.holds(table)]

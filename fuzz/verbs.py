@@ -39,6 +39,7 @@ WORDS: Final = {
     ),
     "boot mode": ("dma", "passthrough"),
     "hidden": ("nothing", "cache", "contexts"),
+    "groups": ("own", "shared"),
 }
 """By kind of field: what may stand there, where it is a word."""
 SIZES: Final = {"4K": 0x1000, "2M": 0x20_0000, "1G": 0x4000_0000}
@@ -129,7 +130,13 @@ VERBS: Final[dict[str, tuple[Field, ...]]] = {
         Field("times", "count", 1),
     ),
     "no_memory": (),
-    "boot": (Field("mode", "boot mode", "dma"), Field("hide", "hidden", "nothing")),
+    "domain_fill": (Field("device", "device"),),
+    "shutdown": (),
+    "boot": (
+        Field("mode", "boot mode", "dma"),
+        Field("hide", "hidden", "nothing"),
+        Field("groups", "groups", "own"),
+    ),
 }
 """Every operation.  ``dma``: the device reads and writes pages from ``at``; ``regions``: it asks the toolstack's memory
 operation for reserved regions; ``remote``: the next hypercall is carried by remote_cmd to that domain; ``progress``:
@@ -138,7 +145,8 @@ the guest; ``p2m``: it makes another kind of page of it; ``fail``: that allocati
 memory, that flush is not confirmed (0: none); ``preempt``: from now on the vCPU is wanted elsewhere wherever the next
 bit of the pattern, lowest first and over again, says so (0: never); ``fault``: a plan of what fails, at either
 level (:mod:`fuzz.faults`).  From ``domain_alloc`` on: what the guest kernel asks of its IOMMU code, under the names of
-Linux's functions; ``fail_call``: the next such hypercall fails."""
+Linux's functions; ``fail_call``: the next such hypercall fails; ``domain_fill``: domains are allocated until there
+are no more."""
 DRIVER_VERBS: Final = frozenset((*tuple(VERBS)[tuple(VERBS).index("domain_alloc") :], "dma", "fault"))
 """The operations of driver level."""
 ANY_LEVEL: Final = frozenset(("dma", "fault"))

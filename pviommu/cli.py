@@ -6,8 +6,9 @@ import typer
 from pviommu.abi_cli import app as abi_app
 from pviommu.defects_cli import app as defects_app
 from pviommu.driver_cli import app as driver_app
-from pviommu.fuzz_cli import fuzz, hunt
+from pviommu.fuzz_cli import fuzz
 from pviommu.golden_cli import golden
+from pviommu.hunt_cli import hunt
 from pviommu.invariants_cli import invariants
 from pviommu.oracle_cli import app as oracle_app
 from pviommu.program_cli import export, replay, shrink

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``pviommu fuzz`` and ``pviommu hunt``: campaigns.  Exit status 1 when a clause is broken."""
+"""``pviommu fuzz``: campaigns.  Exit status 1 when a clause is broken."""
 
 import json
 import os
@@ -97,26 +97,3 @@ def _line(progress: "Progress") -> str:
         f"{progress.seconds:.0f} s: {progress.programs} programs, {progress.ops} operations ({rate:.0f}/s), "
         f"{progress.coverage} pairs of operation and answer, {len(progress.findings)} findings"
     )
-
-
-def hunt(
-    time: Annotated[float, typer.Option(min=0.1, help="Seconds for each defect at most.")] = 60.0,
-    seed: Seed = 0,
-    defect: Annotated[list[str] | None, typer.Option(help="Only this defect; may be repeated.")] = None,
-) -> None:
-    """Switch every catalogued defect on alone in a fixed profile and see how soon it is found.
-
-    Exit status 1 if one is not.
-    """
-    from fuzz.hunt import hunt as look
-    from hypervisor.defects.catalogue import DEFECTS
-
-    unknown = [name for name in defect or [] if name not in DEFECTS]
-    if unknown:
-        raise UsageError(f"unknown defect {unknown[0]!r}; there are: {', '.join(DEFECTS)}")
-    missed = 0
-    for result in look(defect or [], time, seed):
-        missed += not result.clause
-        said = f"{result.length} operations, {result.clause}" if result.clause else "not found"
-        print(f"{result.defect}: {result.seconds:.1f} s, {result.programs} programs, {result.ops} operations: {said}")
-    raise typer.Exit(1 if missed else 0)

@@ -81,18 +81,28 @@ def _read(words: memoryview, table: PageTable, found: Reachable, word: int, entr
     """Read one table of ``level``; how many of its entries are not empty."""
     fmt = table.format
     order = 9 * (level - 1)
-    used = 0
-    for index, entry in enumerate(words[word : word + entries].tolist()):
-        if not entry & fmt.present:
-            continue
-        used += 1
+    content = words[word : word + entries].tolist()
+    present = fmt.present
+    used = [index for index, entry in enumerate(content) if entry & present]
+    if level == 1:
+        leaf, readable, writable, referenced = found.leaves.append, fmt.readable, fmt.writable, fmt.referenced
+        rights: dict[int, tuple[bool, bool, bool]] = {}
+        for index in used:
+            entry = content[index]
+            bits = entry & ~ADDRESS_MASK
+            if bits not in rights:
+                rights[bits] = readable(entry), writable(entry), bool(entry & referenced)
+            leaf(Leaf(dfn + index, (entry & ADDRESS_MASK) >> 12, 0, *rights[bits]))
+        return len(used)
+    for index in used:
+        entry = content[index]
         here = dfn + (index << order)
         frame = (entry & ADDRESS_MASK) >> 12
         if fmt.is_leaf(entry, level):
-            rights = fmt.readable(entry), fmt.writable(entry), bool(entry & fmt.referenced)
-            found.leaves.append(Leaf(here, frame, order, *rights))
+            kinds = fmt.readable(entry), fmt.writable(entry), bool(entry & fmt.referenced)
+            found.leaves.append(Leaf(here, frame, order, *kinds))
         else:
             found.table_below[order, here] = frame
             found.tables[frame] = 0
             found.tables[frame] = _read(words, table, found, frame << 9, 512, level - 1, here)
-    return used
+    return len(used)

@@ -34,7 +34,7 @@ class Swarm:
     """Findings of one worker, program after program, over several benches in turn."""
 
     def __init__(self, over: list[Bench], seed: int, sabotage: Callable[[TestBed], None] | None = None) -> None:
-        self.runners: Final = [runner_for(bench, sabotage) for bench in over]
+        self.runners: Final[list[ProgramRunner]] = [runner_for(bench, sabotage) for bench in over]
         self._generators: Final = [
             self._generator(runner, seed * 1_000_003 + k) for k, runner in enumerate(self.runners)
         ]

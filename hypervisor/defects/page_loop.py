@@ -31,6 +31,8 @@ class PageLoop:
         """Software bit of a leaf that holds a reference; 0: every leaf is taken to hold one."""
         self.refuses_dying = True
         self.flushes_additions = xen.flushes_additions
+        self.by_guest = False
+        """A guest's call is what takes pages out of a context now."""
         self.queued: dict[IommuContext, list[int]] = {}
         """Removed tables that wait for a flush."""
 
@@ -227,7 +229,11 @@ class PageLoop:
         """Flush and let go of what went away; the errno for the guest."""
         if not changes.modified and not (changes.added and self.flushes_additions):
             return 0
-        return self.xen.finish_pass(domain, context, dfn, max(done, 1), changes)
+        self.by_guest = True
+        try:
+            return self.xen.finish_pass(domain, context, dfn, max(done, 1), changes)
+        finally:
+            self.by_guest = False
 
     def report(self, flush_error: int) -> int:
         """What the guest is told of a failing flush."""
@@ -236,8 +242,12 @@ class PageLoop:
     # --------------------------------------------------------------------------------------- references
 
     def let_go(self, domain: Domain, context: IommuContext, changes: Changes) -> None:
-        """Hardware has forgotten ``changes``: drop their references, return their tables."""
-        self.drop(domain, changes)
+        """Hardware has forgotten ``changes``: drop their references, return their tables.
+
+        What the toolstack takes out of the default context by itself never held a reference.
+        """
+        if context.number or self.by_guest:
+            self.drop(domain, changes)
         for table in (*self.queued.pop(context, ()), *changes.tables):
             context.pool.free(table)
 

@@ -1,16 +1,69 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Catalogued defects are found one by one."""
+"""Catalogued defects are found one by one; what is not hunted says why."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
-from fuzz.hunt import hunt
+from fuzz.hunt import OUT_OF_SIGHT, look, quarries, sound, summary
 from fuzz.program import parse
-from fuzz.run import replay
+from fuzz.run import replay, runner_for
+from guest_driver import drivers
+from hypervisor.defects.catalogue import DEFECTS
 
 
-@pytest.mark.parametrize("defect", ["A5", "B2", "D3", "F1", "T5"])
+@pytest.mark.parametrize("defect", ["A5", "B1", "D3", "F6", "T4", "K9", "L1.2-8", "L8.1"])
 def test_a_catalogued_defect_is_found_and_its_program_replays(defect):
-    (result,) = hunt([defect], 30, 0)
-    assert result.clause and 1 <= result.length <= 8
-    found = replay(parse(result.program))
+    result = look(*quarries([defect]), 60, 0)
+    assert result.found and 1 <= result.length <= 8
+    program = parse(result.program)
+    found = replay(program)
     assert found is not None and found.clause == result.clause
+    without = runner_for(sound(program.bench)).run(program.ops)
+    assert without is None or not without.like(found), "it has to be the defect, not the test bed"
+
+
+def test_every_entry_of_both_catalogues_is_hunted_or_says_why_not():
+    every = quarries()
+    assert {quarry.defect for quarry in every} == {*DEFECTS, *drivers.DEFECTS}
+    assert all(quarry.over for quarry in every)
+    assert set(OUT_OF_SIGHT) <= {quarry.defect for quarry in every if quarry.out_of_sight}
+    with pytest.raises(ValueError, match="unknown defect 'Z9'"):
+        quarries(["Z9"])
+
+
+def test_a_missed_entry_is_counted_as_missed():
+    entries = {quarry.defect: quarry for quarry in quarries(["A4", "S2"])}
+    hunts = [look(entries["S2"], 1, 0), look(entries["A4"], 30, 0)]
+    assert summary(hunts).missed == () and summary(hunts).out_of_sight == ("S2",)
+    quarry = entries["A4"]
+    hunts.append(look(replace(quarry, over=tuple(map(sound, quarry.over))), 0.5, 0))
+    assert summary(hunts).missed == ("A4",)
+
+
+def test_the_command_prints_a_table_and_its_status_says_whether_all_were_found(tmp_path):
+    out = tmp_path / "hunt.json"
+    command = [
+        sys.executable,
+        "-m",
+        "pviommu",
+        "hunt",
+        "--defect",
+        "A4",
+        "--defect",
+        "B2",
+        "--time",
+        "60",
+        "--jobs",
+        "2",
+    ]
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 hunted, none missed" in done.stdout
+    hunts = {hunt["defect"]: hunt for hunt in json.loads(out.read_text())["hunts"]}
+    assert hunts["A4"]["found"] and hunts["B2"]["length"] <= 4
+    wrong = subprocess.run([*command[:4], "--defect", "Z9"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "unknown defect" in wrong.stderr
