@@ -14,6 +14,7 @@ from typing import Final
 
 from abi.versions import Abi
 from fuzz.engines.swarm import Swarm, benches
+from fuzz.faults import PlannedFaults
 from fuzz.program import Bench
 from fuzz.run import Finding, ProgramRunner, runner_for
 from fuzz.shrink import Shrinker
@@ -163,6 +164,10 @@ class Apart:
     @property
     def bed(self) -> TestBed:
         return self._runner.bed
+
+    @property
+    def faults(self) -> PlannedFaults | None:
+        return self._runner.faults
 
     def begin(self) -> None:
         self._runner.begin()

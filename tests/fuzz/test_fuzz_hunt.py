@@ -20,8 +20,9 @@ def test_a_catalogued_defect_is_found_and_its_program_replays(defect):
     result = look(*quarries([defect]), 60, 0)
     assert result.found and 1 <= result.length <= 8
     program = parse(result.program)
-    found = replay(program)
+    found = runner_for(program.bench).run(program.ops)
     assert found is not None and found.clause == result.clause
+    assert replay(program) is not None
     without = runner_for(sound(program.bench)).run(program.ops)
     assert without is None or not without.like(found), "it has to be the defect, not the test bed"
 
