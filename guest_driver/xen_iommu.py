@@ -38,6 +38,7 @@ from guest_driver.linux.page_alloc import GFP_KERNEL
 from guest_driver.linux.pci_group import pci_device_group
 from guest_driver.port import HypercallPort
 from guest_driver.xen_hypercall import IommuOp
+from guest_driver.xen_nested import add_nesting
 from guest_driver.xen_rdm import reserved_device_memory
 from guest_driver.xen_shadow import IovaShadow
 
@@ -63,19 +64,22 @@ _REQUIRED: Final = (
 class XenIommuDomain(IommuDomain):
     """A Linux domain and the context behind it."""
 
-    __slots__ = ("ctx_no", "shadow")
+    __slots__ = ("ctx_no", "enforces_cache", "shadow")
 
     def __init__(self, ctx_no: int, type: int, ops: IommuDomainOps | None = None) -> None:
         super().__init__(type, ops)
         self.ctx_no = ctx_no
+        self.enforces_cache = False
+        """Its context makes all DMA coherent (x1-nested)."""
         self.shadow = IovaShadow()
 
     def save(self) -> Any:
-        return super().save(), self.shadow.save()
+        return super().save(), self.shadow.save(), self.ctx_no, self.enforces_cache
 
     def restore(self, state: Any) -> None:
-        super().restore(state[0])
-        self.shadow.restore(state[1])
+        domain, shadow, self.ctx_no, self.enforces_cache = state
+        super().restore(domain)
+        self.shadow.restore(shadow)
 
 
 class XenIommu:
@@ -139,6 +143,8 @@ class XenIommu:
             capable=self.xen_iommu_capable,
             get_resv_regions=self.xen_iommu_get_resv_regions,
         )
+        if abi.has("query_device"):
+            add_nesting(self)
 
     def _has(self, capability: str) -> bool:
         return bool(self.cap_flags & self.abi.caps.get(capability, 0))

@@ -18,6 +18,11 @@ class IovaShadow:
         self._extents: dict[int, tuple[int, int]] = {}
         self._starts: list[int] = []
 
+    @property
+    def empty(self) -> bool:
+        """Nothing is mapped."""
+        return not self._starts
+
     def insert(self, iova: int, size: int, paddr: int) -> None:
         """``size`` bytes from ``iova``, none of them mapped so far, now lead to ``paddr`` and on."""
         self._extents[iova] = (size, paddr)

@@ -29,8 +29,11 @@ from machine.memory import PhysicalMemory
 from machine.mmio import SystemBus
 from testbed.build import build
 from testbed.config import MIB, Config
+from testbed.units import ONE_UNIT, UnitSpec
 
 MOCK: Final = "mock"
+X1: Final = "x1-nested"
+"""The profile with nested tables and coherency by context."""
 _FIRST_SLOT: Final = 16
 
 
@@ -43,7 +46,7 @@ class DeviceSpec:
     coherent: bool = True
     """DMA is coherent; iommufd refuses to bind what is not."""
     snoop_control: bool = True
-    """Its unit can force snooping (mock driver)."""
+    """Its unit can force snooping (mock driver, and VT-d with x1-nested)."""
     dirty: bool = True
     """Its unit tracks dirty pages (mock driver)."""
     pasids: int = 0
@@ -241,6 +244,7 @@ class XenMachine:
                 ram=ram,
                 guest_ram=guest_ram,
                 endpoints=tuple(names),
+                units=_units(backend, profile, [sbdf for sbdf, spec in zip(names, specs) if not spec.snoop_control]),
             )
         )
         self.specs = specs
@@ -261,6 +265,7 @@ class XenMachine:
         if guest.xen is None:
             raise ValueError(f"the guest found no PV-IOMMU ({errno_name(guest.xen_errno)})")
         self.kernel = guest.kernel
+        self.driver: Final[XenIommu] = guest.xen
         self.devices = [guest.devices[sbdf] for sbdf in names]
         for dev, spec in zip(self.devices, specs):
             self.regions[dev.name] = list(spec.regions)
@@ -300,6 +305,15 @@ class XenMachine:
     def dma(self, dev: Device, iova: int) -> str:
         answer = self.fabric.port(Sbdf(dev.pci.sbdf)).read(iova, 8)
         return "ok" if isinstance(answer, bytes) else "fault"
+
+
+def _units(backend: str, profile: str, without_snoop: Sequence[Sbdf]) -> tuple[UnitSpec, ...]:
+    """One unit, with both stages where the interface can use them; devices without snoop control behind another."""
+    if profile != X1:
+        return ONE_UNIT
+    if backend == "vtd" and without_snoop:
+        return (UnitSpec(), UnitSpec("no-snoop", scope=tuple(without_snoop)))
+    return (UnitSpec("nested"),) if backend == "smmuv3" else ONE_UNIT
 
 
 def make_machine(place: str, specs: Sequence[DeviceSpec] = THREE) -> Machine:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from testbed.iommufd_machine import MOCK
-from testbed.scenarios import coherency, ownership, replace, sva
+from testbed.scenarios import coherency, nesting, ownership, replace, sva
 from testbed.scenarios.step import Scenario
 from testbed.sva.linux import BARE
 
@@ -63,7 +63,7 @@ _ALL: Final = (
         "both orders of attaching",
         coherency.order,
         "settled when a table is made: the number of tables depends on the order, correctness does not",
-        (MOCK,),
+        (MOCK, "vtd"),
     ),
     Scenario(
         "coherency-upgrade",
@@ -71,7 +71,7 @@ _ALL: Final = (
         "promotion on attach, and a driver that does not look",
         coherency.upgrade,
         "promotion leaves old entries incoherent, and an enforcing table faults on a unit without snoop control",
-        (MOCK,),
+        (MOCK, "vtd"),
         shows_flaw=True,
     ),
     Scenario(
@@ -80,7 +80,23 @@ _ALL: Final = (
         "nested table attached first",
         coherency.doorbell,
         "doorbell page and reserved regions are the paging parent's",
-        (MOCK,),
+        (MOCK, "smmuv3"),
+    ),
+    Scenario(
+        "nesting",
+        _CC,
+        "a virtual SMMU over Xen's stage 2",
+        nesting.through_viommu,
+        "both stages translate; each fault goes to who made the stage, each command stays within its guest",
+        ("smmuv3",),
+    ),
+    Scenario(
+        "nesting-refused",
+        _CC,
+        "tables and entries that a guest may not have",
+        nesting.refused,
+        "whatever the guest writes, its devices reach what the parent maps or nothing",
+        ("smmuv3",),
     ),
     Scenario(
         "sva",
