@@ -19,7 +19,7 @@ its frame number is), ``xen:N``, ``mmio:N``, ``rmrr:N`` (firmware's) or ``gfn:N`
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from abi.errno import errno_name, errno_number
@@ -96,6 +96,8 @@ class Bench:
     """What the program is written in: one of :data:`LEVELS`."""
     driver: str = "reference"
     """At driver level: a name in :mod:`guest_driver.drivers`."""
+    vcpus: int = 1
+    """Of the guest; more than one: see :mod:`fuzz.concurrent`."""
     against: str = ""
     """A second machine that must agree: the name of another backend or profile."""
 
@@ -156,6 +158,7 @@ def _format(kind: str, value: Value) -> str:
 
 _SHAPES: Final = {
     "plan": (r"[a-z-]+:[0-9]{1,6}\+?(,[a-z-]+:[0-9]{1,6}\+?)*", "plan of faults, as arena:3,confirm:2+"),
+    "schedule": (r"[0-9]{1,6}>[0-9]{1,2}(,[0-9]{1,6}>[0-9]{1,2})*", "schedule, as 4>1,9>0"),
     "frames": (r"(near|far)(\+[0-9]{1,4})?", "run of frames: near or far, perhaps with +N"),
     "pieces": (r"[0-9]{1,4}(\+[0-9]{1,4})?:[0-9]{1,7}(,[0-9]{1,4}(\+[0-9]{1,4})?:[0-9]{1,7}){0,31}", "list of pieces"),
 }
@@ -187,6 +190,9 @@ def parse(text: str) -> Program:
             raise ProgramError(f"line {number}: more than {MAX_OPS} operations")
     if bench is None:
         raise ProgramError("no line that starts with 'bench'")
+    named = [operation[1] + 1 for operation in ops if operation[0] == "vcpu"]
+    if named and bench.vcpus == 1:
+        bench = replace(bench, vcpus=max(2, *named))
     return Program(bench, tuple(ops))
 
 

@@ -266,6 +266,8 @@ def _swept(clause: str) -> bool:
 def runner_for(bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> ProgramRunner:
     """What runs programs of ``bench``: one machine under the oracle, two that are held against each other, or a guest
     kernel."""
+    if bench.vcpus > 1:
+        raise ProgramError("a program of several vCPUs: 'pviommu explore' runs it")
     if bench.level == "driver":
         from fuzz.driver_run import DriverRunner
 

@@ -88,6 +88,7 @@ class Target:
                 ram=RAM,
                 guest_ram=GUEST_RAM,
                 seed=bench.seed,
+                vcpus=bench.vcpus,
                 iotlb_capacity=bench.iotlb,
                 rmrrs=(RMRR,),
                 defects=tuple(filter(None, bench.defects.split(","))),

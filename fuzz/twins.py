@@ -71,7 +71,7 @@ class _Agreement(Oracle):
     def sweep(self, full: bool = True) -> Broken | None:
         if self.over:
             return None
-        left, right = _spaces(self.target), _spaces(self._other)
+        left, right = spaces(self.target.bed), spaces(self._other.bed)
         one, two = self._sides
         if left.keys() != right.keys():
             return Broken("same-reach", f"contexts are {sorted(left)} on {one} and {sorted(right)} on {two}")
@@ -82,9 +82,9 @@ class _Agreement(Oracle):
                 start, end, delta, access = odd
                 what = f"dfn {start:#x}+{end - start:#x} to frame {start + delta:#x} (access {access})"
                 return Broken("same-reach", f"context {number}: {has} has {what}, {lacks} has not")
-        homes = [_homes(target) for target in (self.target, self._other)]
-        if homes[0] != homes[1]:
-            return Broken("same-reach", f"devices are in contexts {homes[0]} on {one}, {homes[1]} on {two}")
+        at = [homes(target.bed) for target in (self.target, self._other)]
+        if at[0] != at[1]:
+            return Broken("same-reach", f"devices are in contexts {at[0]} on {one}, {at[1]} on {two}")
         return None
 
 
@@ -227,26 +227,26 @@ class Twins(Runner):
         return 0, None
 
 
-def _spaces(target: Target) -> dict[int, list[Span]]:
+def spaces(bed: TestBed) -> dict[int, list[Span]]:
     """By context: what its tables map, alike neighbours joined."""
-    iommu = target.bed.dom0.iommu
+    iommu = bed.dom0.iommu
     assert iommu is not None
-    spaces = {}
+    found = {}
     for number, context in sorted(iommu.contexts.items()):
         spans: list[Span] = []
-        for leaf in reachable(target.memory, context.table).leaves:
+        for leaf in reachable(bed.memory, context.table).leaves:
             access = leaf.readable | leaf.writable << 1
             span = (leaf.dfn, leaf.dfn + leaf.pages, leaf.mfn - leaf.dfn, access)
             if spans and spans[-1][1] == span[0] and spans[-1][2:] == span[2:]:
                 span = (spans.pop()[0], *span[1:])
             spans.append(span)
-        spaces[int(number)] = spans
-    return spaces
+        found[int(number)] = spans
+    return found
 
 
-def _homes(target: Target) -> dict[str, int]:
+def homes(bed: TestBed) -> dict[str, int]:
     """Device to the number of the context that it is in."""
-    devices = target.bed.dom0.devices
+    devices = bed.dom0.devices
     return {
         name: int(context.number)
         for name, sbdf in DEVICES.items()

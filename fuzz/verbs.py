@@ -98,6 +98,8 @@ VERBS: Final[dict[str, tuple[Field, ...]]] = {
     "fail": (Field("allocation", "count", 0), Field("flush", "count", 0)),
     "preempt": (Field("pattern", "hex"),),
     "fault": (Field("plan", "plan", ""),),
+    "vcpu": (Field("number", "count"),),
+    "schedule": (Field("order", "schedule", ""),),
     "domain_alloc": (_DOMAIN, Field("device", "device")),
     "domain_free": (_DOMAIN,),
     "domain_attach": (_DOMAIN, Field("device", "device")),
@@ -144,7 +146,8 @@ the next one comes with the guest's own idea of how far earlier passes got; ``re
 the guest; ``p2m``: it makes another kind of page of it; ``fail``: that allocation from now on (1: the next) finds no
 memory, that flush is not confirmed (0: none); ``preempt``: from now on the vCPU is wanted elsewhere wherever the next
 bit of the pattern, lowest first and over again, says so (0: never); ``fault``: a plan of what fails, at either
-level (:mod:`fuzz.faults`).  From ``domain_alloc`` on: what the guest kernel asks of its IOMMU code, under the names of
+level (:mod:`fuzz.faults`); ``vcpu``: what follows is that vCPU's, all at once; ``schedule``: in this order
+(:mod:`fuzz.concurrent`).  From ``domain_alloc`` on: what the guest kernel asks of its IOMMU code, under the names of
 Linux's functions; ``fail_call``: the next such hypercall fails; ``domain_fill``: domains are allocated until there
 are no more."""
 DRIVER_VERBS: Final = frozenset((*tuple(VERBS)[tuple(VERBS).index("domain_alloc") :], "dma", "fault"))
@@ -152,7 +155,7 @@ DRIVER_VERBS: Final = frozenset((*tuple(VERBS)[tuple(VERBS).index("domain_alloc"
 ANY_LEVEL: Final = frozenset(("dma", "fault"))
 POSITIONAL: Final = {
     verb: name
-    for name in ("device", "call")
+    for name in ("device", "call", "number")
     for verb, fields_ in VERBS.items()
     if name in (field.name for field in fields_)
 }

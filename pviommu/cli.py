@@ -6,6 +6,7 @@ import typer
 from pviommu.abi_cli import app as abi_app
 from pviommu.defects_cli import app as defects_app
 from pviommu.driver_cli import app as driver_app
+from pviommu.explore_cli import explore
 from pviommu.fuzz_cli import fuzz
 from pviommu.golden_cli import golden
 from pviommu.hunt_cli import hunt
@@ -36,6 +37,7 @@ app.command()(replay)
 app.command()(shrink)
 app.command()(export)
 app.command()(sweep)
+app.command()(explore)
 app.command("serve-iommufd")(serve_iommufd)
 app.command()(invariants)
 app.add_typer(abi_app, name="abi")

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which schedules of a concurrent program are tried: random ones, PCT's, or all with a few preemptions.
+
+* *random*: at every point one time in four another vCPU goes on.
+* *PCT* (Burckhardt et al., 2010): vCPUs have random priorities that change at a few random steps; a bug that takes d
+  ordering constraints is found with a probability that can be stated.
+* *exhaustive*: all schedules with at most so many preemptions, without those that partial-order reduction says are
+  like another: going over to another vCPU before a step that is independent of all that the other one does later
+  changes nothing.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from fuzz.concurrent import Attempt, Concurrent
+from hypervisor.locking.locks import Locks
+from testbed.schedule import Chooser, Point, RandomWalk, Schedule
+from testbed.schedule.schedule import default_choice
+
+STRATEGIES: Final = ("random", "pct", "exhaustive")
+
+
+class Pct:
+    """Priorities that change at ``depth`` - 1 of ``steps`` steps."""
+
+    def __init__(self, seed: int, vcpus: int, steps: int, depth: int) -> None:
+        rng = random.Random(seed)
+        self._priority: Final = rng.sample(range(depth, depth + vcpus), vcpus)
+        self._changes: Final = {rng.randrange(max(steps, 1)): lower for lower in range(depth - 1)}
+
+    def choose(self, point: Point, runnable: Sequence[int]) -> int:
+        if point.step in self._changes:
+            self._priority[point.vcpu] = self._changes[point.step]
+        return max(runnable, key=lambda vcpu: self._priority[vcpu])
+
+
+class _Step(NamedTuple):
+    """What a vCPU did from one point to the next."""
+
+    vcpu: int
+    locks: frozenset[str]
+    """Those that it held or took or let go."""
+    open: bool
+    """It changed something without holding any lock: it depends on everything."""
+
+
+class _Watching:
+    """Follows a schedule and keeps what each step held and changed."""
+
+    def __init__(self, concurrent: Concurrent, schedule: Schedule) -> None:
+        self._bed: Final = concurrent.bed
+        self._schedule: Final = schedule
+        self.steps: Final[list[_Step]] = []
+        self._last: tuple[Point, frozenset[str], int] | None = None
+
+    def choose(self, point: Point, runnable: Sequence[int]) -> int:
+        self._finish()
+        locks = self._bed.xen.locks
+        assert locks is not None
+        chosen = self._schedule.choose(point, runnable)
+        held = _held(locks)
+        if chosen == point.vcpu and point.kind in ("acquire", "release"):
+            held |= {point.what}
+        self._last = (point._replace(vcpu=chosen), held, self._digest() if not held else 0)
+        return chosen
+
+    def _finish(self) -> None:
+        if self._last is not None:
+            point, held, digest = self._last
+            locks = self._bed.xen.locks
+            assert locks is not None
+            changed = not held and digest != self._digest()
+            self.steps.append(_Step(point.vcpu, held | _held(locks), changed))
+
+    def _digest(self) -> int:
+        """Of what calls change: references, contexts, devices, tables in use."""
+        xen, dom0 = self._bed.xen, self._bed.dom0
+        iommu = dom0.iommu
+        assert iommu is not None
+        where = tuple(device.context.number if device.context else -1 for device in dom0.devices.values())
+        used = iommu.arena.used if iommu.arena is not None else 0
+        return hash((xen.frames.refs.tobytes(), tuple(iommu.contexts), where, used, iommu.initialised))
+
+
+def _held(locks: Locks) -> frozenset[str]:
+    """What the vCPU that runs holds."""
+    return frozenset(lock.name for lock in locks.held_by(locks.current))
+
+
+def _dependent(one: _Step, other: _Step) -> bool:
+    return one.open or other.open or not one.locks.isdisjoint(other.locks)
+
+
+@dataclass(slots=True)
+class Explored:
+    """How far an exploration got."""
+
+    schedules: int = 0
+    skipped: int = 0
+    """By partial-order reduction."""
+    complete: bool = False
+    """Every schedule within the bound was run, or is like one that was."""
+
+
+class Explorer:
+    """Tries schedules of one program."""
+
+    def __init__(self, concurrent: Concurrent) -> None:
+        self._concurrent: Final = concurrent
+        self.explored: Final = Explored()
+
+    def attempts(self, strategy: str, runs: int, seed: int, depth: int, preemptions: int) -> Iterator[Attempt]:
+        """At most ``runs`` runs."""
+        if strategy == "exhaustive":
+            yield from self._exhaustive(runs, preemptions)
+            return
+        vcpus = len(self._concurrent.parts.vcpus)
+        steps = len(self._concurrent.attempt("").run.points) if strategy == "pct" else 0
+        for k in range(runs):
+            chooser: Chooser = RandomWalk(seed + k) if strategy == "random" else Pct(seed + k, vcpus, steps, depth)
+            yield self._run(chooser)
+
+    def _run(self, chooser: Chooser) -> Attempt:
+        self.explored.schedules += 1
+        return self._concurrent.attempt(chooser)
+
+    def _exhaustive(self, runs: int, preemptions: int) -> Iterator[Attempt]:
+        """Depth first; a schedule's children differ from it after its last change."""
+        pending = [Schedule()]
+        while pending:
+            if self.explored.schedules >= runs:
+                return
+            schedule = pending.pop()
+            watching = _Watching(self._concurrent, schedule)
+            attempt = self._run(watching)
+            yield attempt
+            pending.extend(reversed(list(self._children(schedule, attempt, watching.steps, preemptions))))
+        self.explored.complete = True
+
+    def _children(
+        self, schedule: Schedule, attempt: Attempt, steps: list[_Step], preemptions: int
+    ) -> Iterator[Schedule]:
+        points, runnable = attempt.run.points, attempt.run.runnable
+        used = sum(points[step].vcpu in runnable[step] for step, _ in schedule.switches if step < len(points))
+        begin = schedule.switches[-1][0] + 1 if schedule.switches else 0
+        for k in range(begin, len(points)):
+            goes_on = points[k].vcpu in runnable[k]
+            if goes_on and used >= preemptions:
+                continue
+            usual = default_choice(points[k], runnable[k])
+            for vcpu in runnable[k]:
+                if vcpu == usual:
+                    continue
+                if goes_on and k < len(steps) and not self._matters(steps, k, vcpu):
+                    self.explored.skipped += 1
+                    continue
+                yield Schedule((*schedule.switches, (k, vcpu)))
+
+    def _matters(self, steps: list[_Step], k: int, vcpu: int) -> bool:
+        """Whether anything that ``vcpu`` does later depends on step ``k``, so that doing it earlier may matter."""
+        return any(step.vcpu == vcpu and _dependent(steps[k], step) for step in steps[k + 1 :])
+
+
+def simplify(concurrent: Concurrent, attempt: Attempt) -> Attempt:
+    """The same finding with as few switches as can be left out one by one."""
+    assert attempt.broken is not None
+    best, k = attempt, 0
+    while k < len(best.run.schedule.switches):
+        switches = best.run.schedule.switches
+        fewer = concurrent.attempt(Schedule(switches[:k] + switches[k + 1 :]))
+        if (
+            fewer.broken is not None
+            and fewer.broken.clause == attempt.broken.clause
+            and len(fewer.run.schedule.switches) < len(switches)
+        ):
+            best, k = fewer, 0
+        else:
+            k += 1
+    return best
