@@ -144,14 +144,15 @@ def _smmu_queue(bench: Bench) -> list[tuple[int, int]]:
     return bench.queued(start, bench.unit.read(0x98, 4), smmu_command)
 
 
-def smmu(spoil: Spoil, bits: int = 44) -> Bench:
-    """Xen's SMMUv3 driver with addresses of ``bits`` bits."""
+def smmu(spoil: Spoil, bits: int = 44, device_tlb: bool = False) -> Bench:
+    """Xen's SMMUv3 driver with addresses of ``bits`` bits; with ``device_tlb`` its device has one."""
     return Bench(
         spoil,
-        lambda bus: Smmuv3Unit("smmu0", bus, Smmuv3Config(oas=bits)),
+        lambda bus: Smmuv3Unit("smmu0", bus, Smmuv3Config(oas=bits, ats=device_tlb)),
         Firmware(smmus=(SmmuNode(BASE),)),
         Smmuv3Backend,
         _smmu_queue,
+        device_tlb,
     )
 
 

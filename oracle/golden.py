@@ -195,6 +195,18 @@ VECTORS: Final = (
         lambda p: _stream_command(smmu(p)),
         _MANUAL,
     ),
+    Vector(
+        "STE word 1, a device with a TLB",
+        1 << 44 | 1 << 28,
+        lambda p: _ste(smmu(p, device_tlb=True))[1],
+        _SOURCE,
+    ),
+    Vector(
+        "commands for a device with a TLB: 4 aligned pages; all, as it goes",
+        [(0x18_0000_0040, 0x40_0002), (0x18_0000_0040, 52)],
+        lambda p: _device_cache_commands(smmu(p, device_tlb=True).attached()),
+        _MANUAL,
+    ),
     Vector("commands at power-on", [(0x04, 31), (0x30, 0)], lambda p: smmu(p).commands()[:2], _MANUAL),
     Vector(
         "command: completion, by a message that arrives (our unit sends it)",
@@ -232,6 +244,11 @@ VECTORS: Final = (
         _MANUAL,
     ),
 )
+
+
+def _device_cache_commands(bench: Bench) -> list[tuple[int, int]]:
+    queued = [*bench.unmapped(4), *bench.after(lambda: bench.software.detach(0))]
+    return [command for command in queued if command[0] & 0xFF == 0x40]
 
 
 def _s2_leaf(p: Spoil, pages: int, permission: int) -> int:

@@ -59,6 +59,7 @@ _LAYOUTS: Final[tuple[tuple[str, int, type[Layout]], ...]] = (
     ("stream command", 0, smmu.Command),
     ("TLB command", 0, smmu.Tlbi),
     ("TLB command", 1, smmu.TlbiAddress),
+    ("device-cache command", 1, smmu.AtcInvAddress),
     ("sync command", 0, smmu.Sync),
     ("sync command", 1, smmu.SyncAddress),
 )
@@ -102,6 +103,7 @@ _FIELDS: Final[tuple[tuple[str, int, Mapping[str, int]], ...]] = (
     ("context-cache descriptor", 1, {"reserved": 0}),
     ("wait descriptor", 1, {"address": 12}),
     ("stream command", 1, {"leaf or range": 0}),
+    ("device-cache command", 0, {"op": 0, "sid": 32}),
     ("second-stage leaf", 0, _SECOND_STAGE),
     ("second-stage superpage", 0, {**_SECOND_STAGE, "ps": 7, "address": 21}),
     ("second-stage table pointer", 0, _SECOND_STAGE),
@@ -185,5 +187,6 @@ _COMMANDS: Final = {
     smmu.CMD_TLBI_S12_VMALL: "TLB command",
     smmu.CMD_TLBI_S2_IPA: "TLB command",
     smmu.CMD_TLBI_NSNH_ALL: "TLB command",
+    smmu.CMD_ATC_INV: "device-cache command",
     smmu.CMD_SYNC: "sync command",
 }
