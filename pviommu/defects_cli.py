@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from guest_driver import drivers
+from guest_driver.defects.iommufd import IOMMUFD, named
 from hypervisor.defects import catalogue
+from pviommu.iommufd_defects import run_iommufd_defect
 from pviommu.options import Json, UsageError
 from testbed.defects.run import happen, profile_for
 
@@ -43,6 +45,8 @@ def entries() -> dict[str, Entry]:
     }
     for d in drivers.DEFECTS.values():
         found.setdefault(d.id, Entry(d.id, "driver", d.versions, d.title, d.seen, d.source))
+    for fault in IOMMUFD:
+        found[fault.id] = Entry(fault.id, "iommufd", fault.versions, fault.title, fault.seen, fault.source)
     return found
 
 
@@ -82,6 +86,8 @@ def run(
     entry = _entry(name)
     if entry.side == "driver":
         raise UsageError(f"{name} is a driver's; 'pviommu driver validate --driver reference+{name}' shows it")
+    if entry.side == "iommufd":
+        raise typer.Exit(run_iommufd_defect(named(name), as_json))
     defect = catalogue.get(name)
     if backend not in defect.backends:
         raise UsageError(f"{name} is in the {' and '.join(defect.backends)} driver; --backend {backend} has none")

@@ -4,10 +4,12 @@
 Exit status: 0 the run ended as merged code does (or showed the flaw it is there to show), 1 it did not, 2 wrong usage.
 """
 
+from dataclasses import replace
 from typing import Annotated, Final
 
 import typer
 
+from guest_driver.defects.iommufd import named
 from guest_driver.iommufd.release import LATEST, RELEASES, as_released, release
 from pviommu.options import UsageError
 from testbed.scenarios import catalogue
@@ -38,12 +40,17 @@ def run_scenario(
     released: Annotated[
         bool, typer.Option("--as-released", help="With the faults that kernel was released with.")
     ] = False,
+    defect: Annotated[
+        str, typer.Option("--defect", help="With single upstream faults, as L8.2,L8.5; see 'pviommu defects list'.")
+    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="Verdicts only.")] = False,
 ) -> None:
     """Run one scenario and print each step, the state after it, and the verdict."""
     try:
         chosen = list(catalogue.SCENARIOS.values()) if name == "all" else [catalogue.get(name)]
+        words = frozenset(named(part.strip()).word for part in defect.split(",") if part.strip())
         made = as_released(kernel) if released else release(kernel)
+        made = replace(made, defects=made.defects | words)
     except ValueError as error:
         raise UsageError(str(error)) from None
     good = True
@@ -55,17 +62,23 @@ def run_scenario(
             if name == "all":
                 continue
             raise UsageError(f"{scenario.name} runs on {', '.join(scenario.places)} only")
+        if made.version < scenario.since:
+            if name == "all":
+                continue
+            raise UsageError(f"{scenario.name} needs Linux {'.'.join(map(str, scenario.since))} or later")
         for place in places:
-            print(f"{scenario.name} on {place}, Linux {made.name}{' as released' if released else ''}")
+            faults = f" with {', '.join(sorted(made.defects))}" if made.defects else ""
+            print(f"{scenario.name} on {place}, Linux {made.name}{faults}")
             steps = list(scenario.steps(place, made))
             if not quiet:
-                print("\n".join(_lines(steps)))
+                print("\n".join(step_lines(steps)))
             good = _verdict(scenario, steps) and good
     if not good:
         raise typer.Exit(FOUND)
 
 
-def _lines(steps: list[Step]) -> list[str]:
+def step_lines(steps: list[Step]) -> list[str]:
+    """Each step with its answer and the state after it, marked where it is not as merged."""
     lines = []
     for number, step in enumerate(steps, 1):
         mark = "" if step.ok else "   <--"

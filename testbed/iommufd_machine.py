@@ -58,6 +58,8 @@ class DeviceSpec:
 THREE: Final = (DeviceSpec("dev1"), DeviceSpec("dev2"), DeviceSpec("dev3"))
 """Three devices of one group."""
 
+Mapped = tuple[int, int]
+"""What map_pages answers: (0 or -errno, bytes that are mapped)."""
 Lender = Callable[[int, bytes | None, int], bytes | None]
 """(pseudo-physical address, data to write or ``None``, length) within a page -> bytes; ``None``: not lent."""
 
@@ -96,6 +98,8 @@ class Machine(Protocol):
     """(domain or None for any, device name) to the error with which attaching is refused."""
     regions: dict[str, list[IommuResvRegion]]
     """Device name to its reserved regions."""
+    map_error: int
+    """The errno with which the driver refuses to map anything, 0 while it does not."""
     fabric: DmaFabric
     bus: LentBus
 
@@ -220,6 +224,14 @@ class MockMachine:
         self.fabric = DmaFabric(self.bus)
         self.fabric.cover(_MockUnit(self.mock, self.devices))
 
+    @property
+    def map_error(self) -> int:
+        return self.mock.map_error
+
+    @map_error.setter
+    def map_error(self, errno: int) -> None:
+        self.mock.map_error = errno
+
     def dma(self, dev: Device, iova: int) -> str:
         return self.mock.dma(dev, iova)
 
@@ -251,6 +263,7 @@ class XenMachine:
         self._group_of: Final = {sbdf: spec.group for sbdf, spec in zip(names, specs)}
         self.refuse: dict[tuple[IommuDomain | None, str], int] = {}
         self.regions: dict[str, list[IommuResvRegion]] = {}
+        self.map_error = 0
         self._incoherent: Final = {sbdf for sbdf, spec in zip(names, specs) if not spec.coherent}
         testbed = self.testbed
         guest = boot(
@@ -280,6 +293,11 @@ class XenMachine:
         ops = driver.ops
         attach, group, capable = ops.default_domain_ops.attach_dev, ops.device_group, ops.capable
         regions = ops.get_resv_regions or (lambda dev: [])
+        map_pages = driver.domain_ops.map_pages
+        assert map_pages is not None
+
+        def map_or_refuse(domain: Any, iova: int, paddr: int, size: int, count: int, prot: int, gfp: int) -> Mapped:
+            return (-self.map_error, 0) if self.map_error else map_pages(domain, iova, paddr, size, count, prot, gfp)
 
         def attach_dev(domain: IommuDomain, dev: Device, old: IommuDomain | None) -> int:
             errno = self.refuse.get((domain, dev.name), self.refuse.get((None, dev.name), 0))
@@ -297,6 +315,7 @@ class XenMachine:
         def is_capable(dev: Device, cap: int) -> bool:
             return dev.pci.sbdf not in self._incoherent and capable is not None and capable(dev, cap)
 
+        driver.domain_ops.map_pages = map_or_refuse
         ops.default_domain_ops.attach_dev = attach_dev
         ops.device_group = device_group
         ops.capable = is_capable

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from abi.errno import EBUSY, EINVAL, ENOMEM
+from guest_driver.defects.iommufd import REPLACE_DROPS_RESERVATIONS, REPLACE_UNATTACHED
 from guest_driver.iommufd.hw_pagetable import Hwpt, HwptPaging
 from guest_driver.iommufd.io_pagetable import IoPagetable
-from guest_driver.iommufd.release import REPLACE_DROPS_RESERVATIONS, REPLACE_UNATTACHED
 from guest_driver.linux.dma_cookie import iommu_get_msi_cookie
 from guest_driver.linux.iommu import (
     IOMMU_NO_PASID,

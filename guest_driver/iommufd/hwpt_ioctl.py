@@ -8,13 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from abi.errno import EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW
+from guest_driver.defects.iommufd import DIRTY_WALK_ERRORS_DROPPED
 from guest_driver.iommufd.device import IommufdDevice
 from guest_driver.iommufd.eventq import FaultQueue
 from guest_driver.iommufd.hw_pagetable import Hwpt, HwptNested, HwptPaging, hwpt_nested_alloc, hwpt_paging_alloc
 from guest_driver.iommufd.ioas import Ioas
 from guest_driver.iommufd.iova_ranges import ULONG_MAX
 from guest_driver.iommufd.objects import IommufdObject
-from guest_driver.iommufd.release import DIRTY_WALK_ERRORS_DROPPED
 from guest_driver.iommufd.uapi import (
     IOMMU_HW_CAP_DIRTY_TRACKING,
     IOMMU_HW_INFO_FLAG_INPUT_TYPE,

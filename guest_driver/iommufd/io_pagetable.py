@@ -14,10 +14,10 @@ from sortedcontainers import SortedDict
 
 from abi.errno import EADDRINUSE, EBUSY, EDEADLOCK, EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC, EOVERFLOW, EPERM
 from base.units import PAGE_SHIFT, PAGE_SIZE
+from guest_driver.defects.iommufd import UNMAP_RESTARTS
 from guest_driver.iommufd.iova_ranges import ULONG_MAX, ReservedRanges, align_with_offset
 from guest_driver.iommufd.pages import IoptArea, IoptPages
 from guest_driver.iommufd.process import MemoryFile, Process
-from guest_driver.iommufd.release import UNMAP_RESTARTS
 from guest_driver.linux.iommu import IOMMU_CACHE, IOMMU_WRITE, IommuDomain
 
 if TYPE_CHECKING:

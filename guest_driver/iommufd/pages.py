@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from abi.errno import ENOMEM
 from base.units import PAGE_SHIFT, PAGE_SIZE
+from guest_driver.defects.iommufd import MAP_ERRNO_LOST
 from guest_driver.iommufd.process import MemoryFile, Pinnable, Process
-from guest_driver.iommufd.release import MAP_ERRNO_LOST
 from guest_driver.linux.iommu import IommuDomain
 from guest_driver.linux.iommu_map import iommu_iova_to_phys, iommu_map, iommu_unmap
 

@@ -9,31 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-REPLACE_DROPS_RESERVATIONS: Final = "replace-drops-reservations"
-REPLACE_UNATTACHED: Final = "replace-unattached"
-DIRTY_WALK_ERRORS_DROPPED: Final = "dirty-walk-errors-dropped"
-UNMAP_RESTARTS: Final = "unmap-restarts"
-MAP_ERRNO_LOST: Final = "map-errno-lost"
+from guest_driver.defects.iommufd import BY_WORD, CC_UPGRADE
 
-DEFECTS: Final = {
-    REPLACE_DROPS_RESERVATIONS: "a replace within one IOAS whose domain switch fails takes away the reserved regions "
-    "of every device of the group, although they stay attached (6.12 to 7.0)",
-    REPLACE_UNATTACHED: "a device that is not attached may replace the table of its group (up to 6.14)",
-    DIRTY_WALK_ERRORS_DROPPED: "reading a dirty bitmap succeeds although tracking is off or the range has holes "
-    "(6.12 to 7.0)",
-    UNMAP_RESTARTS: "unmap starts again from the beginning after each area, and takes what was mapped meanwhile "
-    "(up to 6.14)",
-    MAP_ERRNO_LOST: "the error of a driver's map_pages is lost after the unwind (7.0 before its fix)",
-}
-"""Faults that were released, by id."""
-
-_DEFECTS_OF: Final = {
-    "6.6": (REPLACE_UNATTACHED, UNMAP_RESTARTS),
-    "6.12": (REPLACE_DROPS_RESERVATIONS, REPLACE_UNATTACHED, DIRTY_WALK_ERRORS_DROPPED, UNMAP_RESTARTS),
-    "6.14": (REPLACE_DROPS_RESERVATIONS, REPLACE_UNATTACHED, DIRTY_WALK_ERRORS_DROPPED, UNMAP_RESTARTS),
-    "7.0": (REPLACE_DROPS_RESERVATIONS, DIRTY_WALK_ERRORS_DROPPED, MAP_ERRNO_LOST),
-}
-RELEASES: Final = tuple(_DEFECTS_OF)
+RELEASES: Final = ("6.6", "6.12", "6.14", "7.0")
 LATEST: Final = RELEASES[-1]
 
 
@@ -53,8 +31,8 @@ class Release:
 
     @property
     def upgrades_coherency_on_attach(self) -> bool:
-        """Before 6.7 an attach could turn a table into a coherency-enforcing one."""
-        return self.version < (6, 7)
+        """Up to 6.6 an attach could turn a table into a coherency-enforcing one."""
+        return CC_UPGRADE in self.defects
 
     @property
     def knows_who_attached(self) -> bool:
@@ -70,13 +48,13 @@ def release(name: str = LATEST, defects: frozenset[str] | None = None) -> Releas
     """
     if name not in RELEASES:
         raise ValueError(f"unknown kernel {name!r}; there are: {', '.join(RELEASES)}")
-    unknown = (defects or frozenset()) - DEFECTS.keys()
+    unknown = (defects or frozenset()) - BY_WORD.keys()
     if unknown:
-        raise ValueError(f"unknown defect {sorted(unknown)[0]!r}; there are: {', '.join(DEFECTS)}")
+        raise ValueError(f"unknown defect {sorted(unknown)[0]!r}; there are: {', '.join(BY_WORD)}")
     major, minor = name.split(".")
     return Release((int(major), int(minor)), defects or frozenset())
 
 
 def as_released(name: str = LATEST) -> Release:
     """The kernel called ``name`` with the faults that it was released with."""
-    return release(name, frozenset(_DEFECTS_OF.get(name, ())))
+    return release(name, frozenset(word for word, defect in BY_WORD.items() if name in defect.kernels))

@@ -127,6 +127,8 @@ class MockIommu:
         self.regions: dict[str, list[IommuResvRegion]] = {}
         self.refuse: dict[tuple[IommuDomain | None, str], int] = {}
         self.calls: list[tuple[object, ...]] = []
+        self.map_error = 0
+        """The errno with which nothing can be mapped."""
         self.page_budget: int | None = None
         """Pages that can still be mapped; ``None`` is any number."""
         self.where: dict[str, MockDomain] = {}
@@ -298,6 +300,8 @@ class MockIommu:
     def map_pages(
         self, domain: MockDomain, iova: int, paddr: int, pgsize: int, pgcount: int, prot: int, gfp: int
     ) -> tuple[int, int]:
+        if self.map_error:
+            return -self.map_error, 0
         self.calls.append(("map", domain, iova, paddr, pgsize, pgcount))
         for done in range(0, pgsize * pgcount, self.page):
             if self.page_budget is not None:

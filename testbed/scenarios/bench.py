@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from guest_driver.iommufd.context import IommufdCtx, iommufd_open
-from guest_driver.iommufd.device import IommufdDevice, IommufdGroup
+from guest_driver.iommufd.device import IommufdDevice, IommufdGroup, iommufd_device_bind
 from guest_driver.iommufd.hw_pagetable import Hwpt
 from guest_driver.iommufd.ioas import Ioas
 from guest_driver.iommufd.process import Process, UserMemory
@@ -14,6 +15,7 @@ from guest_driver.iommufd.release import Release
 from guest_driver.linux.iommu import IOMMU_RESV_RESERVED, IommuResvRegion
 from guest_driver.linux.iommu_group import IommuGroup
 from testbed.iommufd_machine import Machine
+from testbed.scenarios.step import Step, held
 
 SCRATCH: Final = 0x7000_0000
 BUFFER: Final = 0x1000_0000
@@ -57,6 +59,35 @@ class Session:
     def map(self, ioas: str, iova: int) -> int:
         ret, _ = self.call("IOAS_MAP", flags=7, ioas_id=self.ids[ioas], user_va=BUFFER, length=4096, iova=iova)
         return ret
+
+    def unmap(self, ioas: str, iova: int, length: int) -> int:
+        """Bytes that are gone, or -errno."""
+        ret, out = self.call("IOAS_UNMAP", ioas_id=self.ids[ioas], iova=iova, length=length)
+        return ret or out["length"]
+
+    def bind(self, name: str) -> int:
+        """Give a device to this process."""
+        idev = iommufd_device_bind(self.ctx, self.devices[name])
+        if isinstance(idev, int):
+            return idev
+        self.bound[name] = idev
+        return 0
+
+    def end(self) -> Iterator[Step]:
+        """The process ends; whether nothing is left."""
+        warnings = self.bench.kernel.printk.warnings
+        self.ctx.exit()
+        groups = {dev.iommu_group for dev in self.devices.values()}
+        clean = all(group is not None and group.domain is group.default_domain for group in groups)
+        yield held(
+            "close: nothing pinned, every group on its default domain, no warning",
+            clean and not self.mm.pins and not warnings,
+            state=self.state(),
+        )
+
+    def reserved(self, device: str) -> int:
+        """Where the reserved page of a device is."""
+        return RESERVED + (list(self.devices).index(device) << 12)
 
     def hwpt(self, name: str) -> Hwpt | None:
         return self.ctx.objects.get(self.ids[name], Hwpt) if name in self.ids else None

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from testbed.iommufd_machine import MOCK
-from testbed.scenarios import coherency, nesting, ownership, replace, sva
+from testbed.scenarios import coherency, faults, nesting, ownership, replace, sva
 from testbed.scenarios.step import Scenario
 from testbed.sva.linux import BARE
 
@@ -17,6 +17,7 @@ _REPLACE = "iommufd/device: Use iommu_group_replace_domain() (February 2023)"
 _OWNER = "iommu: Add iommu_at[de]tach_device_shared() for multi-device groups (December 2021)"
 _CC = "iommufd: Always setup MSI and enforce cc on kernel-managed domains (September 2023)"
 _CD = "iommu/arm-smmu-v3: Refactor write_ctx_desc (August 2023)"
+_KNOWN = "known upstream faults, and where kernels differ"
 _AT_ONCE = "merged code moves the group, its references and its reserved regions in one call"
 
 _ALL: Final = (
@@ -33,18 +34,43 @@ _ALL: Final = (
         EVERYWHERE,
     ),
     Scenario(
+        "replace-auto",
+        _REPLACE,
+        "by address space: automatic tables",
+        replace.automatic,
+        _AT_ONCE,
+        EVERYWHERE,
+    ),
+    Scenario(
         "replace-posted",
         _REPLACE,
-        "the flow as first posted",
-        replace.posted,
+        "the flow as first posted, all three attached",
+        partial(replace.posted, detached=()),
         "between the calls two devices use a table whose address space does not know their reserved regions",
         EVERYWHERE,
         shows_flaw=True,
     ),
     Scenario(
+        "replace-posted-2",
+        _REPLACE,
+        "the flow as first posted, dev3 detached first",
+        partial(replace.posted, detached=("dev3",)),
+        "between the calls a device uses a table whose address space does not know its reserved regions",
+        EVERYWHERE,
+        shows_flaw=True,
+    ),
+    Scenario(
+        "attach-fails",
+        _REPLACE,
+        "attach, failing at each step",
+        replace.attach_failing,
+        "a failed attach leaves the device out and the group where it was",
+        EVERYWHERE,
+    ),
+    Scenario(
         "replace-fails",
         _REPLACE,
-        "refused at each device",
+        "refused at each device, by each reserved region, at each allocation",
         replace.failing,
         "a failed replace changes nothing (released kernels from 6.12 drop reservations within one IOAS)",
         EVERYWHERE,
@@ -55,6 +81,48 @@ _ALL: Final = (
         "user space takes a group device by device",
         ownership.one_after_another,
         "counting per group answers the thread's question; -EPERM for a claim, -EBUSY for a bind",
+        EVERYWHERE,
+    ),
+    Scenario(
+        "ownership-sketch",
+        _OWNER,
+        "the thread's two sketches",
+        ownership.sketches,
+        "a flag in place of a count: the second driver of a group cannot bind, and the first to leave frees the group",
+        EVERYWHERE,
+        shows_flaw=True,
+    ),
+    Scenario(
+        "map-error",
+        _KNOWN,
+        "a mapping that the driver refuses",
+        faults.map_error,
+        "the error reaches user space and nothing is left (Linux 7.0 lost it until it was fixed)",
+        EVERYWHERE,
+    ),
+    Scenario(
+        "dirty-hole",
+        _KNOWN,
+        "a dirty bitmap of a range with a hole",
+        faults.dirty_hole,
+        "an incomplete bitmap is an error (released kernels from 6.12 answer 0)",
+        (MOCK,),
+        since=(6, 7),
+    ),
+    Scenario(
+        "unmap-race",
+        _KNOWN,
+        "a map during an unmap",
+        faults.unmap_race,
+        "what is mapped behind an unmap's back stays (kernels up to 6.14 take it away)",
+        EVERYWHERE,
+    ),
+    Scenario(
+        "attach-twice",
+        _KNOWN,
+        "one device attached twice",
+        faults.attach_twice,
+        "as its kernel does: -EBUSY from 6.15 on, a WARN before",
         EVERYWHERE,
     ),
     Scenario(
@@ -81,6 +149,7 @@ _ALL: Final = (
         coherency.doorbell,
         "doorbell page and reserved regions are the paging parent's",
         (MOCK, "smmuv3"),
+        since=(6, 7),
     ),
     Scenario(
         "nesting",

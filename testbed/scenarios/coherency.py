@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from abi.errno import EINVAL
 from guest_driver.iommufd.device import iommufd_device_bind
 from guest_driver.iommufd.hw_pagetable import HwptPaging
-from guest_driver.iommufd.release import Release
-from guest_driver.iommufd.release import release as kernel_release
+from guest_driver.iommufd.release import Release, as_released
 from guest_driver.linux.device import Device
 from guest_driver.linux.iommu import IOMMU_RESV_SW_MSI, IommuResvRegion
 from guest_driver.linux.mock_domain import DATA_TYPE
@@ -102,7 +101,7 @@ def order(place: str, release: Release) -> Iterator[Step]:
 
 def upgrade(place: str, release: Release) -> Iterator[Step]:
     """What the thread is afraid of: promotion on attach as in 6.6; an enforcing table that a driver does not refuse."""
-    session, bench = _start(place, kernel_release("6.6"))
+    session, bench = _start(place, release if release.version == (6, 6) else as_released("6.6"))
     dev1, dev2 = session.bound["dev1"], session.bound["dev2"]
     yield answered("Linux 6.6: make hwpt1 for dev1", session.table("hwpt1", "dev1", "ioas1"), 0)
     yield answered("map a page", session.map("ioas1", IOVA), 0)

@@ -14,10 +14,59 @@ from abi.errno import EBUSY, EPERM
 from guest_driver.iommufd.context import iommufd_open
 from guest_driver.iommufd.device import iommufd_device_bind, iommufd_device_unbind
 from guest_driver.iommufd.release import Release
+from guest_driver.linux.iommu_group import IommuGroup
 from guest_driver.linux.iommu_owner import iommu_device_unuse_default_domain, iommu_device_use_default_domain
 from testbed.iommufd_machine import make_machine
 from testbed.scenarios.bench import Session
 from testbed.scenarios.step import Step, answered, held
+
+
+def _sketch_use_dma_api(group: IommuGroup) -> int:
+    """The thread's iommu_device_use_dma_api: a kernel driver marks the group as used."""
+    if group.owner_cnt or group.domain is not group.default_domain:
+        return -EBUSY
+    group.owner_cnt, group.owner = 1, None
+    return 0
+
+
+def _sketch_unuse_dma_api(group: IommuGroup) -> None:
+    """Its counterpart, which the thread does not show: what undoes a mark."""
+    group.owner_cnt = 0
+
+
+def _sketch_set_dma_owner(group: IommuGroup, owner: object) -> int:
+    """The thread's iommu_group_set_dma_owner: user space takes the group, or one more of its devices."""
+    if group.owner_cnt:
+        if group.owner is not owner:
+            return -EBUSY
+        group.owner_cnt += 1
+        return 0
+    if group.domain is not group.default_domain:
+        return -EBUSY
+    group.owner_cnt, group.owner = 1, owner
+    return 0
+
+
+def sketches(place: str, release: Release) -> Iterator[Step]:
+    """The same story with the thread's two sketches: what they answer where merged code answers something else."""
+    session = Session(make_machine(place), release)
+    group = session.devices["dev1"].iommu_group
+    assert group is not None
+    yield answered("a kernel driver binds dev1", _sketch_use_dma_api(group), 0, state=session.state())
+    yield answered("a kernel driver binds dev2", _sketch_use_dma_api(group), 0, "its count is not 0", session.state())
+    yield answered("user space takes dev3", _sketch_set_dma_owner(group, session), -EPERM, "merged: -EPERM")
+    _sketch_unuse_dma_api(group)
+    yield answered(
+        "dev2's driver, had it been bound, goes; user space takes dev2",
+        _sketch_set_dma_owner(group, session),
+        -EPERM,
+        "dev1's driver is still there: one flag cannot count two drivers",
+        session.state(),
+    )
+    yield answered("user space takes dev3 as well", _sketch_set_dma_owner(group, session), 0, "the same owner may")
+    group.owner_cnt, group.owner = 0, None
+    yield held("nobody owns the group", group.domain is group.default_domain)
+    session.ctx.exit()
 
 
 def one_after_another(place: str, release: Release) -> Iterator[Step]:

@@ -32,6 +32,8 @@ class Scenario:
     verdict: str
     places: tuple[str, ...]
     shows_flaw: bool = False
+    since: tuple[int, int] = (6, 6)
+    """The first kernel that has what it needs."""
 
 
 def answered(text: str, result: int, expected: int, comment: str = "", state: list[str] | None = None) -> Step:

@@ -7,9 +7,9 @@ import pytest
 from iommufd_rig import BUFFER, MIB, SCRATCH, Rig
 
 from abi.errno import EADDRINUSE, EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
+from guest_driver.defects.iommufd import REPLACE_DROPS_RESERVATIONS, REPLACE_UNATTACHED
 from guest_driver.iommufd.context import iommufd_open
 from guest_driver.iommufd.device import iommufd_device_bind, iommufd_device_unbind
-from guest_driver.iommufd.release import REPLACE_DROPS_RESERVATIONS, REPLACE_UNATTACHED
 from guest_driver.linux.iommu import IOMMU_RESV_DIRECT, IOMMU_RESV_MSI, IOMMU_RESV_SW_MSI, IommuResvRegion
 from guest_driver.linux.iommu_owner import iommu_device_use_default_domain
 from guest_driver.linux.mock_domain import DATA_TYPE, INVALIDATE_TYPE
