@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The oracles there are: what each judges, what it needs, and how it is run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +9,7 @@ from oracle import cpu_oracle, golden, smmu_oracle, vtd_oracle, xen_boot, xen_ta
 from oracle.campaign import Limits, ProgramOracle, replay, run
 from oracle.outcome import Outcome
 from oracle.process import ModelMissing, find_program
-from oracle.program import Step
+from oracle.program import Directed, Step
 
 Progress = Callable[[Outcome], None]
 
@@ -23,7 +23,9 @@ class Entry:
     needs: Callable[[], str]
     """The program it runs; :class:`ModelMissing` if there is none."""
     run: Callable[[Limits, Progress], Outcome]
-    replay: Callable[[list[Step]], Outcome] | None = None
+    replay: Callable[[Sequence[Step]], Outcome] | None = None
+    directed: Callable[[], Sequence[Directed]] = tuple
+    """Programs that every run starts with, as far as the installed model can run them."""
 
     def missing(self) -> str:
         """Why it cannot run here, in one line; empty if it can."""
@@ -41,6 +43,7 @@ def _programs(oracle: ProgramOracle, judges: str, needs: Callable[[], str]) -> E
         needs,
         lambda limits, progress: run(oracle, limits, progress),
         lambda program: replay(oracle, program),
+        oracle.directed,
     )
 
 

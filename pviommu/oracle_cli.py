@@ -29,14 +29,26 @@ app = typer.Typer(help="Judge both halves by independent models of the hardware.
 
 @app.command("list")
 def list_oracles(as_json: Json = False) -> None:
-    """List the oracles, what they judge, and whether they can run here."""
-    rows = [(entry.name, entry.judges, entry.missing()) for entry in CATALOGUE.values()]
+    """List the oracles, what they judge, whether they can run here, and the directed programs that they begin with."""
+    rows = [(entry, why, () if why else entry.directed()) for entry in CATALOGUE.values() for why in (entry.missing(),)]
     if as_json:
-        print(json.dumps([{"name": name, "judges": judges, "missing": why or None} for name, judges, why in rows]))
+        listed = [
+            {
+                "name": entry.name,
+                "judges": entry.judges,
+                "missing": why or None,
+                "directed": {one.name: one.about for one in directed},
+            }
+            for entry, why, directed in rows
+        ]
+        print(json.dumps(listed, indent=2))
         return
-    width = max(len(name) for name, _, _ in rows)
-    for name, judges, why in rows:
-        print(f"{name:{width}}  {judges}" + (f" (not here: {why})" if why else ""))
+    width = max(len(name) for name in CATALOGUE)
+    indented = max((len(one.name) for _, _, directed in rows for one in directed), default=0)
+    for entry, why, directed in rows:
+        print(f"{entry.name:{width}}  {entry.judges}" + (f" (not here: {why})" if why else ""))
+        for one in directed:
+            print(f"{'':{width}}    {one.name:{indented}}  {one.about}")
 
 
 @app.command("run")
@@ -50,6 +62,7 @@ def run_oracle(
     first: Annotated[
         int, typer.Option("--from", min=0, help="Go on at this machine of the seed; an interrupted run names it.")
     ] = 0,
+    only: Annotated[str | None, typer.Option(help="Run this directed program of `pviommu oracle list` alone.")] = None,
     as_json: Json = False,
     replay: Annotated[
         str | None, typer.Option(help="Run the program in this file ('-': standard input) instead.")
@@ -61,7 +74,9 @@ def run_oracle(
         raise UsageError(f"unknown oracle {name!r}; there are: {', '.join(CATALOGUE)}")
     try:
         entry.needs()
-        if replay is None:
+        if only is not None:
+            outcome = _run_only(entry, only)
+        elif replay is None:
             if seconds is None and probes is None:
                 seconds = 20.0
             limits = Limits(seed, first, _or_infinity(seconds), _or_infinity(probes))
@@ -103,6 +118,14 @@ def guards(as_json: Json = False) -> None:
     for plant in unguarded:
         print(f"pviommu: nobody notices {plant}", file=sys.stderr)
     raise typer.Exit(1 if unguarded else 0)
+
+
+def _run_only(entry: Entry, name: str) -> Outcome:
+    directed = {one.name: one.program for one in entry.directed()}
+    if entry.replay is None or name not in directed:
+        known = ", ".join(directed) or "none"
+        raise UsageError(f"{entry.name} has no directed program {name!r}; there are: {known}")
+    return entry.replay(directed[name])
 
 
 def _replay(entry: Entry, source: str) -> Outcome:
