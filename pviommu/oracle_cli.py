@@ -23,6 +23,8 @@ from oracle.report import summary, tell
 from pviommu.options import Json, UsageError
 
 PROGRESS_SECONDS: Final = 2.0
+LOG_SECONDS: Final = 30.0
+"""The same where nobody watches."""
 
 app = typer.Typer(help="Judge both halves by independent models of the hardware.", no_args_is_help=True)
 
@@ -141,12 +143,13 @@ def _replay(entry: Entry, source: str) -> Outcome:
 def _progress(quiet: bool, limits: Limits) -> Callable[[Outcome], None]:
     """Says on standard error how far a run is, every now and then."""
     started = last = time.monotonic()
+    every = PROGRESS_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     goal = f" of {limits.probes:,}" if limits.probes < math.inf else ""
 
     def tell_now(outcome: Outcome) -> None:
         nonlocal last
         now = time.monotonic()
-        if quiet or now - last < PROGRESS_SECONDS:
+        if quiet or now - last < every:
             return
         last = now
         print(
