@@ -8,12 +8,13 @@ over one :class:`~testbed.sva.watch.Step`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from guest_driver.sva.iommu_sva import IommuSva, iommu_sva_get_pasid
 from machine.iommu.smmuv3.cd import Cd0
 from testbed.sva.meaning import INVALID, Meaning, cd_kind, cd_meaning, mixtures, ste_kind, ste_meaning
-from testbed.sva.stores import Entry, Store, before, rounds, sights
+from testbed.sva.stores import Entry, Event, Store, before, rounds, sights
 from testbed.sva.watch import VA, Step, Watch, members
 
 Check = Callable[[Watch, Step], Iterator[str]]
@@ -75,21 +76,46 @@ def check(watch: Watch, step: Step) -> dict[str, str]:
     return found
 
 
-def _changed(watch: Watch, step: Step) -> Iterator[tuple[int, str, Meaning, Entry, Entry]]:
-    """(address, what it is, how hardware reads it, entry before, entry now) of the entries that were stored to."""
+class Update(NamedTuple):
+    """One change of one entry: between two releases of locks there is one at most."""
+
+    address: int
+    what: str
+    """``ste`` or ``cd``."""
+    meaning: Meaning
+    """How hardware reads it."""
+    old: Entry
+    new: Entry
+    events: list[Event]
+
+
+def _updates(watch: Watch, step: Step) -> Iterator[Update]:
+    """Every update of the step, in order."""
     config = watch.machine.unit.config
-    for address in step.addresses():
-        place = watch.place(address)
-        if place is not None:
-            now = watch.entry(address)
+    log = watch.log.events
+    bounds = [step.start, *(glimpse for glimpse in step.glimpses if glimpse > step.start), step.end]
+    for first, last in pairwise(bounds):
+        events = log[first:last]
+        for address in dict.fromkeys(event.address for event in events if isinstance(event, Store)):
+            place = watch.place(address)
+            if place is None:
+                continue
             meaning = ste_meaning(config) if place.kind == "ste" else cd_meaning(config)
-            yield address, place.kind, meaning, before(step.events, address, now), now
+            new = before(log[last : step.end], address, before(log[step.end :], address, watch.entry(address)))
+            yield Update(address, place.kind, meaning, before(events, address, new), new, events)
+
+
+def _changed(watch: Watch, step: Step) -> Iterator[tuple[int, Entry, Entry]]:
+    """(address, entry before the step, entry after it) of the entries that were stored to."""
+    for address in step.addresses():
+        now = before(watch.log.events[step.end :], address, watch.entry(address))
+        yield address, before(step.events, address, now), now
 
 
 @invariant("69", "whatever hardware fetches during an update is the old entry, the new one, or invalid; hitless: valid")
 def old_new_or_invalid(watch: Watch, step: Step) -> Iterator[str]:
-    for address, what, meaning, old, new in _changed(watch, step):
-        seen = list(dict.fromkeys(sights(old, rounds(step.events, address))))
+    for address, what, meaning, old, new, events in _updates(watch, step):
+        seen = list(dict.fromkeys(sights(old, rounds(events, address))))
         place = watch.place(address)
         wrong = mixtures(old, new, seen, meaning)
         if wrong:
@@ -102,9 +128,9 @@ def old_new_or_invalid(watch: Watch, step: Step) -> Iterator[str]:
 
 @invariant("70", "an update waits for hardware as often as its kind needs, and no more")
 def bounded_syncs(watch: Watch, step: Step) -> Iterator[str]:
-    for address, what, _, old, new in _changed(watch, step):
+    for address, what, _, old, new, events in _updates(watch, step):
         kind = ste_kind if what == "ste" else cd_kind
-        taken, bound = len(rounds(step.events, address)), expected_syncs(what, kind(old), kind(new))
+        taken, bound = len(rounds(events, address)), expected_syncs(what, kind(old), kind(new))
         if taken > bound:
             yield f"{kind(old)} to {kind(new)} takes {taken} rounds instead of {bound}"
 
@@ -117,15 +143,16 @@ def others_are_left_alone(watch: Watch, step: Step) -> Iterator[str]:
             yield f"the {place.kind} of {place.dev.name} PASID {place.ssid} was written"
     if not step.failed:
         return
-    for address, what, _, old, new in _changed(watch, step):
+    group = step.dev is not None and len(members(step.dev)) > 1
+    for address, old, new in _changed(watch, step):
         if new != old:
-            yield f"{what} of {watch.place(address)} is changed by an operation that failed"
-        for glimpse in step.glimpses:
+            yield f"{watch.place(address)} is changed by an operation that failed"
+        for glimpse in () if group else step.glimpses:  # a group's own lock is the core's, and held all the while
             if _applied(old, watch.log.events[step.start : glimpse], address) != old:
-                yield f"{what} of {watch.place(address)}: a lock was let go with half of a failing update in it"
+                yield f"{watch.place(address)}: a lock was let go with half of a failing update in it"
 
 
-def _applied(old: Entry, events: list[Store | str], address: int) -> Entry:
+def _applied(old: Entry, events: list[Event], address: int) -> Entry:
     words = list(old)
     for event in events:
         if isinstance(event, Store) and event.address == address:
@@ -142,7 +169,7 @@ def exit_is_quiet(watch: Watch, step: Step) -> Iterator[str]:
         if handle.mm is not step.mm:
             continue
         for dev in members(handle.dev):
-            changed = {watch.place(a): (old, new) for a, _, _, old, new in _changed(watch, step)}
+            changed = {watch.place(a): (old, new) for a, old, new in _changed(watch, step)}
             old, new = next(
                 (pair for place, pair in changed.items() if place and place[1:] == (dev, pasid)), (None,) * 2
             )

@@ -50,10 +50,16 @@ class VirtualMachine:
     def __init__(self, session: Session, device: str) -> None:
         self.session: Final = session
         self.device: Final = device
-        session.mm.mmap(_ARGUMENT, 4096)
+        self._has_argument = False
+        """There is a page for what ioctls point to."""
 
     def boot(self) -> int:
         """Give the virtual machine its memory and write its tables: 0 or -errno."""
+        if not self._has_argument:
+            ret = self.session.mm.mmap(_ARGUMENT, 4096)
+            if ret:
+                return ret
+            self._has_argument = True
         ret, _ = self.session.call(
             "IOAS_MAP",
             flags=7,

@@ -43,6 +43,8 @@ class Step:
     """The devices that it is about: the members of a group."""
     start: int = 0
     """Number of the first event."""
+    end: int = 0
+    """Number after the last."""
     result: Any = 0
     events: list[Event] = field(default_factory=list)
     glimpses: list[int] = field(default_factory=list)
@@ -154,6 +156,7 @@ class Watch:
         self.steps.append(step)
         step.start = len(self.log.events)
         step.result = run()
+        step.end = len(self.log.events)
         step.events = [e for e in self.log.events[step.start :] if not isinstance(e, Store) or self.place(e.address)]
         step.recorded = len(self.machine.port.take_events())
         return step
