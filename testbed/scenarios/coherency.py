@@ -30,7 +30,7 @@ IOVA = 0x400_0000
 LATER = IOVA + 0x1000
 
 
-def _start(place: str, release: Release, checked: bool = True) -> tuple[Session, Machine]:
+def start(place: str, release: Release, checked: bool = True) -> tuple[Session, Machine]:
     specs = [DeviceSpec(f"dev{number}", group=number, snoop_control=number > 1) for number in (1, 2, 3)]
     machine: Machine
     if place == MOCK:
@@ -73,7 +73,7 @@ def _enforces(session: Session, table: str) -> bool:
 def order(place: str, release: Release) -> Iterator[Step]:
     """Both orders of the thread's last word, with explicit tables and with automatic ones."""
     for first, second, answer in (("dev1", "dev2", 0), ("dev2", "dev1", -EINVAL)):
-        session, bench = _start(place, release)
+        session, bench = start(place, release)
         yield answered(f"make hwpt1 for {first}", session.table("hwpt1", first, "ioas1"), 0)
         enforcing = _enforces(session, "hwpt1")
         yield held("it enforces coherency exactly if that device can", enforcing == (first == "dev2"))
@@ -91,7 +91,7 @@ def order(place: str, release: Release) -> Iterator[Step]:
         wanted = {first: enforcing, second: enforcing and answer == 0}
         yield held("entries have the snoop bit exactly in the enforcing table", snooped == wanted, str(snooped))
         session.ctx.exit()
-    session, bench = _start(place, release)
+    session, bench = start(place, release)
     results = [session.bound[name].attach(session.ids["ioas1"]) for name in ("dev2", "dev1", "dev3")]
     yield held("attach dev2, dev1, dev3 to the IOAS itself", all(ret == 0 for ret, _ in results))
     tables = [number for _, number in results]
@@ -101,7 +101,7 @@ def order(place: str, release: Release) -> Iterator[Step]:
 
 def upgrade(place: str, release: Release) -> Iterator[Step]:
     """What the thread is afraid of: promotion on attach as in 6.6; an enforcing table that a driver does not refuse."""
-    session, bench = _start(place, release if release.version == (6, 6) else as_released("6.6"))
+    session, bench = start(place, release if release.version == (6, 6) else as_released("6.6"))
     dev1, dev2 = session.bound["dev1"], session.bound["dev2"]
     yield answered("Linux 6.6: make hwpt1 for dev1", session.table("hwpt1", "dev1", "ioas1"), 0)
     yield answered("map a page", session.map("ioas1", IOVA), 0)
@@ -117,7 +117,7 @@ def upgrade(place: str, release: Release) -> Iterator[Step]:
         yield held("one table, one kind of entry", old == new, f"snoop bit: old page {old}, new page {new}")
     session.ctx.exit()
 
-    session, bench = _start(place, release, checked=False)
+    session, bench = start(place, release, checked=False)
     yield answered("make hwpt1 for dev2, enforcing", session.table("hwpt1", "dev2", "ioas1"), 0)
     yield answered("map a page", session.map("ioas1", IOVA), 0)
     refused = session.bound["dev1"].attach(session.ids["hwpt1"])[0]
@@ -129,7 +129,7 @@ def upgrade(place: str, release: Release) -> Iterator[Step]:
 
 def doorbell(place: str, release: Release) -> Iterator[Step]:
     """The doorbell page and reserved regions belong to the paging parent, also when a nested table comes first."""
-    session, bench = _start(place, release)
+    session, bench = start(place, release)
     dev = session.devices["dev2"]
     bench.regions[dev.name] = [IommuResvRegion(0x800_0000, 0x10_0000, 0, IOMMU_RESV_SW_MSI)]
     yield answered("make the parent", session.table("parent", "dev2", "ioas1", flags=1), 0)

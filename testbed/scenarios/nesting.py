@@ -55,11 +55,9 @@ class VirtualMachine:
 
     def boot(self) -> int:
         """Give the virtual machine its memory and write its tables: 0 or -errno."""
-        if not self._has_argument:
-            ret = self.session.mm.mmap(_ARGUMENT, 4096)
-            if ret:
-                return ret
-            self._has_argument = True
+        ret = self._make_argument()
+        if ret:
+            return ret
         ret, _ = self.session.call(
             "IOAS_MAP",
             flags=7,
@@ -76,6 +74,11 @@ class VirtualMachine:
         self.session.mm.write(BUFFER + DATA * 4096, _TEXT)
         return ret
 
+    def _make_argument(self) -> int:
+        ret = 0 if self._has_argument else self.session.mm.mmap(_ARGUMENT, 4096)
+        self._has_argument = not ret
+        return ret
+
     @staticmethod
     def address(page: int) -> int:
         """Its own physical address of one of its pages."""
@@ -90,6 +93,9 @@ class VirtualMachine:
 
     def nested(self, name: str, over: str, cdmax: int = 0) -> int:
         """Make a nested table over ``over``: a parent or a vIOMMU."""
+        ret = self._make_argument()
+        if ret:
+            return ret
         low = _STE0 | self.address(CD) | cdmax << 59
         self.session.mm.write(_ARGUMENT, low.to_bytes(8, "little") + _S1DSS_SSID0.to_bytes(8, "little"))
         ret, out = self.session.call(

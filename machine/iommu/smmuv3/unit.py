@@ -46,7 +46,7 @@ from machine.iommu.smmuv3.registers import (
 )
 from machine.iommu.smmuv3.stalls import Stalls
 from machine.iommu.smmuv3.streams import NoStream, StreamTable, configuration_fault
-from machine.iommu.smmuv3.tlb import CONFLICT, Stage2Tlb, WalkCache
+from machine.iommu.smmuv3.tlb import CONFLICT, Stage1Tlb, Stage2Tlb, WalkCache
 from machine.iommu.smmuv3.translation import Caches, Translator
 from machine.iommu.smmuv3.walk import ALLOW_WRITE, WRITABLE_CLEAN, Stop
 from machine.iommu.unit import Counters, Fault, Walk
@@ -144,6 +144,11 @@ class Smmuv3Unit:
     def iotlb(self) -> Stage2Tlb:
         """The translations of stage 2 that are cached."""
         return self._tlb
+
+    @property
+    def combined_tlb(self) -> Stage1Tlb:
+        """The translations of stage 1, or of both stages together, that are cached."""
+        return self._caches.tlb1
 
     @property
     def walk_cache(self) -> WalkCache[int, int]:
