@@ -7,7 +7,7 @@ came.  What fails is undone beside it, and the device stays where it was.
 
 from typing import TYPE_CHECKING
 
-from abi.errno import EADDRINUSE
+from abi.errno import EADDRINUSE, ENOMEM
 from hypervisor.domain import Domain
 from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IdentityRange, IommuContext, PciDevice
@@ -69,6 +69,8 @@ def _reserve(xen: "Xen", domain: Domain, context: IommuContext, first: int, last
             return 0
         if first <= region.last and region.first <= last:
             return -EADDRINUSE
+    if not xen.xmalloc("reserved region"):
+        return -ENOMEM
     if context.table is not None:
         changes = Changes()
         fmt = context.table.format

@@ -63,6 +63,21 @@ def the_domain(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) 
     return result
 
 
+def the_domain_and_a_parent(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> Result:
+    """The set of contexts changes, and the context that the first argument names must keep what it maps."""
+    assert domain.iommu is not None
+    with locks.holding(domain_lock(locks, domain)):
+        parent = domain.iommu.get(args[0])
+        with locks.holding(*(() if parent is None else (context_lock(locks, domain, parent),))):
+            return call()
+
+
+def the_devices(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> Result:
+    """No device moves."""
+    with locks.holding(locks.of(PCIDEVS)):
+        return call()
+
+
 def one_context(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> Result:
     """The context that the first argument names; nothing if there is none."""
     return _in_context(locks, domain, args[0], (), call)
@@ -117,6 +132,7 @@ def _moving(
         named = domain.iommu.get(number)
         if named is not None:
             touched.append(named)
+        touched.extend([context.stage2 for context in touched])
         with locks.holding(*in_order(context_lock(locks, domain, context) for context in touched)):
             return call()
 
@@ -133,6 +149,10 @@ GUARDS: Final[dict[str, Guard]] = {
     "lookup_page": one_context,
     "flush_pages": one_context,
     "remote_cmd": nothing,
+    "alloc_nested": the_domain_and_a_parent,
+    "flush_nested": one_context,
+    "query_device": the_devices,
+    "next_fault": the_domain,
 }
 """By sub-op; a test holds it against the sub-op table."""
 

@@ -40,7 +40,8 @@ def moving_a_device(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Calla
         if named is not None:
             touched.append((domain, named))
         if device.context is not None:
-            touched.append((owner(xen, device.context), device.context))
+            source = owner(xen, device.context)
+            touched.extend([(source, device.context), (source, device.context.stage2)])
         domains = in_order(domain_lock(locks, of) for of, _ in touched)
         contexts = in_order(context_lock(locks, of, context) for of, context in touched)
         with locks.holding(*domains, *contexts):

@@ -8,7 +8,7 @@ is that the table's frames are mapped in the parent when the context is made, an
 
 from typing import TYPE_CHECKING
 
-from abi.errno import E2BIG, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, EOPNOTSUPP
+from abi.errno import E2BIG, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP
 from abi.x1 import MOST_COMMANDS
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.frames import REF
@@ -44,6 +44,8 @@ def alloc_nested(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], 
     frames = _frames_of(xen, parent, first, (size + 4095) >> 12)
     if frames is None:
         return -EINVAL, (parent_number,)
+    if not xen.xmalloc("context"):
+        return -ENOMEM, (parent_number,)
     assert iommu.arena is not None
     context = IommuContext(number, iommu.arena, parent=parent, nested=NestedTable(first << 12, flags, frames))
     error = xen.backend.context_init(context)
