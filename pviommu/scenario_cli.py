@@ -13,6 +13,7 @@ from guest_driver.defects.iommufd import named
 from guest_driver.iommufd.release import LATEST, RELEASES, as_released, release
 from pviommu.options import UsageError
 from testbed.scenarios import catalogue
+from testbed.scenarios.fail_nth import fail_nth
 from testbed.scenarios.step import Scenario, Step
 
 FOUND: Final = 1
@@ -98,3 +99,32 @@ def _verdict(scenario: Scenario, steps: list[Step]) -> bool:
     else:
         print("verdict: NOT as expected: the flaw did not show\n")
     return good
+
+
+@app.command("fail-nth")
+def fail_each_allocation(
+    name: Annotated[str, typer.Argument(help="A name of 'pviommu scenario list', or 'all'.")],
+    backend: Annotated[str, typer.Option("--backend", help="mock, vtd, smmuv3, or all where it runs.")] = "mock",
+    kernel: Annotated[str, typer.Option("--kernel", help=f"Whose iommufd: {', '.join(RELEASES)}.")] = LATEST,
+    stride: Annotated[int, typer.Option("--stride", min=1, help="Only every so-manieth allocation.")] = 1,
+) -> None:
+    """Let every allocation of a scenario fail once: nothing may be left, and trying again has to work."""
+    try:
+        chosen = list(catalogue.SCENARIOS.values()) if name == "all" else [catalogue.get(name)]
+        made = release(kernel)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if backend not in (*catalogue.PLACES, "all"):
+        raise UsageError(f"unknown backend {backend!r}; there are: {', '.join(catalogue.PLACES)}, all")
+    bad = False
+    for scenario in chosen:
+        for place in scenario.places:
+            if (backend not in (place, "all")) or made.version < scenario.since:
+                continue
+            report = fail_nth(scenario, place, made, stride)
+            print(f"{scenario.name} on {place}: {report.allocations} allocations, {len(report.found)} left something")
+            for line in report.found:
+                print(f"  {line}")
+            bad = bad or bool(report.found)
+    if bad:
+        raise typer.Exit(FOUND)

@@ -4,9 +4,12 @@
 import pytest
 from typer.testing import CliRunner
 
+from guest_driver.defects.iommufd import IOMMUFD
 from guest_driver.iommufd.release import RELEASES, as_released, release
+from pviommu.iommufd_defects import run_iommufd_defect
 from pviommu.scenario_cli import app
 from testbed.scenarios.catalogue import SCENARIOS
+from testbed.scenarios.fail_nth import fail_nth
 
 RUNNER = CliRunner()
 EVERY = [(name, place) for name, scenario in SCENARIOS.items() for place in scenario.places]
@@ -36,6 +39,33 @@ def test_every_mended_release_agrees(name, kernel):
 def test_a_released_kernel_loses_reservations(place):
     wrong = [step for step in SCENARIOS["replace-fails"].steps(place, as_released("6.12")) if not step.ok]
     assert any("reserved page" in step.text for step in wrong)
+
+
+@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if "mock" in scenario.places])
+def test_every_allocation_of_every_scenario_fails_once(name):
+    report = fail_nth(SCENARIOS[name], "mock", release())
+    assert report.found == [] and (report.allocations > 9 or name == "ownership-sketch")
+
+
+@pytest.mark.parametrize("place", ["vtd", "smmuv3"])
+def test_allocations_fail_on_real_tables(place):
+    report = fail_nth(SCENARIOS["replace-2"], place, release(), stride=7)
+    assert report.found == [] and report.allocations > 30
+
+
+def test_a_call_that_leaves_something_is_seen(monkeypatch):
+    from guest_driver.iommufd import attach
+
+    monkeypatch.setattr(attach, "remove_reserved", lambda iopt, idev: None)
+    assert any("reserved ranges" in line for line in fail_nth(SCENARIOS["replace-1"], "mock", release()).found)
+
+
+@pytest.mark.parametrize("defect", IOMMUFD, ids=lambda defect: defect.id)
+def test_every_upstream_fault_is_seen_in_its_scenario(defect, capsys):
+    assert run_iommufd_defect(defect, as_json=False) == 0
+    assert defect.word in capsys.readouterr().out
+    shown = RUNNER.invoke(app, ["run", defect.scenario, "--kernel", defect.kernels[-1], "--defect", defect.id])
+    assert "<--" in shown.stdout
 
 
 def test_command_line():
