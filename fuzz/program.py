@@ -72,7 +72,7 @@ MAX_OPS: Final = 100_000
 LEVELS: Final = ("typed", "raw", "driver")
 """Hypercalls with fields, hypercalls as bytes, what a guest kernel asks of its IOMMU code.  The first two are written
 in the same operations; they differ in what a generator makes of them."""
-_WORDS_OF_BENCH: Final = ("backend", "profile", "guest", "defects", "against", "level", "driver")
+_WORDS_OF_BENCH: Final = ("backend", "profile", "guest", "defects", "against", "level", "driver", "known")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,8 @@ class Bench:
     """What the program is written in: one of :data:`LEVELS`."""
     driver: str = "reference"
     """At driver level: a name in :mod:`guest_driver.drivers`."""
+    known: str = ""
+    """Faults that are not held against the hypervisor: clause/verb/errno, joined by commas (:mod:`fuzz.resync`)."""
     vcpus: int = 1
     """Of the guest; more than one: see :mod:`fuzz.concurrent`."""
     against: str = ""

@@ -4,7 +4,7 @@
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -14,6 +14,7 @@ from fuzz import events
 from fuzz.faults import PlannedFaults
 from fuzz.oracle import Oracle
 from fuzz.program import Bench, Program, format_op
+from fuzz.resync import PASSABLE, Known, format_known, is_swept, parse_known, resync
 from fuzz.sweep import Broken
 from fuzz.target import SUBOPS, Target
 from fuzz.verbs import Op, ProgramError
@@ -99,6 +100,12 @@ class Runner:
         self.oracle: Final = self._make_oracle()
         self.coverage: Counter[tuple[str, int, int]] = Counter()
         self.ops = 0
+        self.known: set[Known] = set()
+        """Faults after which a program goes on; what is found tells which of them it met."""
+        try:
+            self.overlook(parse_known(bench.known))
+        except ValueError as error:
+            raise ProgramError(str(error)) from None
         self.steps: Final[dict[str, Callable[[Op], tuple[int, Broken | None]]]] = {
             **{verb: partial(self._call, name) for verb, name in SUBOPS.items()},
             "raw": self._raw,
@@ -123,6 +130,11 @@ class Runner:
     @property
     def faults(self) -> PlannedFaults | None:
         return self.target.faults
+
+    def overlook(self, known: set[Known]) -> None:
+        """From now on go on after these."""
+        self.known |= known
+        self.oracle.overlooked.update(clause for clause, verb, _ in known if verb == "*")
 
     def _make_oracle(self) -> Oracle:
         return Oracle(self.target)
@@ -206,6 +218,7 @@ class Runner:
         oracle.reset()
         result = 0
         broken: Broken | None = None
+        met: set[Known] = set()
         k = -1
         try:
             for k, operation in enumerate(ops):
@@ -215,6 +228,12 @@ class Runner:
                 coverage[verb, result, target.events] += 1
                 if told is not None:
                     told.append(errno_name(result))
+                if broken is not None and self.known and broken.clause in PASSABLE:
+                    fault = (broken.clause, verb, errno_name(result))
+                    if fault in self.known:
+                        met.add(fault)
+                        resync(oracle.shadow, target.bed)
+                        broken = None
                 if broken is None and sweep_from is not None and k >= sweep_from:
                     broken = oracle.sweep()
                 if broken is not None:
@@ -230,14 +249,15 @@ class Runner:
         self.ops += k + 1
         if broken is None:
             return None
-        return Finding(
-            Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno, events.names(target.events)
-        )
+        if self.known:  # of what sweeps find, who can say what it took to get here
+            met |= {fault for fault in self.known if fault[1] == "*"}
+        bench = replace(self.bench, known=format_known(met)) if met or self.bench.known else self.bench
+        return Finding(Program(bench, ops[: k + 1]), broken.clause, broken.what, errno, events.names(target.events))
 
     def locate(self, ops: tuple[Op, ...]) -> Finding | None:
         """Like :meth:`run`; a finding of the sweep is traced to the first operation after which it can be seen."""
         found = self.run(ops)
-        if found is None or not _swept(found.clause):
+        if found is None or not is_swept(found.clause):
             return found
         low, high = 0, len(found.program.ops)  # clean after low operations, broken after high
         while high - low > 1:
@@ -257,10 +277,6 @@ def raised(error: Exception) -> tuple[Broken, str]:
     place = traceback.extract_tb(error.__traceback__)[-1]
     name = type(error).__name__
     return Broken("exception", f"{name}: {error} ({place.name}, line {place.lineno})"), name
-
-
-def _swept(clause: str) -> bool:
-    return clause in ("tree", "superpage", "same-reach") or clause.startswith("invariant:")
 
 
 def runner_for(bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> ProgramRunner:

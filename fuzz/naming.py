@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which catalogued defect a finding is: evidence, not a guess.
+
+A shrunk program is replayed on the sound profile of the same interface, which must show nothing, and then there with
+single defects switched on.  A defect under which it breaks the same clause at the same operation names the finding.
+Where that is none, or more than one, all are switched on together and left out one at a time: what makes the finding
+go away names it.  Else it is new.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+from fuzz.program import Bench
+from fuzz.run import Finding, ProgramRunner, runner_for
+from fuzz.verbs import Op, ProgramError, op
+from guest_driver import drivers
+from hypervisor import profile as profiles
+from hypervisor.defects.catalogue import DEFECTS, complete
+
+
+def name(finding: Finding) -> tuple[str, ...]:
+    """Ids of the catalogue entries that ``finding`` matches; none: it is new."""
+    program = finding.program
+    suspects = list(_suspects(program.bench))
+    alone = [defect for defect, bench, without in suspects if _shows(finding, bench) and not _shows(finding, without)]
+    if len(alone) == 1 or len(suspects) < 2:
+        return tuple(alone)
+    together = _with(program.bench, [defect for defect, _, _ in suspects])
+    if not _shows(finding, together):
+        return tuple(alone)
+    needed = []
+    for defect in alone or [defect for defect, _, _ in suspects]:
+        others = [other for other, _, _ in suspects if other != defect]
+        if not _shows(finding, _with(program.bench, others)):
+            needed.append(defect)
+    return tuple(needed or alone)
+
+
+def _shows(finding: Finding, bench: Bench) -> bool:
+    """Whether the finding's program breaks the same clause on ``bench``.
+
+    Contexts that the finding's bench starts with, and ``bench`` does not, are allocated first.
+    """
+    ahead = _contexts_at_start(finding.program.bench) - _contexts_at_start(bench)
+    ops = (*((op("alloc"),) * max(ahead, 0)), *finding.program.ops)
+    found = _run(bench, ops)
+    return found is not None and found.like(finding) and len(found.program.ops) == len(ops)
+
+
+def _contexts_at_start(bench: Bench) -> int:
+    iommu = _runner(bench).bed.dom0.iommu
+    return 0 if bench.level == "driver" or iommu is None else len(iommu.contexts)
+
+
+def _suspects(bench: Bench) -> Iterator[tuple[str, Bench, Bench]]:
+    """(defect, bench with it, bench with what it needs only) for everything that may be wrong on ``bench``."""
+    if _sound_profile(bench) not in profiles.names():
+        return
+    if bench.level == "driver":
+        base = _with(bench, [])
+        for entry in drivers.get(bench.driver).defects:
+            yield entry.id, replace(base, driver=f"reference+{entry.id}"), base
+    for defect in dict.fromkeys((*filter(None, bench.defects.split(",")), *profiles.get(bench.profile).defects)):
+        needed = [entry.id for entry in complete([defect]) if entry.id != defect]
+        if bench.backend in DEFECTS[defect].backends:
+            yield defect, _with(bench, [defect]), _with(bench, needed)
+
+
+def _sound_profile(bench: Bench) -> str:
+    profile = profiles.get(bench.profile)
+    return f"{profile.abi.name}-fixed" if profile.defects else bench.profile
+
+
+def _with(bench: Bench, defects: list[str]) -> Bench:
+    """The bench with these defects of both catalogues and no others."""
+    theirs = [defect for defect in defects if defect in drivers.DEFECTS and bench.level == "driver"]
+    ours = [defect for defect in defects if defect not in theirs]
+    driver = "reference" + "".join(f"+{defect}" for defect in theirs) if bench.level == "driver" else bench.driver
+    return replace(bench, profile=_sound_profile(bench), defects=",".join(ours), driver=driver)
+
+
+def _run(bench: Bench, ops: tuple[Op, ...]) -> Finding | None:
+    try:
+        return _runner(bench).run(ops)
+    except ProgramError:
+        return None
+
+
+@lru_cache(maxsize=96)
+def _runner(bench: Bench) -> ProgramRunner:
+    return runner_for(bench)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Going on after a fault that is known: the shadow takes over what the hypervisor did, right or wrong.
+
+Posted hypervisors break the contract in nearly every call.  A campaign on one of them would see the same few faults
+for ever; so what was found once is no longer held against it, and what happens behind it comes into sight.
+"""
+
+from typing import Final
+
+from fuzz.intervals import Intervals
+from fuzz.oracle import joined
+from fuzz.shadow import Shadow
+from testbed.build import TestBed
+from testbed.reachable import reachable
+
+Known = tuple[str, str, str]
+"""(clause, verb, errno)."""
+PASSABLE: Final = frozenset(
+    {"answer", "written-back", "short-of-memory", "confirmed", "idle", "let-go", "device-reach"}
+)
+"""Clauses after which a program can go on; what a sweep finds ends it all the same."""
+
+
+def resync(shadow: Shadow, bed: TestBed) -> None:
+    """Let ``shadow`` say what the machine says."""
+    iommu = bed.dom0.iommu
+    assert iommu is not None
+    shadow.initialised, shadow.limit = iommu.initialised, iommu.limit
+    for device in bed.dom0.devices.values():
+        if device.context is not None:
+            shadow.homes[int(device.sbdf)] = int(device.context.number)
+    shadow.spaces.clear()
+    shadow.regions.clear()
+    shadow.dying = {int(number) for number, context in iommu.contexts.items() if context.dying}
+    for number, context in iommu.contexts.items():
+        inside = {
+            region for sbdf, home in shadow.homes.items() if home == number for region in shadow.devices.get(sbdf, ())
+        }
+        space = Intervals()
+        for start, end, delta, access in joined(reachable(bed.memory, context.table).leaves):
+            space.add(start, end - start, delta, access)
+        for first, last in inside:
+            space.remove(first, last - first + 1)
+        shadow.spaces[int(number)] = space
+        shadow.regions[int(number)] = sorted(inside)
+    shadow.unsure = shadow.unsure or bool(bed.xen.kept)
+
+
+def is_swept(clause: str) -> bool:
+    """Whether the sweep finds it: then it is known or not whatever the operation was."""
+    return clause in ("tree", "superpage", "same-reach") or clause.startswith("invariant:")
+
+
+def known_as(clause: str, verb: str, errno: str) -> Known | None:
+    """What a fault is known as from now on; ``None`` for one that nothing can go on after."""
+    if is_swept(clause):
+        return clause, "*", "*"
+    return (clause, verb, errno) if clause in PASSABLE else None
+
+
+def parse_known(text: str) -> set[Known]:
+    """What a bench calls known: ``clause/verb/errno``, joined by commas; ``ValueError`` for anything else."""
+    known = set()
+    for word in filter(None, text.split(",")):
+        parts = word.split("/")
+        if len(parts) != 3 or parts[0] not in PASSABLE:
+            raise ValueError(
+                f"{word!r} is no fault that can be known: clause/verb/errno, clauses {', '.join(PASSABLE)}"
+            )
+        known.add((parts[0], parts[1], parts[2]))
+    return known
+
+
+def format_known(known: set[Known]) -> str:
+    """The reverse."""
+    return ",".join(sorted("/".join(parts) for parts in known))
