@@ -58,7 +58,7 @@ def _devices_inside(locks: Locks, domain: Domain) -> tuple[Lock, ...]:
 
 
 def one_lock_per_domain(seams: Seams) -> None:
-    """S4."""
+    """S6."""
     xen, loop = seams.xen, seams.loop
 
     def too_many(domain: Domain, args: tuple[int, ...]) -> bool:
@@ -178,7 +178,7 @@ def p2m_stays_locked(seams: Seams) -> None:
 
 DEFECTS: Final = (
     Defect(
-        "S4",
+        "S6",
         V1_TO_3,
         "one lock per domain guards its contexts, tables and devices, and is taken before pcidevs_lock and p2m_lock",
         "no two calls for one domain are ever at work at the same time",
@@ -192,7 +192,7 @@ DEFECTS: Final = (
         "after all contexts are taken, the next call that needs the lock never returns",
         "catalogue B1; golden record destr-exhaust",
         alloc_keeps_the_lock,
-        needs=("S4",),
+        needs=("S6",),
     ),
     Defect(
         "B2",
@@ -201,7 +201,7 @@ DEFECTS: Final = (
         "the next call that needs the lock never returns",
         "catalogue B2; golden records destr-freeunknown, destr-free65535",
         free_keeps_the_lock,
-        needs=("S4",),
+        needs=("S6",),
     ),
     Defect(
         "B3",
@@ -218,7 +218,7 @@ DEFECTS: Final = (
         "two devices that change places between two domains at the same time: neither move ends",
         "catalogue B4",
         locks_in_the_order_of_arguments,
-        needs=("S4",),
+        needs=("S6",),
     ),
     Defect(
         "F4",

@@ -31,7 +31,7 @@ _SMALL_ARENA: Final = frozenset({"F1", "S1"})
 _PVH: Final = frozenset({"F4", "F7", "R4"})
 _WITH_NEIGHBOURS: Final = (shows_domains.__name__, shows_locks.__name__)
 """Shown with two vCPUs and a guest domain beside the hardware domain."""
-_PV: Final = frozenset({"R1", "R5", "S4"})
+_PV: Final = frozenset({"R1", "R5", "S6"})
 
 
 def profile_for(defect: Defect) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes wrong between two vCPUs: B3, B4, C4, C5, C6, F4, S4, each on the schedule that brings it about."""
+"""What goes wrong between two vCPUs: B3, B4, C4, C5, C6, F4, S6, each on the schedule that brings it about."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def _first_bad(stage: Stage, one: Sequence[Item], two: Sequence[Item]) -> Run:
     return _together(stage, one, two, "")
 
 
-def s4(stage: Stage) -> bool:
+def s6(stage: Stage) -> bool:
     """Two calls in different contexts, the first one interrupted where it asks for a table."""
     stage.set_up()
     contexts = stage.alloc(), stage.alloc()

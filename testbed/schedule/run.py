@@ -91,12 +91,12 @@ class _Turns:
 
     def __init__(self, bed: TestBed, programs: Sequence[Program], chooser: Chooser, faults: Faults, steps: int) -> None:
         self._programs: Final = programs
-        self._chooser: Final = chooser
+        self._choice: Final = chooser.choose
         self._faults: Final = faults
         self._steps: Final = steps
         self._bed: Final = bed
         self._running: int | None = None
-        self._can_run: list[int] = list(range(len(programs)))
+        self._can_run: tuple[int, ...] = tuple(range(len(programs)))
         self._blocked: dict[int, Lock] = {}
         self._switches: list[tuple[int, int]] = []
         self._run: Final = Run([[] for _ in programs], [], [], Schedule(), faults.plan, faults.failed)
@@ -141,7 +141,7 @@ class _Turns:
     def block(self, lock: Lock) -> None:
         me = self._running
         assert me is not None
-        self._can_run.remove(me)
+        self._cannot_run(me)
         self._blocked[me] = lock
         if not self._can_run:
             raise XenDeadlock("; ".join(self._locks.stuck()))
@@ -150,7 +150,7 @@ class _Turns:
     def released(self, lock: Lock) -> None:
         for vcpu in [vcpu for vcpu, wanted in self._blocked.items() if wanted is lock]:
             del self._blocked[vcpu]
-            self._can_run = sorted([*self._can_run, vcpu])
+            self._can_run = tuple(sorted((*self._can_run, vcpu)))
 
     # ----------------------------------------------------------------------------------------------- private
 
@@ -162,26 +162,31 @@ class _Turns:
             for item in items:
                 self.point("call", getattr(item, "name", getattr(item, "__name__", "")))
                 self._run.results[index].append(caller.run(item))
-            self._can_run.remove(index)
+            self._cannot_run(index)
 
         return body
 
     def _choose(self, kind: str, what: str) -> int:
         """Record the point where the running vCPU is, and decide who runs next."""
-        run = self._run
-        assert self._running is not None
-        point = Point(len(run.points), self._running, kind, what)
-        if point.step >= self._steps:
+        points, runnable, running = self._run.points, self._can_run, self._running
+        assert running is not None
+        step = len(points)
+        if step >= self._steps:
             raise XenHang(f"{self._steps} steps, and no end")
-        runnable = tuple(self._can_run)
-        run.points.append(point)
-        run.runnable.append(runnable)
-        chosen = self._chooser.choose(point, runnable)
+        point = Point(step, running, kind, what)
+        points.append(point)
+        self._run.runnable.append(runnable)
+        chosen = self._choice(point, runnable)
+        if chosen == running and running in runnable:
+            return chosen
         if chosen not in runnable:
             raise ValueError(f"vCPU {chosen} cannot run at {point}; these can: {runnable}")
         if chosen != default_choice(point, runnable):
-            self._switches.append((point.step, chosen))
+            self._switches.append((step, chosen))
         return chosen
+
+    def _cannot_run(self, vcpu: int) -> None:
+        self._can_run = tuple(other for other in self._can_run if other != vcpu)
 
     def _turn(self, vcpu: int) -> None:
         """Let ``vcpu`` run; returns when it is the caller's turn again."""

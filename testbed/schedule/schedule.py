@@ -56,8 +56,8 @@ class Schedule:
         object.__setattr__(self, "_at", dict(self.switches))
 
     def choose(self, point: Point, runnable: Sequence[int]) -> int:
-        wanted = self._at.get(point.step, -1)
-        return wanted if wanted in runnable else default_choice(point, runnable)
+        wanted = self._at.get(point.step)
+        return wanted if wanted is not None and wanted in runnable else default_choice(point, runnable)
 
     def __str__(self) -> str:
         return " ".join(f"{step}>{vcpu}" for step, vcpu in self.switches)

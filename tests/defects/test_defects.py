@@ -28,6 +28,11 @@ def test_with_the_defect_the_guarantee_is_broken(defect, backend):
     assert not happening.holds, "\n".join(happening.lines)
 
 
+def test_no_two_entries_have_the_same_id():
+    listed = [defect.id for family in catalogue._FAMILIES for defect in family.DEFECTS]
+    assert len(listed) == len(catalogue.DEFECTS)
+
+
 def test_every_defect_has_a_demonstration():
     assert set(SHOWS) == set(catalogue.DEFECTS)
 
