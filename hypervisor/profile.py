@@ -136,11 +136,17 @@ def experimental() -> tuple[str, ...]:
 
 
 def get(name: str) -> Profile:
-    """The profile called ``name``; ``ValueError`` lists what there is."""
-    try:
-        return {**_PROFILES, **_EXPERIMENTAL}[name]()
-    except KeyError:
-        raise ValueError(f"unknown profile {name!r}; there are: {', '.join((*_PROFILES, *_EXPERIMENTAL))}") from None
+    """The profile called ``name``; ``v6~A2`` is v6 with its defect A2 mended.  ``ValueError`` lists what there is."""
+    base, *mended = name.split("~")
+    known = {**_PROFILES, **_EXPERIMENTAL}
+    if base not in known:
+        raise ValueError(f"unknown profile {base!r}; there are: {', '.join(known)}")
+    profile = known[base]()
+    absent = [defect for defect in mended if defect not in profile.defects]
+    if absent:
+        raise ValueError(f"profile {base} has no defect {absent[0]}; it has: {', '.join(profile.defects) or 'none'}")
+    kept = tuple(defect for defect in profile.defects if defect not in mended)
+    return replace(profile, name=name, defects=kept) if mended else profile
 
 
 def sound() -> tuple[str, ...]:

@@ -99,6 +99,7 @@ def validate_driver(
     profile: ProfileName = "v7-fixed",
     backend: BackendName = "vtd",
     guest: GuestKind = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to use; more than kinds of guests are of no use.")] = 2,
     as_json: Json = False,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the outcome as JUnit XML to this file.")] = None,
 ) -> None:
@@ -110,7 +111,7 @@ def validate_driver(
     chosen = profiles.sound() if profile == "all" else (profile,)
     reports: list[Report] = []
     for name in chosen:
-        reports.append(validate(driver, name, backend, guests, progress=None if as_json else _progress()))
+        reports.append(validate(driver, name, backend, guests, progress=None if as_json else _progress(), jobs=jobs))
     if as_json:
         print(json.dumps([report_as_dict(report) for report in reports], indent=2))
     else:
@@ -183,10 +184,8 @@ def _check(driver: str, backend: str, guest: str | None) -> None:
 
 def _progress() -> Callable[[str], None] | None:
     """A line that is overwritten, on a terminal."""
-    if not sys.stderr.isatty():
-        return None
+    return _show if sys.stderr.isatty() else None
 
-    def show(what: str) -> None:
-        print(f"\r\x1b[K{what}\r", end="", file=sys.stderr, flush=True)
 
-    return show
+def _show(what: str) -> None:
+    print(f"\r\x1b[K{what}\r", end="", file=sys.stderr, flush=True)

@@ -9,9 +9,12 @@ from xml.etree import ElementTree
 
 from abi.errno import errno_name
 from guest_driver import drivers
+from hypervisor.defects import catalogue
+from testbed.validate.laboratory import Finding
 from testbed.validate.partial import CAUSES, Outcome
 from testbed.validate.program import text as program_text
-from testbed.validate.validate import Finding, Report
+from testbed.validate.specified import specified
+from testbed.validate.validate import Report, property_text
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -25,18 +28,20 @@ def report_lines(report: Report) -> Iterator[str]:
     for area in report.areas:
         outcome = "holds" if not area.failed else f"{area.failed} of {area.programs} fail"
         yield f"  {area.title + ' ':.<58} {area.programs:4} programs  {outcome}"
-    own = [finding for finding in report.findings if not finding.hypervisor]
-    others = [finding for finding in report.findings if finding.hypervisor]
     yield ""
-    if not own:
+    if not report.own:
         yield "nothing was found that is the driver's"
-    for number, finding in enumerate(own, 1):
+    for number, finding in enumerate(report.own, 1):
         yield from _finding_lines(number, finding)
-    if others:
+    if report.others:
         yield ""
         yield "the reference driver shows these too, so they are the hypervisor's:"
-        for number, finding in enumerate(others, 1):
+        for number, finding in enumerate(report.others, 1):
             yield from _finding_lines(number, finding)
+            said = specified(finding.defects, finding.key.invariant)
+            yield (
+                f"     as specified: {said}" if said else "     not specified: no known fault of a hypervisor does that"
+            )
     if report.defects:
         yield ""
         yield "defects behind the findings:"
@@ -47,15 +52,17 @@ def report_lines(report: Report) -> Iterator[str]:
             yield f"      {defect.source}"
     if report.not_seen:
         yield ""
-        yield f"known defects that this profile does not show: {', '.join(report.not_seen)}"
+        yield "known defects that this profile does not show:"
+        for name in report.not_seen:
+            yield f"  {name}: {drivers.DEFECTS[name].title}"
+            yield f"      {drivers.DEFECTS[name].source}"
 
 
 def _finding_lines(number: int, finding: Finding) -> Iterator[str]:
-    if finding.defects:
-        behind = (" or " if finding.either else " with ").join(finding.defects)
-    else:
-        behind = "the hypervisor" if finding.hypervisor else "no known defect"
-    yield f"{number:3}. {finding.text}"
+    behind = (" or " if finding.either else " with ").join(finding.defects) or "no known defect"
+    if finding.hypervisor:
+        behind = f"the hypervisor's {behind}"
+    yield f"{number:3}. {property_text(finding)}"
     yield f"     {finding.what}"
     yield f"     behind it: {behind}; {finding.guest} guest, {len(finding.program)} calls:"
     for line in program_text(finding.program).splitlines():
@@ -78,7 +85,7 @@ def report_as_dict(report: Report) -> dict[str, Any]:
         "findings": [
             {
                 "property": finding.key.invariant,
-                "text": finding.text,
+                "text": property_text(finding),
                 "call": finding.key.call,
                 "area": finding.area,
                 "guest": finding.guest,
@@ -87,10 +94,12 @@ def report_as_dict(report: Report) -> dict[str, Any]:
                 "defects": finding.defects,
                 "either": finding.either,
                 "hypervisor": finding.hypervisor,
+                "specified": specified(finding.defects, finding.key.invariant) if finding.hypervisor else None,
             }
             for finding in report.findings
         ],
         "defects": {name: drivers.DEFECTS[name].title for name in report.defects},
+        "hypervisor_defects": {name: catalogue.get(name).title for name in report.hypervisor_defects},
         "not_seen": report.not_seen,
     }
 
@@ -99,7 +108,7 @@ def report_as_junit(reports: Iterable[Report]) -> str:
     """One suite per profile; a case for each area that holds and one for each of the driver's findings."""
     root = ElementTree.Element("testsuites")
     for report in reports:
-        own = [finding for finding in report.findings if not finding.hypervisor]
+        own = [*report.own, *report.unspecified]
         suite = ElementTree.SubElement(
             root,
             "testsuite",
@@ -120,7 +129,7 @@ def report_as_junit(reports: Iterable[Report]) -> str:
             name = f"{finding.key.invariant} after {finding.key.call} ({finding.guest})"
             case = ElementTree.SubElement(suite, "testcase", classname=f"{report.driver}.{finding.area}", name=name)
             failure = ElementTree.SubElement(case, "failure", message=finding.what, type=" ".join(finding.defects))
-            failure.text = f"{finding.text}\n{program_text(finding.program)}\n"
+            failure.text = f"{property_text(finding)}\n{program_text(finding.program)}\n"
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -7,6 +7,6 @@ except that 12 and 20 let devices try DMA.
 """
 
 from testbed.invariants_guest import core, dma, driver, life
-from testbed.invariants_guest.registry import INVARIANTS, Complaint, Invariant, check
+from testbed.invariants_guest.registry import INVARIANTS, Complaint, Invariant, Key, check
 
-__all__ = ["INVARIANTS", "Complaint", "Invariant", "check", "core", "dma", "driver", "life"]
+__all__ = ["INVARIANTS", "Complaint", "Invariant", "Key", "check", "core", "dma", "driver", "life"]

@@ -16,7 +16,7 @@ from guest_driver.linux.iommu import (
 from guest_driver.linux.iommu_core import device_iommu_capable
 from guest_driver.linux.iommu_map import iommu_iova_to_phys
 from guest_driver.linux.iommu_resv import iommu_get_resv_regions
-from testbed.invariants_guest.registry import invariant
+from testbed.invariants_guest.registry import About, invariant
 from testbed.validate.record import OpCall, Step
 from testbed.validate.world import World
 
@@ -240,10 +240,11 @@ def static_domains_do_what_they_say(world: World, step: Step) -> Iterator[str]:
 @invariant(13, "an attach that fails leaves the device in its old context")
 def failed_attach_moves_nothing(world: World, step: Step) -> Iterator[str]:
     for op in step.named("attach_dev"):
-        if op.result and op.where[0] != op.where[1]:
-            yield f"attach failed ({errno_name(op.result)}), the device moved: context {op.where[0]} to {op.where[1]}"
-        if not op.result and op.where[1] != op.args[0].ctx_no:
-            yield f"attach succeeded, the device is in context {op.where[1]}, not {op.args[0].ctx_no}"
+        (before, after), name = op.where, op.args[1].name
+        if op.result and before != after:
+            yield About(f"attach failed ({errno_name(op.result)}), {name} moved: context {before} to {after}", name)
+        if not op.result and after != op.args[0].ctx_no:
+            yield About(f"attach succeeded, {name} is in context {after}, not {op.args[0].ctx_no}", name)
 
 
 @invariant(14, "no context is freed with a device in it, and no number is given out twice")

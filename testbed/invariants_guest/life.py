@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from abi.errno import errno_name
-from testbed.invariants_guest.registry import invariant
+from testbed.invariants_guest.registry import About, invariant
 from testbed.validate.record import Step
 from testbed.validate.world import World
 
@@ -43,11 +43,11 @@ def runs_are_merged(world: World, step: Step) -> Iterator[str]:
 def nothing_is_left(world: World, step: Step) -> Iterator[str]:
     if step.name != "shutdown":
         return
-    if step.after.contexts:
-        yield f"context {min(step.after.contexts)} was never given back"
+    for number in sorted(step.after.contexts):
+        yield About(f"context {number} was never given back", f"context {number}")
     left = world.booted.leaks()
     if any(left.values()) and not world.dma:
         yield "the guest still holds " + ", ".join(f"{count} {kind}" for kind, count in left.items() if count)
     for sbdf, device in world.testbed.dom0.devices.items():
         if device.context is not None and device.context.number:
-            yield f"device {sbdf:#x} is left in context {device.context.number}"
+            yield About(f"device {sbdf:#x} is left in context {device.context.number}", f"device {sbdf:#x}")

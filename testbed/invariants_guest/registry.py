@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -23,12 +23,36 @@ class Invariant:
     check: Check
 
 
+class Key(NamedTuple):
+    """What makes two failures the same: the property, the call after which it was broken, and what broke it."""
+
+    invariant: str
+    call: str
+    about: str = ""
+
+
+class About(str):
+    """What a check has to say, and which of several equal things it says it about (a context, a device)."""
+
+    about: str
+
+    def __new__(cls, what: str, about: str) -> About:
+        said = super().__new__(cls, what)
+        said.about = about
+        return said
+
+
 class Complaint(NamedTuple):
     """A property that did not hold after a call."""
 
     invariant: str
     call: str
     what: str
+    about: str = ""
+
+    @property
+    def key(self) -> Key:
+        return Key(self.invariant, self.call, self.about)
 
     def __str__(self) -> str:
         return f"[{self.invariant}] {self.call}: {self.what}"
@@ -48,11 +72,13 @@ def invariant(number: int | str, text: str) -> Callable[[Check], Check]:
     return add
 
 
-def check(world: World, step: Step) -> list[Complaint]:
-    """Everything that does not hold after ``step``, one complaint for each property."""
+def check(world: World, step: Step, known: Container[Key] = ()) -> list[Complaint]:
+    """Everything that does not hold after ``step`` and is not among ``known``, one complaint for each property."""
     found = []
     for entry in INVARIANTS.values():
-        what = next(entry.check(world, step), None)
-        if what is not None:
-            found.append(Complaint(entry.id, step.name, what))
+        for what in entry.check(world, step):
+            complaint = Complaint(entry.id, step.name, str(what), what.about if isinstance(what, About) else "")
+            if not known or complaint.key not in known:
+                found.append(complaint)
+                break
     return found

@@ -54,9 +54,11 @@ class World:
         profile: str = "v7-fixed",
         guest: str = "pvh",
         rmrr: bool = False,
+        defects: tuple[str, ...] = (),
         sabotage: Callable[[XenIommu], None] | None = None,
     ) -> None:
-        """``sabotage`` exchanges functions of the driver before they are recorded (tests break things with it)."""
+        """``defects``: faults of the hypervisor besides those of its profile.  ``sabotage`` exchanges functions of the
+        driver before they are recorded (tests break things with it)."""
         self.driver: Final = driver
         self.guest_kind: Final = guest
         self.sabotage: Final = sabotage
@@ -67,6 +69,7 @@ class World:
             ram=_RAM,
             guest_ram=_GUEST_RAM,
             rmrrs=(RMRR,) if rmrr else (),
+            defects=defects,
         )
         self.testbed: TestBed
         self.faults: FaultyHypercalls
@@ -338,7 +341,12 @@ class World:
         """An equal world with another driver."""
         config = self.config
         return World(
-            driver, backend=config.backend, profile=config.profile, guest=self.guest_kind, rmrr=bool(config.rmrrs)
+            driver,
+            backend=config.backend,
+            profile=config.profile,
+            guest=self.guest_kind,
+            rmrr=bool(config.rmrrs),
+            defects=config.defects,
         )
 
 

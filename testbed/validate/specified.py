@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the reference driver degrades on posted hypervisors.
+
+A driver cannot mend the hypervisor under it.  What it owes is to go on where that is possible, to tell the truth about
+what did not happen, and to lose nothing of its own.  For each fault of a posted hypervisor that the driver meets
+in its life, and each property that does not hold because of it, this is what happens and why nothing better can.
+Whatever else does not hold is a finding.
+"""
+
+from typing import Final
+
+SPECIFIED: Final[dict[tuple[str, str], str]] = {
+    (
+        "A2",
+        "leak",
+    ): "init took a context that the driver was never told of and so cannot give back; it does with one less",
+    (
+        "R6",
+        "13",
+    ): "the answer was 0 and is believed; a bridge does no DMA of its own, its devices are where they should be",
+    ("B1", "xen"): "the caller gets -ENOSPC; that the lock is still held, no driver can know before the next hypercall",
+    (
+        "D2",
+        "xen",
+    ): "only a caller that maps up to a reserved region gets there: the DMA API keeps its IOVAs out of them",
+    ("D3", "xen"): "only a caller that unmaps a reserved region gets there: the DMA API keeps its IOVAs out of them",
+    (
+        "S1",
+        "xen",
+    ): "a device with a reserved region cannot leave the default context of a PV guest; no call avoids that",
+}
+"""(id in :mod:`hypervisor.defects.catalogue`, property) to a sentence."""
+
+
+def specified(defects: list[str], invariant: str) -> str:
+    """What is said about ``defects`` breaking ``invariant``; "" if nothing is."""
+    return next((SPECIFIED[name, invariant] for name in defects if (name, invariant) in SPECIFIED), "")
