@@ -15,6 +15,7 @@ from guest_driver import drivers
 from guest_driver.drivers import DriverVersion
 from hypervisor import profile as profiles
 from hypervisor.defects import catalogue
+from hypervisor.profile import Profile
 from testbed.invariants_guest import Complaint, Key
 from testbed.validate.program import Program
 from testbed.validate.running import keys, run, shrink
@@ -144,8 +145,16 @@ class Laboratory:
             return finding.key in keys(world, finding.program, known)
 
         finding.defects = [d for d in profile.defects if not fails(f"{profile.name}~{d}")]
-        sound = f"{profile.name.partition('~')[0]}-fixed"
-        if not finding.defects and sound in profiles.names():
+        if not finding.defects:
+            sound = _sound(profile)
             alone = {d for d in profile.defects if fails(sound, (d,))}
             finding.defects = [d for d in profile.defects if d in alone and not alone & set(catalogue.get(d).needs)]
             finding.either = len(finding.defects) > 1
+
+
+def _sound(profile: Profile) -> str:
+    """The profile without defects that is nearest to ``profile``: of its version, or of its calling convention."""
+    own = f"{profile.name.partition('~')[0]}-fixed"
+    if own in profiles.names():
+        return own
+    return next(name for name in profiles.sound() if profiles.get(name).abi.convention is profile.abi.convention)
