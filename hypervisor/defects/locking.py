@@ -12,15 +12,11 @@ from hypervisor.errors import XenBug
 from hypervisor.iommu.context import PciDevice
 from hypervisor.locking.guards import GUARDS, Call, Guard, domain_lock, in_order, p2m_locks
 from hypervisor.locking.locks import PCIDEVS, Lock, Locks
+from hypervisor.locking.toolstack import MOVES, owner
 from hypervisor.locking.toolstack import Guard as ToolstackGuard
-from hypervisor.locking.toolstack import owner
 from hypervisor.p2m import IS_RAM
 from hypervisor.pviommu.result import Result
 from hypervisor.xen import Xen
-
-MOVES: Final = ("attach_device", "detach_device", "assign_device", "deassign_device")
-"""What a toolstack does that moves devices."""
-
 
 # ------------------------------------------------------------------------------------------- one lock per domain
 

@@ -1,19 +1,90 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""C4 to C6: locks of RFC v4 to v7, one for each context."""
+"""C4 to C6, S7: locks of RFC v4 to v7, one for each context."""
 
 from collections.abc import Callable
 from typing import Any, Final
 
+from base.units import Sbdf
 from hypervisor.defects.model import V4_TO_7, Defect
 from hypervisor.defects.seams import Seams, replace
 from hypervisor.domain import Domain
 from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IommuContext, PciDevice
-from hypervisor.locking.guards import Call, context_lock
+from hypervisor.locking.guards import Call, Guard, context_lock, p2m_locks
 from hypervisor.locking.guards import nothing as no_lock
-from hypervisor.locking.locks import PCIDEVS, Locks
+from hypervisor.locking.locks import PCIDEVS, Lock, Locks
+from hypervisor.locking.toolstack import MOVES, owner
 from hypervisor.pviommu.result import Result
 from hypervisor.xen import Xen
+
+# ------------------------------------------------------------------------------------------ one lock per context
+
+
+def _got(locks: Locks, domain: Domain, number: int) -> tuple[Lock, ...]:
+    """Look context ``number`` up, lock it, and look again; nothing if there is none."""
+    assert domain.iommu is not None
+    while (context := domain.iommu.get(number)) is not None:
+        lock = context_lock(locks, domain, context)
+        locks.acquire(lock)
+        if domain.iommu.get(number) is context:
+            return (lock,)
+        locks.release(lock)
+    return ()
+
+
+def _in_context(further: Callable[[Locks, Domain], tuple[Lock, ...]]) -> Guard:
+    def guard(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> Result:
+        held = _got(locks, domain, args[0])
+        with locks.holding(*(further(locks, domain) if held else ())):
+            result = call()
+        for lock in held:
+            locks.release(lock)
+        return result
+
+    return guard
+
+
+def _reattaching(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> Result:
+    """The devices, the context that the device leaves, the one that it enters."""
+    with locks.holding(locks.of(PCIDEVS)):
+        device = domain.devices.get(Sbdf(args[1] << 16 | args[2] << 8 | args[3]))
+        if device is None or device.context is None:
+            return call()
+        with locks.holding(context_lock(locks, domain, device.context)):
+            held = _got(locks, domain, args[0])
+            result = call()
+            for lock in held:
+                locks.release(lock)
+        return result
+
+
+def _moving(locks: Locks, xen: Xen, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+    """The same between two domains, into a default context."""
+    domain: Domain = args[0]
+    device: PciDevice = args[1]
+    with locks.holding(locks.of(PCIDEVS)):
+        held = []
+        if device.context is not None:
+            held.append(context_lock(locks, owner(xen, device.context), device.context))
+        if domain.iommu is not None:
+            held.append(context_lock(locks, domain, domain.iommu.default))
+        with locks.holding(*held):
+            return call()
+
+
+def one_lock_per_context(seams: Seams) -> None:
+    """S7."""
+    seams.guards.update(
+        init=no_lock,
+        reattach_device=_reattaching,
+        map_pages=_in_context(p2m_locks),
+        unmap_pages=_in_context(lambda locks, domain: ()),
+    )
+    seams.toolstack.update(dict.fromkeys(MOVES, _moving))
+    assert seams.locks
+
+
+# ---------------------------------------------------------------------------------------------------- what is wrong
 
 
 def loop_that_does_not_loop(seams: Seams) -> None:
@@ -100,6 +171,14 @@ def attach_that_jumps_too_far(seams: Seams) -> None:
 
 DEFECTS: Final = (
     Defect(
+        "S7",
+        V4_TO_7,
+        "every context has its lock, found by number, taken, and looked at again; the set of contexts has none",
+        "a move takes pcidevs_lock and then the locks of the contexts, and never that of the domain",
+        "catalogue section 3; iommu.c of RFC v7",
+        one_lock_per_context,
+    ),
+    Defect(
         "C4",
         V4_TO_7,
         "alloc_context tries to lock the context that it found and goes on when that fails, without lock and bit; when "
@@ -107,6 +186,7 @@ DEFECTS: Final = (
         "two vCPUs get the same number, or the second one releases a lock that the first one has",
         "catalogue C4; iommu.c of RFC v7",
         loop_that_does_not_loop,
+        needs=("S7",),
     ),
     Defect(
         "C5",
@@ -115,6 +195,7 @@ DEFECTS: Final = (
         "a free with the reattach flag and a move into the same context at the same time: neither ends",
         "catalogue C5; iommu.c of RFC v7",
         free_before_devices,
+        needs=("S7",),
     ),
     Defect(
         "C6",
@@ -124,5 +205,6 @@ DEFECTS: Final = (
         "the attach stops the host; a device that was detached and is attached again stays out",
         "catalogue C6; iommu.c of RFC v7",
         attach_that_jumps_too_far,
+        needs=("S7",),
     ),
 )

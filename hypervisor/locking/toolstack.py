@@ -69,12 +69,11 @@ def owner(xen: "Xen", context: IommuContext) -> Domain:
     raise ValueError(f"{context} is no domain's")
 
 
+MOVES: Final = ("attach_device", "detach_device", "assign_device", "deassign_device")
+"""What moves devices."""
 TOOLSTACK: Final[dict[str, Guard]] = {
     "remove_page": taking_a_page,
-    "attach_device": moving_a_device,
-    "detach_device": moving_a_device,
-    "assign_device": moving_a_device,
-    "deassign_device": moving_a_device,
+    **dict.fromkeys(MOVES, moving_a_device),
     "relinquish_contexts": ending_contexts,
     "relinquish_default": ending_contexts,
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes wrong between two vCPUs: B3, B4, C4, C5, C6, F4, S6, each on the schedule that brings it about."""
+"""What goes wrong between two vCPUs: B3, B4, C4, C5, C6, F4, S6, S7, each on the schedule that brings it about."""
 
 from collections.abc import Sequence
 
@@ -53,6 +53,16 @@ def s6(stage: Stage) -> bool:
     order = [f"vcpu{point.vcpu}" for point in run.points if point.kind == "end"]
     stage.lines.extend([*str(run).splitlines(), f"ended in this order: {', '.join(order)}, then the other"])
     return order == ["vcpu1"]
+
+
+def s7(stage: Stage) -> bool:
+    stage.set_up()
+    _together(stage, [Hypercall("reattach_device", {"ctx_no": stage.alloc(), "devfn": ROGUE & 0xFF})], [], "")
+    locks = stage.xen.locks
+    assert locks is not None
+    order = [f"{held}, then {then}" for held, then in locks.taken]
+    stage.lines.extend(f"    {line}" for line in order)
+    return any("d0 hd->lock" in line for line in order)
 
 
 def b3(stage: Stage) -> bool:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guest domains from creation to destruction, and devices in quarantine in between."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from abi.errno import EACCES, EINVAL, EIO, ENODEV, ENOENT, ENOMEM
@@ -194,6 +197,14 @@ def test_destruction_meets_calls_for_the_guest_in_every_order(backend):
         assert not check(bed), run
         outcomes.add(str(run.results))
     assert len(outcomes) > 2
+
+
+def test_the_page_about_it_is_true():
+    page = (Path(__file__).parents[2] / "docs" / "domains.md").read_text(encoding="utf-8")
+    scope: dict[str, object] = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.S)[0], scope)
+    assert list(scope["bed"].xen.domains) == [0]
+    assert set(scope["bed"].xen.dom_io().devices) == {COPIER}
 
 
 def test_an_older_interface_has_guests_that_cannot_call_and_can_be_destroyed():
