@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Conformance suites: what every implementation of a seam must do, checked without a test framework.
 
-One suite for entry formats, one for hardware halves, one for software halves, one for pairs of both; ``iommufd`` has one
-for iommufd over any driver.  A suite is a
-table of *clauses*: named functions with their claim as prose that return nothing, or raise
-:class:`ConformanceError`.  A newcomer's backend proves itself in three lines::
+One suite for entry formats, one for hardware halves, one for software halves, one for pairs of both; ``iommufd`` has
+one for iommufd over any driver.  A suite is a table of *clauses*: named functions with their claim as prose that return
+nothing, or raise :class:`ConformanceError`.  A newcomer's backend proves itself in three lines::
 
     from testbed.conformance import check_backend
 
