@@ -7,6 +7,7 @@ one, and adds what they cannot do without:
 
 * ``query_device``: what the unit in front of a *device* can do.  Capability bits speak for a whole machine, whose units
   may differ.
+* ``attach_pasid`` and ``detach_pasid``, as their comments promise;
 * ``next_fault``: faults of the guest's own stage, which nobody else can act on.
 * ``IOMMU_ALLOC_cache``: every mapping of a context enforces coherent DMA, settled before the first one.
 """
@@ -104,6 +105,12 @@ _NESTED = (
     ),
 )
 
+_PASIDS = tuple(
+    subop(row.name, row.number, row.c_name, row.declaration, doc=row.doc, needs=row.needs, promises=row.promises)
+    for row in ROWS
+    if row.number in (11, 12)
+)
+
 X1: Final = Abi(
     name="x1-nested",
     posted="experimental, not posted: v7 with nested tables",
@@ -112,7 +119,7 @@ X1: Final = Abi(
     subops=table(
         *(row for row in ROWS if row.number < 9),
         *_NESTED,
-        *(row for row in ROWS if row.number > 10),
+        *_PASIDS,
         subop(
             "query_device",
             14,

@@ -10,7 +10,9 @@ from hypervisor.iommu.context import IdentityRange, IommuContext
 def save_domain(domain: Domain) -> Any:
     """All that changes of a domain, its contexts and devices included."""
     iommu = domain.iommu
-    devices = {sbdf: (device, device.context, device.hw) for sbdf, device in domain.devices.items()}
+    devices = {
+        sbdf: (device, device.context, device.hw, dict(device.pasids)) for sbdf, device in domain.devices.items()
+    }
     contexts = None
     if iommu is not None:
         contexts = (
@@ -35,6 +37,7 @@ def _save_context(context: IommuContext) -> Any:
         [(region.first, region.last, region.users) for region in context.identity],
         context.hw,
         context.children,
+        context.pasids[:],
     )
 
 
@@ -43,7 +46,7 @@ def restore_domain(domain: Domain, state: Any) -> None:
     translation, devices, contexts, domain.dying = state
     domain.translation.restore(translation)
     domain.devices.clear()
-    for sbdf, (device, context, hw) in devices.items():
+    for sbdf, (device, context, hw, device.pasids) in devices.items():
         domain.devices[sbdf] = device
         device.context, device.hw = context, hw
     iommu = domain.iommu
@@ -55,7 +58,18 @@ def restore_domain(domain: Domain, state: Any) -> None:
         iommu.arena.restore(arena)
     iommu.contexts.clear()
     for context, fields in saved:
-        table, table_state, members, context.dying, context.unconfirmed, identity, context.hw, context.children = fields
+        (
+            table,
+            table_state,
+            members,
+            context.dying,
+            context.unconfirmed,
+            identity,
+            context.hw,
+            context.children,
+            pasids,
+        ) = fields
+        context.pasids[:] = pasids
         context.table = table
         if table is not None:
             table.restore(table_state)

@@ -14,7 +14,7 @@ from hypervisor.frames import FrameTable
 from hypervisor.iommu.backend import Backend
 from hypervisor.platform import Platform
 from hypervisor.smmuv3.driver import Smmuv3Backend
-from hypervisor.vtd.driver import VtdBackend
+from hypervisor.vtd.scalable import vtd_backend
 from machine.firmware import Drhd, Firmware, SmmuNode
 from machine.interrupts import (
     ITS_DOORBELL_OFFSET,
@@ -66,6 +66,7 @@ VTD_KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
     "non-coherent": {"coherent_walk": False},
     "domain-selective": {"page_selective": False},
     "no-snoop": {"snoop_control": False},
+    "scalable": {"scalable": True},
     "few-domains": {"domain_id_bits": 8},
     "device-tlb": {"device_tlb": True},
     "no-draining": {"drain_reads": False, "drain_writes": False},
@@ -105,7 +106,7 @@ VTD: Final = TranslationBackend(
     make_unit=_vtd_unit,
     unit_base=0xFED9_0000,
     firmware=lambda base: Firmware(drhds=(Drhd(base),)),
-    make_driver=VtdBackend,
+    make_driver=vtd_backend,
     default_guest="pv",
     doorbell_window=(X86_DOORBELL_BASE, X86_DOORBELL_SIZE),
     doorbell=X86_DOORBELL_BASE,

@@ -15,6 +15,7 @@ from hypervisor.domain import Domain
 from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.moves import move_device, release
+from hypervisor.iommu.pasids import forget_pasids
 
 if TYPE_CHECKING:
     from hypervisor.xen import Xen
@@ -53,7 +54,7 @@ def assign_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
     if iommu is None or domain.dying:
         return -EINVAL
     source = device.context
-    error = move_device(xen, domain, device, iommu.default)
+    error = forget_pasids(xen, device) or move_device(xen, domain, device, iommu.default)
     if not error:
         _give(xen, device, domain)
         _leave_quarantine(xen, source)
@@ -72,6 +73,9 @@ def deassign_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
 
 def quarantine(xen: "Xen", device: PciDevice) -> int:
     """Put a device into a context of its own of dom_io, or into the next best place; an errno if it is where it was."""
+    error = forget_pasids(xen, device)
+    if error:
+        return error
     dom_io = xen.dom_io()
     iommu = dom_io.iommu
     assert iommu is not None
@@ -109,12 +113,15 @@ def block(xen: "Xen", device: PciDevice) -> int:
     source = device.context
     if source is None:
         return 0
+    error = forget_pasids(xen, device)
+    if error:
+        return error
     if device.translated:
         error = xen.backend.detach(device)
         if error:
             return error
     source.devices.remove(device)
-    release(xen, xen.dom_io(), device, source)
+    release(xen, xen.dom_io(), device, source.stage2)
     device.context = None
     return 0
 

@@ -41,6 +41,7 @@ class IommuContext:
         "nested",
         "number",
         "parent",
+        "pasids",
         "pool",
         "table",
         "unconfirmed",
@@ -63,6 +64,8 @@ class IommuContext:
         self.nested: Final = nested
         self.children = 0
         """Nested contexts over this one."""
+        self.pasids: list[tuple[PciDevice, int]] = []
+        """(device, PASID) whose requests go through it."""
         self.table: PageTable | None = None
         """The tree; ``None`` for a context that lets everything through (pass-through)."""
         self.devices: list[PciDevice] = []
@@ -111,6 +114,8 @@ class PciDevice:
     requester_ids: tuple[Sbdf, ...]
     """Every id that its DMA may carry (phantom functions, the bridge in front of it)."""
     context: IommuContext | None = None
+    pasids: dict[int, IommuContext] = field(default_factory=dict)
+    """The context of each PASID that was attached."""
     reserved: list[tuple[int, int]] = field(default_factory=list)
     """(first, last) frames of the reserved memory regions that firmware declared for it."""
     hw: Any = None

@@ -10,7 +10,9 @@ from hypervisor.frames import DOMID_XEN, REF
 from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.moves import move_device
 from hypervisor.iommu.nesting import nesting_of
+from hypervisor.iommu.pasids import move_pasid
 from hypervisor.pagetable.radix import Changes
+from hypervisor.pviommu.pasids import offered_pasids, reattach_pasid
 from hypervisor.pviommu.result import RESTART, Result
 
 if TYPE_CHECKING:
@@ -28,11 +30,16 @@ def query_capabilities(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, 
     flags = xen.abi.caps.get("default_identity", 0) if domain.hardware else 0
     if nesting_of(xen.backend) is not None and xen.abi.by_name["alloc_nested"].implemented:
         flags |= xen.abi.caps["nested"]
+    pasids = offered_pasids(xen)
+    max_pasid = 0
+    if pasids is not None:
+        flags |= xen.abi.caps["pasid"]
+        max_pasid = (1 << pasids.pasid_bits) - 1
     return 0, (
         xen.backend.max_iova,
         flags | xen.abi.caps.get("cache", 0) | xen.abi.caps.get("deferred_flush", 0),
         xen.pgsize_mask,
-        0,
+        max_pasid,
         domain.iommu.limit,
         xen.abi.max_nr_pages or 0,
     )
@@ -115,8 +122,12 @@ def free_context(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], 
     context = iommu.contexts.get(number)
     if context is None:
         return -ENOENT, ()
-    if context.children or (context.devices and not flags & xen.abi.free_reattach_default):
+    if context.children or ((context.devices or context.pasids) and not flags & xen.abi.free_reattach_default):
         return -EBUSY, ()
+    for device, pasid in context.pasids[:]:
+        error = move_pasid(xen, device, pasid, None)
+        if error:
+            return error, ()
     for device in context.devices[:]:
         error = move_device(xen, domain, device, iommu.default)
         if error:
@@ -150,7 +161,7 @@ def reattach_device(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...
     number, segment, bus, devfn, pasid = args
     iommu = domain.iommu
     assert iommu is not None
-    if pasid:
+    if pasid and offered_pasids(xen) is None:
         return -EOPNOTSUPP, ()
     device = xen.find_device(domain, segment << 16 | bus << 8 | devfn)
     if device is None:
@@ -158,6 +169,8 @@ def reattach_device(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...
     context = iommu.get(number)
     if context is None:
         return -ENOENT, ()
+    if pasid:
+        return reattach_pasid(xen, device, pasid, context), ()
     if device.context is context:
         return 0, ()
     if context.dying:

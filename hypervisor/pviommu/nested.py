@@ -47,6 +47,8 @@ def alloc_nested(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], 
     if not xen.xmalloc("context"):
         return -ENOMEM, (parent_number,)
     assert iommu.arena is not None
+    if not xen.xmalloc("context"):
+        return -ENOMEM, (parent_number,)
     context = IommuContext(number, iommu.arena, parent=parent, nested=NestedTable(first << 12, flags, frames))
     error = xen.backend.context_init(context)
     if error:

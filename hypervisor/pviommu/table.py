@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from abi.errno import EINVAL, ENOENT, EPERM
 from hypervisor.domain import Domain, Vcpu
-from hypervisor.pviommu import contexts, mappings, nested
+from hypervisor.pviommu import contexts, mappings, nested, pasids
 from hypervisor.pviommu.result import Result
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ ROWS: Final[dict[str, Row]] = {
     "lookup_page": Row(mappings.lookup_page),
     "alloc_nested": Row(nested.alloc_nested),
     "flush_nested": Row(nested.flush_nested),
+    "attach_pasid": Row(pasids.attach_pasid),
+    "detach_pasid": Row(pasids.detach_pasid),
     "query_device": Row(nested.query_device),
     "next_fault": Row(nested.next_fault),
     "remote_cmd": Row(remote_cmd, resumes=True, remote=False),

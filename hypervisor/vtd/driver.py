@@ -77,23 +77,30 @@ class VtdBackend:
         root = context.pool.allocate()
         if root is None:
             return -ENOMEM
-        dids: list[int] = []
-        for unit in self.units:
-            did = unit.take_did()
-            if did == INVALID_DID:
-                for other, taken in zip(self.units, dids):
-                    other.give_did(taken)
-                context.pool.free(root)
-                return -ENOSPC
-            dids.append(did)
+        dids = self.take_dids()
+        if isinstance(dids, int):
+            context.pool.free(root)
+            return dids
         self._memory.zero_frame(root)
         entries = SNOOPED if context.enforces_cache else self.format
         context.table = self.page_table(self._memory, entries, self.levels, root, context.pool, self.orders)
         if not self._coherent:
             self._publish(root << 9, 512)
             context.table.written = self._publish
-        context.hw = VtdContext(tuple(dids))
+        context.hw = VtdContext(dids)
         return 0
+
+    def take_dids(self) -> tuple[int, ...] | int:
+        """A domain id on each unit, or -ENOSPC."""
+        dids: list[int] = []
+        for unit in self.units:
+            did = unit.take_did()
+            if did == INVALID_DID:
+                for other, taken in zip(self.units, dids):
+                    other.give_did(taken)
+                return -ENOSPC
+            dids.append(did)
+        return tuple(dids)
 
     def context_release(self, context: IommuContext) -> None:
         hw: VtdContext = context.hw
@@ -102,8 +109,7 @@ class VtdBackend:
         for unit, did in zip(self.units, hw.dids):
             if unit.index not in kept:
                 unit.give_did(did)
-        assert context.table is not None
-        if not kept:
+        if not kept and context.table is not None:
             context.pool.free(context.table.root)
         context.table = None
         context.hw = None

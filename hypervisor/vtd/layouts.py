@@ -46,6 +46,11 @@ class Capability(Layout):
 class ExtendedCapability(Layout):
     """ECAP, offset 10h (11.4.3)."""
 
+    nest = bit(26, "nested translation")
+    pasid = bit(40)
+    smts = bit(43, "scalable mode")
+    ssts = bit(46, "second stage in scalable mode")
+    fsts = bit(47, "first stage in scalable mode")
     iro = bits(17, 8, "offset of the IOTLB registers, in 16 bytes")
     sc = bit(7, "snoop control")
     pt = bit(6, "pass-through")
@@ -81,6 +86,7 @@ class FaultRecordHigh(Layout):
     t = bit(62, "1: read, 0: write")
     at = bits(61, 60)
     pasid = bits(59, 40)
+    pp = bit(31, "the request had a PASID")
     fr = bits(39, 32, "fault reason")
     sid = bits(15, 0)
 
@@ -150,6 +156,48 @@ class DeviceTlbInvalidateHigh(Layout):
     s = bit(0)
 
 
+class PasidIotlbInvalidate(Layout):
+    """Descriptor type 6, lower word (6.5.2.4); the upper word is that of type 2."""
+
+    pasid = bits(51, 32)
+    did = bits(31, 16)
+    g = bits(5, 4, "2 all of the PASID, 3 page")
+    type = bits(3, 0)
+
+
+class PasidCacheInvalidate(Layout):
+    """Descriptor type 7, lower word (6.5.2.2); the upper word is zero."""
+
+    pasid = bits(51, 32)
+    did = bits(31, 16)
+    g = bits(5, 4, "0 domain, 1 PASID, 3 all")
+    type = bits(3, 0)
+
+
+class ScalableContext(Layout):
+    """Scalable-mode context entry, first word (9.4); the second says which PASID counts for requests without one."""
+
+    directory = bits(63, 12)
+    pdts = bits(11, 9, "directory of 2^(7 + pdts) entries")
+    paside = bit(3, "requests with PASID")
+    p = bit(0)
+
+
+class PasidEntry0(Layout):
+    """PASID table entry, first word (9.6)."""
+
+    ssptptr = bits(63, 12)
+    pgtt = bits(8, 6, "2 second stage, 3 nested")
+    aw = bits(4, 2, "levels of the second stage, minus 2")
+    p = bit(0)
+
+
+class PasidEntry1(Layout):
+    """PASID table entry, second word; the third is the first-stage table's address."""
+
+    did = bits(15, 0)
+
+
 class WaitDescriptor(Layout):
     """Descriptor type 5, lower word (6.5.2.8); the upper word is the status address."""
 
@@ -174,5 +222,27 @@ FAULT_REASONS: Final = {
     0xC: "reserved bit in second-stage entry",
     0xD: "blocked by translation type",
     0xE: "output in the interrupt range",
+    0x41: "scalable context entry not present",
+    0x46: "PASID beyond the directory",
+    0x51: "PASID directory entry not present",
+    0x59: "PASID entry not present",
+    0x5B: "invalid PASID entry",
+    0x70: "first-stage table not accessible",
+    0x71: "first-stage entry not present",
+    0x72: "reserved bit in first-stage entry",
+    0x73: "first-stage root not accessible",
+    0x74: "first-stage address beyond the second stage",
+    0x75: "first-stage root not readable in the second stage",
+    0x76: "first-stage entry not readable in the second stage",
+    0x77: "first-stage entry not writable in the second stage",
+    0x78: "second-stage table not accessible",
+    0x79: "second-stage entry not present",
+    0x7A: "reserved bit in second-stage entry",
+    0x7B: "second-stage root not accessible",
+    0x80: "address not canonical",
+    0x81: "supervisor page",
+    0x84: "address beyond the width",
+    0x85: "write without permission",
+    0x86: "read without permission",
 }
-"""Primary fault reasons of legacy mode (7.1.3)."""
+"""Fault reasons (7.1.3): those of legacy mode, and from 40h on those of scalable mode that its tables can cause."""

@@ -37,6 +37,7 @@ class Unit:
         ecap = self._bus.read64(drhd.base + reg.ECAP)
         if not reg.ExtendedCapability.qi.get(ecap):
             raise ValueError(f"the VT-d unit at {drhd.base:#x} has no queued invalidation (ECAP {ecap:#x})")
+        self.capabilities: Final = (cap, ecap)
         self.levels: Final = (4,) * reg.Capability.sagaw_48.get(cap) + (3,) * reg.Capability.sagaw_39.get(cap)
         """Depths of tree that it can walk, deepest first."""
         self.address_width: Final = reg.Capability.mgaw.get(cap) + 1
@@ -64,7 +65,9 @@ class Unit:
         self.dids: Final = 1 << 4 + 2 * reg.Capability.nd.get(cap)
         self._did_used: Final = bytearray(self.dids)
         self._did_used[0] = self.caching_mode  # 0 tags not-present entries in caching mode
-        self._root: Final = self._new_table("root table")
+        self.root: Final = self._new_table("root table")
+        self.root_mode = 0
+        """What RTADDR says beside the address: legacy mode unless somebody knows better."""
         self._context_tables: dict[int, int] = {}
         self.queue: Final = InvalidationQueue(
             self._memory,
@@ -83,7 +86,7 @@ class Unit:
         command = reg.GlobalCommand
         self.queue.start()
         bus.write32(base + reg.GCMD, command.qie.mask)
-        bus.write64(base + reg.RTADDR, self._root << PAGE_SHIFT)
+        bus.write64(base + reg.RTADDR, self.root << PAGE_SHIFT | self.root_mode)
         bus.write32(base + reg.GCMD, command.qie.mask | command.srtp.mask)
         error = self.queue.submit(reg.ContextCacheInvalidate.pack(type=1, g=1)) or self.flush_everything()
         if error:
@@ -141,9 +144,9 @@ class Unit:
         if not self._memory.touched[word >> 9]:
             self._memory.touch(word >> 9)
         self._memory.words[word : word + 2] = array("Q", [low, high])
-        self._publish(word, 2)
+        self.publish(word, 2)
 
-    def _publish(self, word: int, count: int) -> None:
+    def publish(self, word: int, count: int) -> None:
         """Write back the cache lines of ``count`` words of a table, if the unit reads past the caches."""
         if not self.coherent:
             self._bus.write_back(word << 3, count << 3)
@@ -179,9 +182,9 @@ class Unit:
             if frame is None:
                 return None
             self._memory.zero_frame(frame)
-            self._publish(frame << 9, 512)
+            self.publish(frame << 9, 512)
             table = self._context_tables[bus] = frame
-            self._store_entry((self._root << 9) + (bus << 1), frame << PAGE_SHIFT | reg.RootEntryLow.p.mask, 0)
+            self._store_entry((self.root << 9) + (bus << 1), frame << PAGE_SHIFT | reg.RootEntryLow.p.mask, 0)
         return (table << 9) + ((rid & 0xFF) << 1)
 
     # ----------------------------------------------------------------------------------------------- flushes
@@ -296,5 +299,5 @@ class Unit:
         if frame is None:
             raise ValueError(f"no memory for the {what} of the VT-d unit at {self.drhd.base:#x}")
         self._memory.zero_frame(frame)
-        self._publish(frame << 9, 512)
+        self.publish(frame << 9, 512)
         return frame

@@ -16,6 +16,9 @@ from testbed.conformance import check_backend
         ("vtd", "39-bit+no-superpages+non-coherent+caching+few-domains"),
         ("vtd", "write-buffer+caching+domain-selective+no-draining"),
         ("vtd", "device-tlb+2m+moved"),
+        ("vtd", "scalable+caching+39-bit"),
+        ("vtd", "scalable+non-coherent+domain-selective"),
+        ("smmuv3", "nested+no-ranges+vmid8"),
         ("smmuv3", "40-bit+vmid8+linear+no-ranges+break-before-make"),
     ],
 )
