@@ -49,15 +49,17 @@ class QemuSmmuUnit:
         self._identify: Final = identify
         self._queue = 0
         """EVENTQ_BASE as software wrote it."""
-        self.known_prod = 0
-        """EVENTQ_PROD as software knows it: before the access that is under way."""
+        self._prod = 0
+        """EVENTQ_PROD as it was seen last."""
+        self.settled_prod = 0
+        """The same before the last access."""
         self._known: Final[dict[int, int]] = {}
         """Registers as they were read last; nothing has happened since that could change them."""
         self._prober: Final = Prober(
             virt.connection,
             virt.ram,
             [qtest.read(SMMU_BASE + offset, 4) for offset in _STATUS],
-            lambda answers: answers[0] != self.known_prod,
+            lambda answers: answers[0] != self._prod,
             self.discard,
             SIZE,
         )
@@ -68,14 +70,14 @@ class QemuSmmuUnit:
         known = self._known.get(offset) if size == 4 else None
         value = self._ask((qtest.read(SMMU_BASE + offset, size),))[0] if known is None else known
         if offset == EVENTQ_PROD:
-            self.known_prod = value
+            self._prod = value
         return self._identify(offset, value) if offset < 0x20 else value
 
     def write(self, offset: int, size: int, value: int) -> None:
         if offset == EVENTQ_BASE and size == 8:
             self._queue = value
         elif offset == EVENTQ_PROD:
-            self.known_prod = value
+            self._prod = value
         if offset != EVENTQ_CONS:  # which changes nothing else
             self._known.clear()
         self._post((qtest.write(SMMU_BASE + offset, size, value),))
@@ -94,6 +96,7 @@ class QemuSmmuUnit:
     # Translation.
 
     def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int]) -> int | Fault:
+        self.settled_prod = self._prod
         edu = self._virt.devices[sid]
         slot = self._slot()
         words = self._memory.words
@@ -109,16 +112,18 @@ class QemuSmmuUnit:
                 return landed.maddr
             return Fault(self.name, sid, iova, write, SILENT, "nothing arrived and nothing was recorded")
         self._known.update(zip(_STATUS, landed.status))
+        self._prod = landed.status[0]
         record = tuple(words[slot : slot + EVENT_WORDS].tolist())
         return Fault(self.name, sid, iova, write, record[0] & 0xFF, "event recorded", record)
 
     def _slot(self) -> int:
         """Index of the first word of the record that comes next."""
         count = 1 << (self._queue & 31)
-        return ((self._queue & _ADDRESS) >> 3) + EVENT_WORDS * (self.known_prod & count - 1)
+        return ((self._queue & _ADDRESS) >> 3) + EVENT_WORDS * (self._prod & count - 1)
 
     def probe_together(self, accesses: Sequence[tuple[int, int, bool, int]]) -> list[bool] | None:
         self.seen = True
+        self.settled_prod = self._prod
         self._known.clear()
         return self._prober.together(
             [(self._virt.devices[sid], iova, write, place, self.mailboxes[sid]) for sid, iova, write, place in accesses]
@@ -127,4 +132,5 @@ class QemuSmmuUnit:
     def discard(self) -> None:
         """Take back the events that nobody is to see."""
         self._known.clear()
-        self._post((qtest.write(SMMU_BASE + EVENTQ_PROD, 4, self.known_prod),))
+        self._prod = self.settled_prod
+        self._post((qtest.write(SMMU_BASE + EVENTQ_PROD, 4, self._prod),))

@@ -87,6 +87,45 @@ def matching_config(idr0: int, idr1: int, idr3: int, idr5: int) -> Smmuv3Config:
     )
 
 
+def side_by_side(virt: Virt, stage: int, linear: bool = False) -> tuple[QemuSmmuUnit, Smmuv3Unit, Lockstep]:
+    """The unit of a started machine, ours with the same capabilities, and both in lockstep.
+
+    ``linear``: software is told that there are no two-level stream tables.
+    """
+    memory = virt.ram.memory
+    version = major_version(program())
+
+    def identify(offset: int, value: int) -> int:
+        if offset == _IDR0:
+            value |= _S2P
+            if linear:
+                value &= ~Idr0.st_level.mask
+        return value
+
+    model = QemuSmmuUnit("QEMU SMMUv3", virt, identify)
+    registers = [model.read(offset, 4) for offset in (_IDR0, _IDR1, _IDR3, _IDR5)]
+    registers[0] &= ~(_S2P if stage == 1 else 0)
+    ours = Smmuv3Unit("our SMMUv3", SystemBus(memory), matching_config(*registers), None)
+    words = ours.registers.words
+
+    def discard() -> None:
+        """Take back the event that our half has written last and software does not know of."""
+        words[EVENTQ_PROD] = model.settled_prod
+
+    unit = Lockstep(
+        ours,
+        model,
+        [deviation for deviation in DEVIATIONS if version < deviation.fixed_in],
+        EVENT_NAMES,
+        discard,
+        {_CMDQ_PROD: ((_CMDQ_CONS, 4), (_GERROR, 4), (_GERRORN, 4))},
+        meaningless_bits(model.read(_GBPA, 4) != 0, lambda: bool((words[_GERROR] ^ words[_GERRORN]) & 1)),
+        comparable_record,
+        lambda walk: as_seen(memory, ours, version, walk),
+    )
+    return model, ours, unit
+
+
 class SmmuRig(DeviceRig):
     """The machine, with the SMMU switched on.  ``stage``: 1 or 2; ``bits``: width of input addresses."""
 
@@ -103,31 +142,8 @@ class SmmuRig(DeviceRig):
     def _assemble(self, stage: int, bits: int, linear: bool) -> None:
         memory = self.virt.ram.memory
         self._stage = stage
-        version = self._version = major_version(program())
-
-        def identify(offset: int, value: int) -> int:
-            if offset == _IDR0:
-                value |= _S2P
-                if linear:
-                    value &= ~Idr0.st_level.mask
-            return value
-
-        self.model = QemuSmmuUnit("QEMU SMMUv3", self.virt, identify)
-        registers = [self.model.read(offset, 4) for offset in (_IDR0, _IDR1, _IDR3, _IDR5)]
-        registers[0] &= ~(_S2P if stage == 1 else 0)
-        ours = Smmuv3Unit("our SMMUv3", SystemBus(memory), matching_config(*registers), None)
-        words = ours.registers.words
-        unit = Lockstep(
-            ours,
-            self.model,
-            [deviation for deviation in DEVIATIONS if version < deviation.fixed_in],
-            EVENT_NAMES,
-            self._discard,
-            {_CMDQ_PROD: ((_CMDQ_CONS, 4), (_GERROR, 4), (_GERRORN, 4))},
-            meaningless_bits(self.model.read(_GBPA, 4) != 0, lambda: bool((words[_GERROR] ^ words[_GERRORN]) & 1)),
-            comparable_record,
-            lambda walk: as_seen(memory, ours, version, walk),
-        )
+        self._version = major_version(program())
+        self.model, ours, unit = side_by_side(self.virt, stage, linear)
         bus = SystemBus(memory)
         bus.map(UNIT_BASE, unit.register_size, unit)
         interrupts = MessageInterrupts()
@@ -171,12 +187,6 @@ class SmmuRig(DeviceRig):
             return backend.unit
         assert isinstance(backend, Smmuv3Backend)
         return backend.units[0]
-
-    def _discard(self) -> None:
-        """Take back the event that our half has written last and software does not know of."""
-        ours = self.ours
-        assert isinstance(ours, Smmuv3Unit)
-        ours.registers.words[EVENTQ_PROD] = self.model.known_prod
 
     def _moved(self, device: PciDevice) -> None:
         """Give an attached device its mailbox, or take it from a detached one."""

@@ -84,6 +84,28 @@ def matching_config(cap: int, ecap: int, aw_bits: int) -> VtdConfig:
     )
 
 
+def side_by_side(pc: Pc, bus: SystemBus, aw_bits: int) -> tuple[QemuVtdUnit, VtdUnit, Lockstep]:
+    """The unit of a started machine, ours with the same capabilities, and both in lockstep.
+
+    Our half sends its interrupts nowhere: software is interrupted once for each fault, after both halves saw it.
+    """
+    model = QemuVtdUnit("QEMU intel-iommu", bus, pc)
+    config = matching_config(model.read(CAP, 8), model.read(_ECAP, 8), aw_bits)
+    ours = VtdUnit("our VT-d", SystemBus(pc.ram.memory), config, None)
+    record = config.fault_record_offset
+    unit = Lockstep(
+        ours,
+        model,
+        DEVIATIONS,
+        FAULT_NAMES,
+        lambda: ours.write(record + 12, 4, _RECORD_VALID),
+        {_IQT: ((_IQH, 8), (_FSTS, 4))},
+        meaningless_bits(record),
+        comparable_record,
+    )
+    return model, ours, unit
+
+
 class VtdRig(DeviceRig):
     """The machine, booted to the point where Xen has switched the unit on."""
 
@@ -112,21 +134,7 @@ class VtdRig(DeviceRig):
         bus = SystemBus(memory)
         interrupts = MessageInterrupts()
         bus.map(X86_DOORBELL_BASE, X86_DOORBELL_SIZE, interrupts)
-        self.model = QemuVtdUnit("QEMU intel-iommu", bus, self.pc)
-        cap, ecap = self.model.read(CAP, 8), self.model.read(_ECAP, 8)
-        # Our half sends its interrupts nowhere: software is interrupted once for each fault, after both halves saw it.
-        ours = VtdUnit("our VT-d", SystemBus(memory), matching_config(cap, ecap, aw_bits), None)
-        record = ours.config.fault_record_offset
-        unit = Lockstep(
-            ours,
-            self.model,
-            DEVIATIONS,
-            FAULT_NAMES,
-            lambda: ours.write(record + 12, 4, _RECORD_VALID),
-            {_IQT: ((_IQH, 8), (_FSTS, 4))},
-            meaningless_bits(record),
-            comparable_record,
-        )
+        self.model, ours, unit = side_by_side(self.pc, bus, aw_bits)
         bus.map(IOMMU_BASE, unit.register_size, unit)
         topology = PciTopology()
         devices = [

@@ -4,6 +4,7 @@
 import typer
 
 from pviommu.abi_cli import app as abi_app
+from pviommu.conformance_cli import conformance
 from pviommu.defects_cli import app as defects_app
 from pviommu.driver_cli import app as driver_app
 from pviommu.explore_cli import explore
@@ -40,6 +41,7 @@ app.command()(sweep)
 app.command()(explore)
 app.command("serve-iommufd")(serve_iommufd)
 app.command()(invariants)
+app.command()(conformance)
 app.add_typer(abi_app, name="abi")
 app.add_typer(defects_app, name="defects")
 app.add_typer(driver_app, name="driver")

@@ -21,8 +21,12 @@ class Result(NamedTuple):
     suite: str
     clause: str
     failure: str | None
+    exempt: str | None = None
+    """Why it was not asked, if it was not."""
 
     def __str__(self) -> str:
+        if self.exempt is not None:
+            return f"{self.suite}: {self.clause}: not asked: {self.exempt}"
         return f"{self.suite}: {self.clause}: {'holds' if self.failure is None else 'FAILS: ' + self.failure}"
 
 

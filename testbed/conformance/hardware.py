@@ -5,7 +5,7 @@ import random
 
 from machine.iommu.unit import Fault
 from testbed.conformance.clause import Clause, ConformanceError, require
-from testbed.conformance.rig import DEVICE, OTHER, Rig
+from testbed.conformance.rig import Rig
 
 _TRIES = 400
 
@@ -29,8 +29,8 @@ def translation_is_total(rig: Rig) -> None:
     unit, rng = rig.unit, random.Random(2)
     rig.attached()
     for _ in range(_TRIES):
-        rig.memory.write64(rng.randrange(0, rig.frames.frames << 12, 8), rng.getrandbits(64))
-        sid, iova, write = rng.getrandbits(16), rng.getrandbits(rng.choice((20, 32, 48, 64))), rng.random() < 0.5
+        rig.memory.write64(rng.randrange(rig.first_frame << 12, rig.frames.frames << 12, 8), rng.getrandbits(64))
+        sid, iova, write = rig.any_requester(rng), rng.getrandbits(rng.choice((20, 32, 48, 64))), rng.random() < 0.5
         try:
             answer = unit.translate(sid, iova, write)
             unit.walk(sid, iova, write)
@@ -42,9 +42,9 @@ def translation_is_total(rig: Rig) -> None:
 def nothing_attached_means_nothing_passes(rig: Rig) -> None:
     """Once the driver has switched the unit on, requests of devices that it attached nowhere are blocked."""
     assert rig.driver is not None
-    for sid in (0, DEVICE, OTHER & 0xFFFF, 0xFFFF):
+    for sid in rig.some_requesters:
         for write in (False, True):
-            answer = rig.unit.translate(sid & 0xFFFF, 0x1000, write)
+            answer = rig.unit.translate(sid, 0x1000, write)
             require(isinstance(answer, Fault), f"requester {sid:#x} reached {answer!r} without being attached")
 
 
@@ -55,7 +55,7 @@ def walk_changes_nothing(rig: Rig) -> None:
     rig.memory.snapshot()
     faults, hits, misses = rig.unit.counters.faults, rig.unit.counters.iotlb_hits, rig.unit.counters.iotlb_misses
     for iova in (0x40123, 0x41000, 0):
-        rig.unit.walk(DEVICE, iova, True)
+        rig.unit.walk(rig.requester, iova, True)
     after = rig.unit.counters
     require((after.faults, after.iotlb_hits, after.iotlb_misses) == (faults, hits, misses), "walk() counted something")
     require(rig.memory.reset() == 0, "walk() wrote to RAM")
@@ -71,8 +71,8 @@ def walk_and_translate_agree(rig: Rig) -> None:
     known = [dfn for dfn, _, _ in rig.table(context).leaves()]
     for dfn in [*known, *(rng.randrange(1 << 26) for _ in range(40))]:
         for write in (False, True):
-            answer = rig.unit.translate(DEVICE, dfn << 12 | 0x88, write)
-            walk = rig.unit.walk(DEVICE, dfn << 12 | 0x88, write)
+            answer = rig.unit.translate(rig.requester, dfn << 12 | 0x88, write)
+            walk = rig.unit.walk(rig.requester, dfn << 12 | 0x88, write)
             require(
                 walk.maddr == (None if isinstance(answer, Fault) else answer),
                 f"dfn {dfn:#x}: translated to {answer!r}, explained as {walk.maddr!r}",
@@ -83,7 +83,7 @@ def a_restored_unit_behaves_as_the_saved_one(rig: Rig) -> None:
     """save() and restore() bring registers, caches and counters back."""
     context, _ = rig.attached()
     rig.map(context, 0x10, 0x2010)
-    before = rig.unit.translate(DEVICE, 0x10000, True)
+    before = rig.unit.translate(rig.requester, 0x10000, True)
     state, hits = rig.unit.save(), rig.unit.counters.iotlb_hits
     registers = [rig.unit.read(offset, 4) for offset in range(0, 0x100, 4)]
     for offset in range(0, 0x100, 4):
@@ -92,7 +92,7 @@ def a_restored_unit_behaves_as_the_saved_one(rig: Rig) -> None:
     again = [rig.unit.read(offset, 4) for offset in range(0, 0x100, 4)]
     require(registers == again, "registers differ after restore()")
     require(rig.unit.counters.iotlb_hits == hits, "counters differ after restore()")
-    require(rig.unit.translate(DEVICE, 0x10000, True) == before, "a translation differs after restore()")
+    require(rig.unit.translate(rig.requester, 0x10000, True) == before, "a translation differs after restore()")
 
 
 HARDWARE_CLAUSES: tuple[Clause, ...] = (

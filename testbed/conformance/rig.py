@@ -5,8 +5,11 @@ There is no hypervisor around the driver: a clause calls it directly and does it
 what it says is about the backend alone.
 """
 
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Final, Protocol
 
 from base.units import CtxNo, Sbdf, make_sbdf
 from hypervisor.frames import DOMID_XEN, FrameTable
@@ -28,22 +31,73 @@ from testbed.units import UnitOptions
 RAM: Final = 64 << 20
 DEVICE: Final = make_sbdf(0, 0, 3, 0)
 OTHER: Final = make_sbdf(0, 2, 7, 1)
-DATA_FRAME: Final = 0x2000
-"""First of 4096 frames that clauses map; aligned to 2 MiB and never given to the allocator."""
 READ: Final = 1
 WRITE: Final = 2
+_DATA: Final = 0x2000
+
+
+class Machine(Protocol):
+    """A machine that somebody else runs, with a hardware half in it."""
+
+    @property
+    def memory(self) -> PhysicalMemory: ...
+
+    def make_unit(self, bus: SystemBus) -> IommuUnit:
+        """The hardware half out of reset; ``bus`` is what it raises interrupts on."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A hardware half that lives in a machine of its own, and what a clause may expect of it."""
+
+    make_machine: Callable[[], Machine]
+    first_frame: int = 0
+    """Where its RAM starts."""
+    requesters: tuple[Sbdf, Sbdf] = (DEVICE, OTHER)
+    """The devices that can make requests there."""
+    exempt: Mapping[str, str] = field(default_factory=dict)
+    """Clauses that cannot be asked, by name, and why."""
 
 
 class Rig:
     """The parts, each made on first use: a clause about the format alone builds no machine."""
 
-    def __init__(self, backend: TranslationBackend) -> None:
+    def __init__(self, backend: TranslationBackend, elsewhere: Elsewhere | None = None) -> None:
         self.backend: Final = backend
+        self._elsewhere: Final = elsewhere
+        self.first_frame: Final = elsewhere.first_frame if elsewhere is not None else 0
+        self.data: Final = self.first_frame + _DATA
+        """First of 4096 frames that clauses map; aligned to 2 MiB and never given to the allocator."""
+        self.requester, self.other = elsewhere.requesters if elsewhere is not None else (DEVICE, OTHER)
+        """Two functions that make requests."""
         self._next_context = 1
+
+    @property
+    def some_requesters(self) -> tuple[int, ...]:
+        """Requester ids, attached or not, that requests can come from."""
+        ours = (self.requester & 0xFFFF, self.other & 0xFFFF)
+        return ours if self._elsewhere is not None else (0, *ours, 0xFFFF)
+
+    def any_requester(self, rng: random.Random) -> int:
+        """Any requester id that requests can come from."""
+        return rng.getrandbits(16) if self._elsewhere is None else rng.choice(self.some_requesters)
+
+    @cached_property
+    def _machine(self) -> Machine | None:
+        return self._elsewhere.make_machine() if self._elsewhere is not None else None
+
+    def close(self) -> None:
+        """Give back what is not this process's own."""
+        machine = self.__dict__.get("_machine")
+        if machine is not None:
+            machine.close()
 
     @cached_property
     def memory(self) -> PhysicalMemory:
-        return PhysicalMemory(RAM)
+        return PhysicalMemory(RAM) if self._machine is None else self._machine.memory
 
     @cached_property
     def bus(self) -> SystemBus:
@@ -58,7 +112,8 @@ class Rig:
     @cached_property
     def unit(self) -> IommuUnit:
         """The hardware half out of reset, on the bus; its IOTLB keeps whatever it may."""
-        unit = self.backend.make_unit(self.bus, UnitOptions())
+        elsewhere = self._machine
+        unit = self.backend.make_unit(self.bus, UnitOptions()) if elsewhere is None else elsewhere.make_unit(self.bus)
         self.bus.map(self.backend.unit_base, unit.register_size, unit)
         return unit
 
@@ -70,8 +125,8 @@ class Rig:
 
     @cached_property
     def frames(self) -> FrameTable:
-        frames = FrameTable(DATA_FRAME)
-        frames.allocate_at(DOMID_XEN, 0, 16)
+        frames = FrameTable(self.data)
+        frames.allocate_at(DOMID_XEN, 0, self.first_frame + 16)
         return frames
 
     @cached_property
@@ -85,13 +140,14 @@ class Rig:
         require(not error, f"enable() answered {error}")
         return driver
 
-    def device(self, sbdf: Sbdf = DEVICE) -> PciDevice:
-        """A function as Xen keeps it, in no context yet."""
+    def device(self, sbdf: Sbdf | None = None) -> PciDevice:
+        """A function as Xen keeps it, in no context yet; the first requester if none is named."""
+        sbdf = self.requester if sbdf is None else sbdf
         return PciDevice(PciFunction(sbdf), (sbdf,))
 
-    def port(self, sbdf: Sbdf = DEVICE) -> DmaPort:
+    def port(self, sbdf: Sbdf | None = None) -> DmaPort:
         """The function's way into memory."""
-        return self.fabric.port(sbdf)
+        return self.fabric.port(self.requester if sbdf is None else sbdf)
 
     def context(self) -> IommuContext:
         """A fresh context with an empty table."""
@@ -102,7 +158,7 @@ class Rig:
         require(context.table is not None, "context_init() left the context without a table")
         return context
 
-    def attached(self, sbdf: Sbdf = DEVICE) -> tuple[IommuContext, PciDevice]:
+    def attached(self, sbdf: Sbdf | None = None) -> tuple[IommuContext, PciDevice]:
         """A fresh context with a fresh device in it."""
         context, device = self.context(), self.device(sbdf)
         error = self.driver.attach(device, context)

@@ -10,7 +10,7 @@ from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.pool import Arena, HeapPool
 from testbed.build import Stateful
 from testbed.conformance.clause import Clause, require
-from testbed.conformance.rig import DATA_FRAME, Rig
+from testbed.conformance.rig import Rig
 
 
 def properties_are_consistent(rig: Rig) -> None:
@@ -91,7 +91,7 @@ def a_restored_driver_goes_on_where_it_was(rig: Rig) -> None:
     for _ in range(3):
         fresh = rig.context()
         tags.append(repr(fresh.hw))
-        rig.map(context, 0x100, DATA_FRAME)
+        rig.map(context, 0x100, rig.data)
         rig.unmap(context, 0x100)
         rig.memory.reset()
         for part, state in zip(parts, states):

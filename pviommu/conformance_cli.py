@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``pviommu conformance``: hold a backend, or a model that somebody else wrote, against the suites.
+
+Exit status 0: every clause that was asked holds; 1: one fails; 2: wrong usage, or the model is not installed.
+"""
+
+import json
+from typing import Annotated
+
+import typer
+
+from oracle.conformance import MODELS
+from oracle.process import ModelMissing
+from pviommu.options import Json, UsageError
+from testbed import backends
+from testbed.conformance import SUITES, check_backend
+
+_SUITES_OF_MODELS = ("hardware", "pair")
+
+
+def conformance(
+    name: Annotated[str, typer.Argument(help="A registered backend, or a model: qemu-vtd, qemu-smmuv3.")],
+    suite: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(SUITES)}; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a backend against the conformance suites; models pass the same ones."""
+    wrong = [one for one in suite or () if one not in SUITES]
+    if wrong:
+        raise UsageError(f"unknown suite {wrong[0]!r}; there are: {', '.join(SUITES)}")
+    try:
+        if name in MODELS:
+            backend, elsewhere = MODELS[name]()
+            results = list(check_backend(backend, *(suite or _SUITES_OF_MODELS), elsewhere=elsewhere))
+        elif name in backends.names():
+            results = list(check_backend(backends.get(name), *(suite or ())))
+        else:
+            raise UsageError(f"unknown backend {name!r}; there are: {', '.join((*backends.names(), *MODELS))}")
+    except ModelMissing as missing:
+        raise UsageError(str(missing)) from None
+    if as_json:
+        print(json.dumps([result._asdict() for result in results], indent=2))
+    else:
+        for result in results:
+            print(result)
+    raise typer.Exit(1 if any(result.failure is not None for result in results) else 0)
