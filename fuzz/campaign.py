@@ -1,135 +1,55 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A campaign: workers in parallel, findings filed as they come.
 
-Every finding is a directory, written before it is counted, and a row in an SQLite database in WAL mode: killing a
-worker or the whole campaign loses none.  A campaign that is started on the same directory again goes on with new seeds.
+A campaign that is started on the same directory again goes on with new seeds, after it has looked at what the last run
+had found and not filed.  A worker that is killed is replaced; one that fails by itself is a fault of ours.
 """
 
-import hashlib
 import multiprocessing
-import sqlite3
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty
 from time import monotonic
 from typing import Any, Final
 
-from fuzz.engines.engine import Engine, make
 from fuzz.engines.swarm import benches
-from fuzz.oracle import CLAUSES
-from fuzz.program import Bench, parse
-from fuzz.run import Finding, Key, replay, story
-from fuzz.shrink import Shrinker
+from fuzz.naming import name
+from fuzz.run import Key, runner_for
+from fuzz.store import Outcome, Store, pending, set_aside
+from fuzz.worker import REPORT_EVERY, Found, Job, Report, settle, work
 
-_SCHEMA: Final = """
-create table if not exists runs (number integer primary key, started text);
-create table if not exists findings (clause text, verb text, errno text, events text, path text, what text, seen text,
-  unique (clause, verb, errno, events));
-"""
-REPORT_EVERY: Final = 0.5
-"""Seconds between two reports of a worker."""
+CHECKPOINT_EVERY: Final = 2.0
+"""Seconds between two writes of totals and coverage."""
+MEMORY: Final = 8 << 30
+"""Bytes of address space that a worker may have; test beds are sparse, and use little of theirs."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a campaign has done so far."""
+    """What a campaign has done so far, earlier runs on the same directory included in the findings only."""
 
     programs: int = 0
     ops: int = 0
     seconds: float = 0.0
     findings: dict[Key, str] = field(default_factory=dict)
     """Key to the finding's directory."""
-    coverage: int = 0
-    """Pairs of operation and answer seen."""
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """A finding's directory to the catalogue entries that it matches."""
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    """(operation, answer, events) to how often, in this run."""
+    earlier: tuple[int, int, float] = (0, 0, 0.0)
+    """(programs, operations, seconds) of earlier runs."""
+    killed: int = 0
+    """Workers that were killed, and replaced."""
     lost: int = 0
-    """Workers that died."""
+    """Workers that died of a fault of ours."""
 
-
-class Store:
-    """The directory of a campaign."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.directory: Final = directory
-        self._db: Final = sqlite3.connect(directory / "campaign.sqlite")
-        self._db.execute("pragma journal_mode=wal")
-        self._db.executescript(_SCHEMA)
-
-    def begin(self) -> int:
-        """Number of this run of the campaign, from 1."""
-        with self._db:
-            row = self._db.execute("insert into runs (started) values (?)", (_now(),))
-        return int(row.lastrowid or 1)
-
-    def known(self) -> dict[Key, str]:
-        rows = self._db.execute("select clause, verb, errno, events, path from findings").fetchall()
-        return {(row[0], row[1], row[2], row[3]): row[4] for row in rows}
-
-    def file(self, key: Key, what: str, text: str, steps: list[str]) -> Path:
-        """Write a finding's directory, then its row."""
-        name = "-".join(key).replace(":", "-").replace("/", "-")
-        path = self.directory / "findings" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "program.txt").write_text(text, encoding="utf-8")
-        (path / "story.txt").write_text(_story(key, what, steps, path), encoding="utf-8")
-        (path / f"test_{path.name.replace('-', '_')}.py").write_text(_TEST, encoding="utf-8")
-        with self._db:
-            self._db.execute("insert or ignore into findings values (?,?,?,?,?,?,?)", (*key, str(path), what, _now()))
-        return path
-
-    def close(self) -> None:
-        self._db.close()
-
-
-_TEST: Final = '''# SPDX-License-Identifier: GPL-2.0-or-later
-"""A finding as a test: passes once the fault is gone."""
-
-from pathlib import Path
-
-from fuzz.program import parse
-from fuzz.run import replay
-
-
-def test_program_runs_clean() -> None:
-    text = (Path(__file__).parent / "program.txt").read_text(encoding="utf-8")
-    assert replay(parse(text)) is None
-'''
-
-
-def _story(key: Key, what: str, steps: list[str], path: Path) -> str:
-    clause = key[0]
-    lines = [f"Broken: {clause}", CLAUSES.get(clause, ""), "", what, "", *steps, "", f"First seen {_now()}."]
-    return "\n".join([*lines, f"Replay: pviommu replay {path / 'program.txt'}", ""])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _work(name: str, over: list[Bench], seed: int, seconds: float, max_ops: int | None, results: Any) -> None:
-    """One worker: fuzz, shrink what is new to it, report."""
-    engine = make(name, over, seed)
-    seen: set[Key] = set()
-    reported = monotonic()
-    for hit in engine.findings(seconds, max_ops):
-        if hit is not None:
-            runner, found = hit
-            located = runner.locate(found.program.ops) or found
-            if located.key not in seen:
-                seen.add(located.key)
-                small = Shrinker(runner).shrink(located)
-                results.put(("finding", seed, (small.key, small.what, str(small.program))))
-        if monotonic() - reported > REPORT_EVERY:
-            reported = monotonic()
-            results.put(("progress", seed, _progress(engine)))
-    results.put(("done", seed, _progress(engine)))
-
-
-def _progress(engine: Engine) -> tuple[int, int, int]:
-    covered = {pair for runner in engine.runners for pair in runner.coverage}
-    return engine.programs, engine.ops, len(covered)
+    @property
+    def coverage(self) -> int:
+        """Outcomes seen."""
+        return len(self.outcomes)
 
 
 def run(
@@ -142,62 +62,159 @@ def run(
     seed: int,
     engine: str = "swarm",
     against: str = "",
+    level: str = "typed",
+    driver: str = "reference",
     stop_on_first: bool = False,
     max_ops: int | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Fuzz ``profile`` on ``backends`` with ``jobs`` workers; the outcome, findings filed in ``directory``."""
-    store = Store(directory)
-    progress = Progress(findings=store.known())
-    over = [replace(bench, against=against) for backend in backends for bench in benches(backend, profile)]
-    base = seed * 1_000_000 + store.begin() * 10_000
-    context = multiprocessing.get_context("spawn")
-    results: Any = context.Queue()
-    workers = {
-        base + k: context.Process(target=_work, args=(engine, over, base + k, seconds, max_ops, results), daemon=True)
-        for k in range(jobs)
+    over = tuple(
+        replace(bench, against=against) for backend in backends for bench in benches(backend, profile, level, driver)
+    )
+    options = {
+        "backends": backends,
+        "profile": profile,
+        "seconds": seconds,
+        "jobs": jobs,
+        "seed": seed,
+        "engine": engine,
+        "against": against,
+        "level": level,
+        "driver": driver,
+        "max_ops": max_ops,
     }
-    start = monotonic()
-    counts: dict[int, tuple[int, int, int]] = {}
+    store = Store(directory)
     try:
-        for worker in workers.values():
-            worker.start()
-        while workers:
-            try:
-                kind, who, what = results.get(timeout=REPORT_EVERY)
-            except Empty:
-                for dead in [number for number, worker in workers.items() if not worker.is_alive()]:
-                    del workers[dead]
-                    progress.lost += 1
-                continue
-            if kind == "finding":
-                key, said, text = what
-                if key not in progress.findings and _confirmed(text, key):
-                    progress.findings[key] = str(store.file(key, said, text, story(parse(text))))
-                    if stop_on_first:
-                        break
-            else:
-                counts[who] = what
-                if kind == "done":
-                    workers.pop(who).join()
-            progress.programs, progress.ops = (sum(count[k] for count in counts.values()) for k in (0, 1))
-            progress.coverage = max(count[2] for count in counts.values()) if counts else 0
-            progress.seconds = monotonic() - start
-            if watch is not None:
-                watch(progress)
+        base = seed * 1_000_000 + store.begin(options) * 10_000
+        job = Job(engine, over, base, seconds, max_ops, directory, MEMORY)
+        return _Campaign(store, job, jobs, stop_on_first, watch).run()
     finally:
-        for worker in workers.values():
-            if worker.is_alive():
-                worker.terminate()
         store.close()
-    progress.seconds = monotonic() - start
-    return progress
 
 
-def _confirmed(text: str, key: Key) -> bool:
-    """Whether the program shows the same three times over on fresh test beds."""
-    for _ in range(3):
-        found: Finding | None = replay(parse(text))
-        if found is None or found.clause != key[0]:
-            return False
-    return True
+class _Campaign:
+    """A run of a campaign."""
+
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        jobs: int,
+        stop_on_first: bool,
+        watch: Callable[[Progress], None] | None,
+    ) -> None:
+        self._store: Final = store
+        self._job: Final = job
+        self._jobs: Final = jobs
+        self._stop_on_first: Final = stop_on_first
+        self._watch: Final = watch
+        self._context: Final = multiprocessing.get_context("spawn")
+        self._results: Final[Any] = self._context.Queue()
+        self._workers: dict[int, Any] = {}
+        self._counts: Final[dict[int, tuple[int, int]]] = {}
+        self._news: Counter[Outcome] = Counter()
+        self._seeds = 0
+        self._start = monotonic()
+        self._written = self._start
+        self.progress: Final = Progress(findings=store.known(), names=store.names(), earlier=store.totals())
+
+    def run(self) -> Progress:
+        try:
+            self._leftovers()
+            for _ in range(self._jobs):
+                self._hire(self._job.seconds)
+            while self._workers:
+                self._listen()
+                if self._stop_on_first and self.progress.findings:
+                    break
+        finally:
+            for worker in self._workers.values():
+                worker.kill()
+                worker.join()
+            self._drain()
+            self._leftovers()
+            self._checkpoint()
+        return self.progress
+
+    def _hire(self, seconds: float) -> None:
+        job = replace(self._job, seed=self._job.seed + self._seeds, seconds=seconds)
+        self._seeds += 1
+        worker = self._context.Process(target=work, args=(job, self._results), daemon=True)
+        worker.start()
+        self._workers[job.seed] = worker
+
+    def _listen(self) -> None:
+        try:
+            who, _, message = self._results.get(timeout=REPORT_EVERY)
+        except Empty:
+            self._bury()
+            return
+        self._hear(who, message)
+        self._tell()
+
+    def _hear(self, who: int, message: Found | Report | None) -> None:
+        if isinstance(message, Found):
+            self._file(message)
+        elif isinstance(message, Report):
+            self._counts[who] = message.programs, message.ops
+            self._news.update(message.news)
+            self.progress.outcomes.update(message.news)
+        elif who in self._workers:
+            self._workers.pop(who).join()
+
+    def _tell(self) -> None:
+        progress = self.progress
+        progress.programs, progress.ops = (sum(count[k] for count in self._counts.values()) for k in (0, 1))
+        progress.seconds = monotonic() - self._start
+        if monotonic() - self._written > CHECKPOINT_EVERY:
+            self._checkpoint()
+        if self._watch is not None:
+            self._watch(progress)
+
+    def _bury(self) -> None:
+        """Look for workers that are gone; a killed one gets a successor for the time that is left."""
+        for seed, worker in list(self._workers.items()):
+            if worker.is_alive():
+                continue
+            del self._workers[seed]
+            left = self._job.seconds - (monotonic() - self._start)
+            if worker.exitcode is not None and worker.exitcode >= 0:
+                self.progress.lost += worker.exitcode > 0
+            else:
+                self.progress.killed += 1
+                if left > 1 and self.progress.killed < 100:
+                    self._hire(left)
+
+    def _drain(self) -> None:
+        """What workers had said before they ended (a killed one may have stopped in the middle of a word)."""
+        while True:
+            try:
+                who, _, message = self._results.get(timeout=0.05)
+            except Empty:
+                return
+            self._hear(who, message)
+
+    def _file(self, found: Found) -> None:
+        if found.finding.key not in self.progress.findings:
+            path = self._store.file(found.finding, found.names, monotonic() - self._start)
+            self.progress.findings[found.finding.key] = str(path)
+            self.progress.names[str(path)] = found.names
+        Path(found.pending).unlink(missing_ok=True)
+
+    def _leftovers(self) -> None:
+        """File what was found and did not get as far, by a worker or a whole campaign that was killed."""
+        for path, program in pending(self._store.directory):
+            small = settle(runner_for(program.bench), program)
+            if small is None:
+                set_aside(path)
+            else:
+                self._file(Found(small, name(small), str(path)))
+
+    def _checkpoint(self) -> None:
+        self._written = monotonic()
+        progress = self.progress
+        progress.programs, progress.ops = (sum(count[k] for count in self._counts.values()) for k in (0, 1))
+        progress.seconds = monotonic() - self._start
+        self._store.checkpoint(progress.programs, progress.ops, progress.seconds, self._news)
+        self._news = Counter()

@@ -132,9 +132,9 @@ class Runner:
         return self.target.faults
 
     def overlook(self, known: set[Known]) -> None:
-        """From now on go on after these."""
-        self.known |= known
-        self.oracle.overlooked.update(clause for clause, verb, _ in known if verb == "*")
+        """From now on go on after these, and no others."""
+        self.known = known
+        self.oracle.overlooked = {clause for clause, verb, _ in known if verb == "*"}
 
     def _make_oracle(self) -> Oracle:
         return Oracle(self.target)

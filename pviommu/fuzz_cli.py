@@ -5,15 +5,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pviommu.options import Backends, Json, Profile, Seed, UsageError, backend_list, make_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fuzz.campaign import Progress
 
 
@@ -33,13 +31,24 @@ def fuzz(
     corpus: Annotated[Path, typer.Option(help="Directory of the campaign; an existing one is continued.")] = Path(
         "fuzz-campaign"
     ),
-    resume: Annotated[bool, typer.Option("--resume", help="Refuse to start a new campaign.")] = False,
+    level: Annotated[
+        str, typer.Option(help="typed or raw hypercalls, or driver: what a guest kernel asks of its driver.")
+    ] = "typed",
+    driver: Annotated[str, typer.Option(help="At driver level: which driver (pviommu driver list).")] = "reference",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the campaign in --corpus, as it was started.")
+    ] = False,
+    max_ops: Annotated[
+        int | None, typer.Option(min=1, help="Operations of each worker at most; default: as --time allows.")
+    ] = None,
     stop_on_first: Annotated[bool, typer.Option("--stop-on-first", help="End with the first finding.")] = False,
     as_json: Json = False,
 ) -> None:
     """Fuzz the hypercalls of a profile, with DMA, in parallel; findings are shrunk and written to a directory each."""
     from fuzz import campaign
     from fuzz.engines.engine import ENGINES
+    from fuzz.program import LEVELS
+    from guest_driver import drivers
     from hypervisor import profile as profiles
     from testbed import backends
 
@@ -50,50 +59,145 @@ def fuzz(
             f"--against takes a backend or a profile and --engine differential; there are: "
             f"{', '.join((*backends.names(), *profiles.names()))}"
         )
+    if level not in LEVELS:
+        raise UsageError(f"unknown level {level!r}; there are: {', '.join(LEVELS)}")
     names = backend_list(backend)
+    if resume:
+        kept = _options(corpus)
+        names, profile, engine, against = kept["backends"], kept["profile"], kept["engine"], kept["against"]
+        level, driver = kept["level"], kept["driver"]
+        seed = kept["seed"]
     make_config(names[0], profile, None, seed)
-    if resume and not (corpus / "campaign.sqlite").exists():
-        raise UsageError(f"{corpus} holds no campaign to resume")
-    live = not as_json and sys.stderr.isatty()
     try:
-        progress = campaign.run(
-            names,
-            profile,
-            corpus,
-            seconds=time,
-            jobs=jobs or os.cpu_count() or 1,
-            seed=seed,
-            engine=engine,
-            against=against,
-            stop_on_first=stop_on_first,
-            watch=_status() if live else None,
-        )
+        drivers.get(driver)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    try:
+        with _Status(sys.stderr.isatty() and not as_json) as status:
+            progress = campaign.run(
+                names,
+                profile,
+                corpus,
+                seconds=time,
+                jobs=jobs or os.cpu_count() or 1,
+                seed=seed,
+                engine=engine,
+                against=against,
+                level=level,
+                driver=driver,
+                stop_on_first=stop_on_first,
+                max_ops=max_ops,
+                watch=status.show,
+            )
+    except KeyboardInterrupt:
+        print(f"pviommu: stopped; pviommu fuzz --resume --corpus {corpus} goes on", file=sys.stderr)
+        raise
     except OSError as error:
         raise UsageError(f"{corpus}: {error}") from None
     if as_json:
-        found = [
-            {"clause": c, "op": v, "errno": e, "events": what, "path": path}
-            for (c, v, e, what), path in progress.findings.items()
-        ]
-        totals = {"programs": progress.programs, "ops": progress.ops, "seconds": round(progress.seconds, 2)}
-        print(json.dumps({**totals, "workers_lost": progress.lost, "findings": found}, indent=2))
+        print(json.dumps(_record(progress), indent=2))
     else:
         print(_line(progress))
         for key, path in progress.findings.items():
-            print(f"{' '.join(key)}: {path}")
+            names_of = progress.names.get(path, ())
+            print(f"{' '.join(key)} [{', '.join(names_of) or 'new'}]: {path}")
     raise typer.Exit(3 if progress.lost else 1 if progress.findings else 0)
 
 
-def _status() -> "Callable[[Progress], None]":
-    from rich.console import Console
+def _options(corpus: Path) -> "dict[str, Any]":
+    """What the campaign in ``corpus`` was started with."""
+    from fuzz.store import Store
 
-    console = Console(stderr=True)
-    return lambda progress: console.print(_line(progress), end="\r", highlight=False)
+    if not (corpus / "campaign.sqlite").exists():
+        raise UsageError(f"{corpus} holds no campaign to resume")
+    store = Store(corpus)
+    try:
+        found = store.options()
+    finally:
+        store.close()
+    if not found:
+        raise UsageError(f"{corpus} does not say how it was started")
+    return found
+
+
+def _record(progress: "Progress") -> "dict[str, Any]":
+    from abi.errno import errno_name
+    from fuzz.events import names
+
+    found = [
+        {"clause": c, "op": v, "errno": e, "events": what, "path": path, "catalogue": progress.names.get(path, ())}
+        for (c, v, e, what), path in progress.findings.items()
+    ]
+    coverage = [
+        {"op": verb, "errno": errno_name(errno), "events": names(events), "times": times}
+        for (verb, errno, events), times in sorted(progress.outcomes.items())
+    ]
+    return {
+        "programs": progress.programs,
+        "ops": progress.ops,
+        "seconds": round(progress.seconds, 2),
+        "workers_lost": progress.lost,
+        "workers_killed": progress.killed,
+        "findings": found,
+        "coverage": coverage,
+    }
+
+
+class _Status:
+    """A live picture on a terminal: rates, outcomes by operation, findings; nothing where nobody looks."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._live: Any = None
+
+    def __enter__(self) -> "_Status":
+        if self._wanted:
+            from rich.live import Live
+
+            self._live = Live(refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, progress: "Progress") -> None:
+        if self._live is not None:
+            self._live.update(_picture(progress))
+
+
+def _picture(progress: "Progress") -> "Any":
+    """The status as a table: an operation a row, its answers with how often, and what happened meanwhile."""
+    from collections import Counter
+
+    from rich.console import Group
+    from rich.table import Table
+
+    from abi.errno import errno_name
+    from fuzz.events import EVENTS
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("operation", "times", "answers", "events"):
+        table.add_column(title, no_wrap=title != "answers")
+    answers: dict[str, Counter[str]] = {}
+    events: dict[str, set[str]] = {}
+    for (verb, errno, mask), times in progress.outcomes.items():
+        answers.setdefault(verb, Counter())[errno_name(errno)] += times
+        events.setdefault(verb, set()).update(word for bit, word in EVENTS.items() if mask & bit)
+    for verb in sorted(answers):
+        said = " ".join(f"{answer}:{times}" for answer, times in answers[verb].most_common(8))
+        table.add_row(verb, str(answers[verb].total()), said, " ".join(sorted(events[verb])))
+    lines = [_line(progress), *(" ".join(key) for key in list(progress.findings)[-8:])]
+    return Group(table, *lines)
 
 
 def _line(progress: "Progress") -> str:
-    rate = progress.ops / progress.seconds if progress.seconds else 0
+    seconds = progress.seconds or 1
+    earlier = f" (earlier runs: {progress.earlier[1]} operations)" if progress.earlier[0] else ""
+    killed = f", {progress.killed} workers killed and replaced" if progress.killed else ""
     return (
-        f"{progress.seconds:.0f} s: {progress.programs} programs, {progress.ops} operations ({rate:.0f}/s), "
-        f"{progress.coverage} pairs of operation and answer, {len(progress.findings)} findings"
+        f"{progress.seconds:.0f} s: {progress.programs} programs ({progress.programs / seconds:.0f}/s), "
+        f"{progress.ops} operations ({progress.ops / seconds:.0f}/s){earlier}, {progress.coverage} outcomes "
+        f"(operation, answer, events), {len(progress.findings)} findings{killed}"
     )

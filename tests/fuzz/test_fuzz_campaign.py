@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Campaigns: what is found is on disk whoever is killed, and a campaign goes on where it was."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fuzz import campaign
+from fuzz.naming import name
+from fuzz.program import Bench, Program, parse
+from fuzz.run import runner_for
+from fuzz.store import Store, keep_pending, pending
+
+DEFECT = "# pviommu program 1\nbench backend=vtd profile=v6 guest=pv contexts=4 arena=6\n"
+
+
+def command(directory, *more):
+    return [sys.executable, "-m", "pviommu", "fuzz", "--profile", "v6", "--corpus", str(directory), *more]
+
+
+def rows(directory):
+    with sqlite3.connect(directory / "campaign.sqlite") as db:
+        return db.execute("select clause, path, names from findings").fetchall()
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def finding():
+    found = runner_for(Bench("vtd", "v6")).run(parse(DEFECT + "map ctx=1 frame=ram:8 at=0x10\n").ops)
+    assert found is not None
+    return found
+
+
+def test_a_finding_is_a_directory_with_everything_to_go_on(tmp_path):
+    store = Store(tmp_path)
+    store.begin()
+    found = finding()
+    path = store.file(found, name(found))
+    store.close()
+    assert {p.suffix for p in path.iterdir()} == {".txt", ".py", ".json"}
+    story = (path / "story.txt").read_text()
+    for part in (
+        "Catalogue: A9",
+        "First seen",
+        "State before",
+        "The operation",
+        "State after",
+        "Replay: pviommu replay",
+    ):
+        assert part in story
+    program = parse((path / "program.txt").read_text())
+    again = runner_for(program.bench).run(program.ops)
+    assert again is not None and again.key == found.key
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, path.glob("test_*.py"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "1 failed" in done.stdout
+
+
+def test_a_programs_of_a_dead_campaign_is_filed_by_the_next(tmp_path):
+    store = Store(tmp_path)
+    store.begin()
+    store.close()
+    keep_pending(tmp_path, finding().program)
+    (tmp_path / "pending" / "torn.txt").write_text("# pviommu pro")
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=0.1, jobs=1, seed=0, max_ops=1)
+    assert [key[0] for key in progress.findings] == ["written-back"]
+    assert list(progress.names.values()) == [("A9",)]
+    assert not list(pending(tmp_path))
+
+
+def test_killing_everything_loses_nothing_and_resume_goes_on(tmp_path):
+    directory = tmp_path / "campaign"
+    running = subprocess.Popen(
+        command(directory, "--time", "100", "--jobs", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: (directory / "pending").exists() and any((directory / "pending").glob("*.txt")))
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    waiting = {program.ops[-1][0] for _, program in pending(directory)}
+    assert waiting
+    before = len(rows(directory))
+    done = subprocess.run(
+        [*command(directory, "--resume", "--time", "0.1", "--jobs", "1")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert len(rows(directory)) > before and not list(pending(directory))
+
+
+def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
+    hired = []
+    genuine = campaign._Campaign._hire
+
+    def hire(self, seconds):
+        genuine(self, seconds)
+        worker = list(self._workers.values())[-1]
+        hired.append(worker)
+        if len(hired) == 1:
+            os.kill(worker.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(campaign._Campaign, "_hire", hire)
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=20, jobs=1, seed=0, max_ops=400)
+    assert len(hired) == 2 and progress.killed == 1 and progress.lost == 0
+    assert progress.ops >= 400
+    store = Store(tmp_path)
+    assert sum(store.coverage().values()) == progress.ops
+    store.close()
+
+
+def test_a_worker_that_fails_by_itself_is_a_fault_of_ours(tmp_path):
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=5, jobs=1, seed=0, engine="there is none")
+    assert progress.lost == 1
+
+
+def test_interrupting_leaves_a_campaign_to_resume(tmp_path):
+    directory = tmp_path / "campaign"
+    running = subprocess.Popen(command(directory, "--time", "100", "--jobs", "1"), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (directory / "campaign.sqlite").exists() and any(directory.glob("findings/*/finding.json")))
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130 and "--resume" in said
+    assert rows(directory)
+
+
+@pytest.mark.parametrize(("defect", "line"), [("A9", "map ctx=1 frame=ram:8 at=0x10"), ("A6", "alloc flags=0x1")])
+def test_a_finding_is_named_by_the_defect_that_makes_it(defect, line):
+    found = runner_for(Bench("vtd", "v6")).run(parse(DEFECT + line + "\n").ops)
+    assert found is not None and name(found) == (defect,)
+
+
+def test_what_no_entry_explains_is_new():
+    bench = Bench("vtd", "v7-fixed")
+    found = runner_for(bench, lambda bed: setattr(bed.xen.frames, "get", lambda mfn, count, ref: None)).run(
+        parse(DEFECT.replace("v6", "v7-fixed") + "alloc\nmap ctx=1 frame=ram:8 at=0x10\n").ops
+    )
+    assert found is not None and name(found) == ()
+
+
+def test_what_is_known_is_passed_over_and_the_program_says_so():
+    runner = runner_for(Bench("vtd", "v6", known="written-back/map/0"))
+    found = runner.run(parse(DEFECT + "map ctx=1 frame=ram:8 at=0x10\nalloc flags=0x1\n").ops)
+    assert found is not None and found.clause == "answer" and len(found.program.ops) == 2
+    assert found.program.bench.known == "written-back/map/0"
+    assert parse(str(Program(found.program.bench, found.program.ops))) == found.program
