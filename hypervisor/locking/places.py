@@ -120,6 +120,7 @@ class Places:
         for step in _STREAM_STEPS:
             if hasattr(unit, "streams"):
                 self._put(unit.streams, step, partial(self._unit_step, lock, step))
+        self._put(unit, "flush_write_buffer", partial(self._queued, queue_lock))
         if hasattr(unit, "queue"):
             self._put(unit.queue, "submit", partial(self._queued, queue_lock))
         if hasattr(unit, "commands"):
