@@ -122,16 +122,18 @@ class IommufdCtx:
             if request >> 8 == IOMMUFD_TYPE:
                 return vfio_compat.vfio_ioctl(self, process, request & 0xFF, address)
             return -ENOTTY
-        head = process.mm.read(address, 4)
-        if head is None:
-            return -EFAULT
-        user_size = int.from_bytes(head, "little")
+        data = process.mm.read(address, row.min_size)
+        if data is None:  # what there is of it says which error this is
+            data = process.mm.read(address, 4)
+            return -EINVAL if data is not None and int.from_bytes(data, "little") < row.min_size else -EFAULT
+        user_size = int.from_bytes(data[:4], "little")
         if user_size < row.min_size:
             return -EINVAL
         known = row.size(self.release.version)
-        data = process.mm.read(address, min(user_size, known))
-        if data is None:
-            return -EFAULT
+        if user_size > row.min_size and known > row.min_size:
+            data = process.mm.read(address, min(user_size, known))
+            if data is None:
+                return -EFAULT
         if user_size > known:
             tail = process.mm.read(address + known, min(user_size - known, 1 << 16))
             if tail is None:

@@ -51,12 +51,16 @@ class OpenFiles:
     def __init__(self) -> None:
         self.by_link: Final[dict[str, Open]] = {}
         self.by_peer: Final[dict[int, Open]] = {}
+        self.queues: Final[list[Open]] = []
+        """Those that a program may poll."""
 
     def create(self, file: object) -> tuple[Open, socket.socket]:
         """A new socket pair for ``file``; the program's end is the caller's to give away and close."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         made = Open(file, ours, f"socket:[{os.fstat(theirs.fileno()).st_ino}]")
         self.by_link[made.link] = self.by_peer[ours.fileno()] = made
+        if isinstance(file, ReadableFile):
+            self.queues.append(made)
         return made, theirs
 
     def find(self, pid: int, fd: int) -> Open | None:
@@ -68,6 +72,8 @@ class OpenFiles:
 
     def forget(self, opened: Open) -> None:
         del self.by_link[opened.link], self.by_peer[opened.peer.fileno()]
+        if opened in self.queues:
+            self.queues.remove(opened)
         opened.peer.close()
 
 
@@ -195,11 +201,18 @@ class ProgramProcess(Process):
         if self._uid in self._accounts.pages or pages:
             self._accounts.pages[self._uid] = pages
 
-    def refresh(self) -> None:
+    @property
+    def rlimit_memlock(self) -> int:
         """The limit of locked memory as it is now."""
-        with suppress(OSError):
+        try:
             limit = resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK)[0]
-            self.rlimit_memlock = UNLIMITED if limit == resource.RLIM_INFINITY else limit >> PAGE_SHIFT
+        except OSError:
+            return 0
+        return UNLIMITED if limit == resource.RLIM_INFINITY else limit >> PAGE_SHIFT
+
+    @rlimit_memlock.setter
+    def rlimit_memlock(self, pages: int) -> None:
+        """It is the program's to set."""
 
 
 def process_status(pid: int) -> tuple[int, int, int] | None:

@@ -222,7 +222,7 @@ class ProgramMemory:
 
     def pin_pages(self, address: int, count: int, writable: bool) -> list[int] | int:
         keys = self._keys(address, count, writable)
-        if keys is None or not self._populated(address, count):
+        if keys is None:
             return -EFAULT
         out: list[int] = []
         for position, key in enumerate(keys):
@@ -267,7 +267,7 @@ class ProgramMemory:
             self._maps = -1
 
     def _keys(self, address: int, count: int, writable: bool) -> list[Key] | None:
-        """What each page is; ``None`` if one is not mapped or not writable."""
+        """What each page is; ``None`` if one is not mapped, not writable or not there."""
         keys: list[Key] = []
         end = address + (count << PAGE_SHIFT)
         while address < end:
@@ -276,6 +276,8 @@ class ProgramMemory:
                 return None
             start, stop, flags, offset, device, inode = area
             if not flags & _READABLE or (writable and not flags & _WRITABLE):
+                return None
+            if inode and not self._populated(address, min(end, stop) - address >> PAGE_SHIFT):
                 return None
             while address < min(end, stop):
                 if flags & _SHARED and inode:
@@ -286,7 +288,7 @@ class ProgramMemory:
         return keys
 
     def _populated(self, address: int, count: int) -> bool:
-        """Touch every page, as pinning does; False if one cannot be had (past the end of a file)."""
+        """Touch every page of a file's mapping, as pinning does; False if one is past its end."""
         for first in range(0, count, _PROBES):
             step = min(_PROBES, count - first)
             each = (_Iovec(address + (page << PAGE_SHIFT), 1) for page in range(first, first + step))

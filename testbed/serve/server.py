@@ -204,7 +204,6 @@ class Server:
             return
         self.calls += 1
         file = opened.file
-        process.refresh()
         if isinstance(file, IommufdCtx | VfioDevice):
             result = file.ioctl(process, request & 0xFFFFFFFF, address)
         else:
@@ -249,8 +248,9 @@ class Server:
 
     def _signal(self) -> None:
         """Let poll find the queues that have something, by a byte in their sockets."""
-        for opened in self._opened.by_peer.values():
-            if isinstance(opened.file, ReadableFile) and not opened.signalled and opened.file.readable():
+        for opened in self._opened.queues:
+            assert isinstance(opened.file, ReadableFile)
+            if not opened.signalled and opened.file.readable():
                 with suppress(OSError):
                     opened.peer.send(b"!", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                     opened.signalled = True

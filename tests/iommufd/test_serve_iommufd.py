@@ -150,6 +150,11 @@ def test_a_wrong_description_is_one_line(tmp_path, text, complaint):
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_example_is_a_description():
+    read = description.read(Path(__file__).parents[2] / "examples" / "iommufd-devices.toml")
+    assert read.machine == "vtd" and [spec.group for spec in read.devices] == [0, 0, 1]
+
+
 def test_a_description_is_what_the_program_finds(tmp_path):
     path = tmp_path / "devices.toml"
     path.write_text(
