@@ -86,11 +86,12 @@ class XenIommu:
     """The driver after :func:`xen_iommu_init`."""
 
     def __init__(self, kernel: Kernel, port: HypercallPort, op: IommuOp, capabilities: tuple[int, ...]) -> None:
-        max_iova_addr, cap_flags, pgsize_mask, _max_pasid, max_ctx_no, max_nr_pages = capabilities
+        max_iova_addr, cap_flags, pgsize_mask, max_pasid, max_ctx_no, max_nr_pages = capabilities
         abi = op.abi
         self.kernel: Final = kernel
         self.abi: Final = abi
         self.max_ctx_no: Final = max_ctx_no
+        self.max_pasid: Final = max_pasid
         self.max_iova_addr: Final = max_iova_addr or U32_MAX
         """An IOMMU that does not say how far it reaches is trusted with 4 GiB."""
         self.cap_flags: Final = cap_flags

@@ -5,17 +5,19 @@ Coherency is a property of a context from its making.  The core makes a domain f
 enforce coherency, so the domain's context is exchanged for another one, which works while nothing is mapped and
 nobody is attached: once settled, never changed.
 
-Nested tables are SMMUv3 context descriptors of user space (data type 2: the first two words of a stream table entry),
-over a paging domain.  Invalidations are the unit's own commands; through a vIOMMU they name virtual stream ids.
+Nested tables of user space go over a paging domain: SMMUv3 context descriptors (data type 2: the first two words of a
+stream table entry) or x86-64 tables (data type 1).  SMMUv3 invalidations are the unit's own commands; through a vIOMMU
+they name virtual stream ids.  PASIDs have domains of their own where Xen has contexts for them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from abi.errno import EINVAL, EIO, ENODEV, ENOMEM, EOPNOTSUPP
+from abi.errno import EINVAL, EIO, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP
 from abi.x1 import MOST_COMMANDS, NestedFlags, NestedFormat
 from base.units import PAGE_SHIFT, Sbdf
+from guest_driver import xen_nested_vtd
 from guest_driver.arm_smmu_v3.layouts import (
     CFG_BYPASS,
     CFG_S1,
@@ -40,11 +42,16 @@ if TYPE_CHECKING:
     from guest_driver.xen_iommu import XenIommu, XenIommuDomain
 
 HWPT_ALLOC_NEST_PARENT: Final = 1
+HWPT_ALLOC_PASID: Final = 8
 HWPT_DATA_ARM_SMMUV3: Final = 2
 HW_INFO_ARM_SMMUV3: Final = 2
 VIOMMU_TYPE_ARM_SMMUV3: Final = 1
 VEVENTQ_TYPE_ARM_SMMUV3: Final = 1
 INVALIDATE_DATA_ARM_SMMUV3: Final = 1
+_DATA_TYPES: Final[dict[int, int]] = {
+    NestedFormat.SMMUV3_CD: HWPT_DATA_ARM_SMMUV3,
+    NestedFormat.VTD_FIRST_STAGE: xen_nested_vtd.HWPT_DATA_VTD_S1,
+}
 _ENTRY: Final = 16
 """Bytes of a command, and of the user's stream table entry."""
 _STE0: Final = Ste0.v.mask | Ste0.cfg.mask | Ste0.s1fmt.mask | Ste0.s1contextptr.mask | Ste0.s1cdmax.mask
@@ -76,6 +83,7 @@ class XenNesting:
         self._nested_ops: Final = IommuDomainOps(
             attach_dev=self.attach_dev_nested,
             cache_invalidate_user=self.cache_invalidate_user,
+            set_dev_pasid=self.set_dev_pasid if driver._has("pasid") else None,
             free=self.domain_nested_free,
         )
 
@@ -112,7 +120,9 @@ class XenNesting:
 
     def domain_alloc_paging_flags(self, dev: Device, flags: int) -> IommuDomain | int:
         """A paging domain; it may be a parent where the device's unit takes nested tables."""
-        known = HWPT_ALLOC_NEST_PARENT if self.query(dev)[1] == NestedFormat.SMMUV3_CD else 0
+        known = HWPT_ALLOC_NEST_PARENT if self.query(dev)[1] else 0
+        if self._driver._has("pasid"):
+            known |= HWPT_ALLOC_PASID
         if flags & ~known:
             return -EOPNOTSUPP
         return self._driver.xen_iommu_domain_alloc_paging(dev)
@@ -120,13 +130,22 @@ class XenNesting:
     def domain_alloc_nested(
         self, dev: Device, parent: IommuDomain, flags: int, data_type: int, data: bytes
     ) -> IommuDomain | int:
-        """-EOPNOTSUPP for another data type, -EINVAL for a parent of another kind, -EIO for an entry that is not user
-        space's to make, and what Xen answers."""
+        """-EOPNOTSUPP for another data type than the unit's, -EINVAL for a parent of another kind, -EIO for an entry
+        that is not user space's to make, and what Xen answers."""
         from guest_driver.xen_iommu import XenIommuDomain
 
-        if data_type != HWPT_DATA_ARM_SMMUV3 or flags:
+        form = self.query(dev)[1]
+        if data_type != _DATA_TYPES.get(form) or flags & ~HWPT_ALLOC_PASID:
             return -EOPNOTSUPP
-        if len(data) < _ENTRY or not isinstance(parent, XenIommuDomain):
+        if not isinstance(parent, XenIommuDomain):
+            return -EINVAL
+        if form == NestedFormat.VTD_FIRST_STAGE:
+            found = xen_nested_vtd.table_of(data)
+            return found if isinstance(found, int) else self._make_nested(parent, *found)
+        return self._over_descriptors(parent, data)
+
+    def _over_descriptors(self, parent: XenIommuDomain, data: bytes) -> IommuDomain | int:
+        if len(data) < _ENTRY:
             return -EINVAL
         low, high = (int.from_bytes(data[at : at + 8], "little") for at in (0, 8))
         cfg = Ste0.cfg.get(low)
@@ -134,9 +153,9 @@ class XenNesting:
             cfg = 0
         elif low & ~_STE0 or high & ~_STE1 or cfg not in (0, CFG_BYPASS, CFG_S1):
             return -EIO
-        if not self._driver.kernel.kzalloc("nested domain"):
-            return -ENOMEM
         if cfg != CFG_S1:
+            if not self._driver.kernel.kzalloc("nested domain"):
+                return -ENOMEM
             return XenNestedDomain(parent, parent.ctx_no if cfg == CFG_BYPASS else _ABORTS, self._nested_ops)
         table_flags = NestedFlags.pack(
             format=NestedFormat.SMMUV3_CD,
@@ -144,9 +163,13 @@ class XenNesting:
             s1dss=Ste1.s1dss.get(high),
             s1cdmax=Ste0.s1cdmax.get(low),
         )
-        address = low & Ste0.s1contextptr.mask
+        return self._make_nested(parent, low & Ste0.s1contextptr.mask, table_flags)
+
+    def _make_nested(self, parent: XenIommuDomain, address: int, table_flags: int) -> IommuDomain | int:
         if address & (1 << PAGE_SHIFT) - 1:
             return -EINVAL  # Xen takes tables by their frame
+        if not self._driver.kernel.kzalloc("nested domain"):
+            return -ENOMEM
         ret, fields = self._driver.call("alloc_nested", parent.ctx_no, address >> PAGE_SHIFT, table_flags)
         return ret or XenNestedDomain(parent, fields[0], self._nested_ops)
 
@@ -164,7 +187,14 @@ class XenNesting:
         return self._driver.call("reattach_device", ctx_no, *_parts(dev.pci.sbdf), 0)[0]
 
     def cache_invalidate_user(self, domain: XenNestedDomain, data_type: int, entries: list[bytes]) -> tuple[int, int]:
-        """Commands that name devices by their real stream ids."""
+        """SMMUv3 commands name devices by their real stream ids here."""
+        if data_type == xen_nested_vtd.INVALIDATE_DATA_VTD_S1:
+            for done, entry in enumerate(entries):
+                commands = xen_nested_vtd.commands_of(entry)
+                ret = commands if isinstance(commands, int) else self._flush(domain.ctx_no, commands)[0]
+                if ret:
+                    return ret, done
+            return 0, len(entries)
         if data_type != INVALIDATE_DATA_ARM_SMMUV3 or any(len(entry) < _ENTRY for entry in entries):
             return -EINVAL, 0
         return self._flush(domain.ctx_no, entries) if domain.nested else (0, len(entries))
@@ -185,12 +215,27 @@ class XenNesting:
         return ret, done
 
     def hw_info(self, dev: Device) -> tuple[int, bytes] | int:
-        """struct iommu_hw_info_arm_smmuv3: flags, reserved, IDR0 to IDR5, IIDR, AIDR."""
+        """struct iommu_hw_info_arm_smmuv3 (flags, reserved, IDR0 to IDR5, IIDR, AIDR) or iommu_hw_info_vtd."""
         _, form, _, idr0, idr1, idr3, idr5 = self.query(dev)
+        if form == NestedFormat.VTD_FIRST_STAGE:
+            return xen_nested_vtd.HW_INFO_INTEL_VTD, xen_nested_vtd.hardware_information((idr0, idr1, idr3, idr5))
         if form != NestedFormat.SMMUV3_CD:
             return 0, b""
         words = (0, 0, idr0, idr1, 0, idr3, 0, idr5, 0, 0)
         return HW_INFO_ARM_SMMUV3, b"".join(word.to_bytes(4, "little") for word in words)
+
+    # -- PASIDs
+
+    def set_dev_pasid(self, domain: Any, dev: Device, pasid: int, old: IommuDomain | None) -> int:
+        """The PASID's requests go through ``domain``, from ``old`` if it has been attached before."""
+        call = self._driver.call
+        if old is None:
+            return call("attach_pasid", domain.ctx_no, *_parts(dev.pci.sbdf), pasid)[0]
+        return call("reattach_device", domain.ctx_no, *_parts(dev.pci.sbdf), pasid)[0]
+
+    def blocking_set_dev_pasid(self, domain: Any, dev: Device, pasid: int, old: IommuDomain | None) -> int:
+        ret, _ = self._driver.call("detach_pasid", *_parts(dev.pci.sbdf), pasid)
+        return 0 if ret == -ENOENT else ret
 
     # -- vIOMMU
 
@@ -273,6 +318,16 @@ def add_nesting(driver: XenIommu) -> None:
     ops.hw_info = nesting.hw_info
     ops.domain_alloc_paging_flags = nesting.domain_alloc_paging_flags
     driver.domain_ops.enforce_cache_coherency = nesting.enforce_cache_coherency
+    if driver._has("pasid"):
+        driver.unit.max_pasids = driver.max_pasid + 1
+        driver.domain_ops.set_dev_pasid = nesting.set_dev_pasid
+
+        def blocked_has_pasids() -> int:
+            assert driver.blocked is not None
+            driver.blocked.ops.set_dev_pasid = nesting.blocking_set_dev_pasid
+            return 0
+
+        driver.static_domains.insert(1, blocked_has_pasids)  # after the one that makes it
     if driver._has("nested"):
         ops.domain_alloc_nested = nesting.domain_alloc_nested
         ops.viommu_types[VIOMMU_TYPE_ARM_SMMUV3] = nesting.viommu_init

@@ -8,7 +8,7 @@ each does DMA.  A page that has a lender (:class:`LentPages`) is the lender's me
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -21,7 +21,7 @@ from guest_driver.linux.iommu import IommuDomain, IommuResvRegion
 from guest_driver.linux.iommu_group import IommuGroup
 from guest_driver.linux.kernel import CommandLine, Kernel
 from guest_driver.linux.mock_domain import MockIommu
-from guest_driver.port import PciInfo
+from guest_driver.port import PciHost, PciInfo
 from guest_driver.xen_iommu import X86_MSI_WINDOW, XenIommu, xen_iommu_init
 from machine.dma import DmaFabric
 from machine.iommu.unit import Counters, Fault, Walk
@@ -50,7 +50,7 @@ class DeviceSpec:
     dirty: bool = True
     """Its unit tracks dirty pages (mock driver)."""
     pasids: int = 0
-    """PASIDs it has (mock driver)."""
+    """PASIDs it has (mock driver, and VT-d with x1-nested)."""
     regions: tuple[IommuResvRegion, ...] = ()
     """Reserved regions beside those that the driver reports."""
 
@@ -236,6 +236,18 @@ class MockMachine:
         return self.mock.dma(dev, iova)
 
 
+class _WithPasids:
+    """PCI as enumeration finds it, with the PASID capabilities that were asked for."""
+
+    def __init__(self, pci: PciHost, pasids: dict[Sbdf, int]) -> None:
+        self._pci: Final = pci
+        self._pasids: Final = pasids
+        self.request_irq: Final = pci.request_irq
+
+    def devices(self) -> Sequence[PciInfo]:
+        return [replace(info, max_pasids=self._pasids.get(info.sbdf, 0)) for info in self._pci.devices()]
+
+
 class XenMachine:
     """Functions of the hardware domain's over the PV-IOMMU, grouped as asked for."""
 
@@ -269,7 +281,7 @@ class XenMachine:
         guest = boot(
             testbed.hypercalls,
             testbed.ram,
-            testbed.guest_pci,
+            _WithPasids(testbed.guest_pci, {sbdf: spec.pasids for sbdf, spec in zip(names, specs)}),
             testbed.mmio,
             testbed.xen.abi,
             msi_window=None if testbed.backend.doorbell_is_translated else X86_MSI_WINDOW,
@@ -332,7 +344,7 @@ def _units(backend: str, profile: str, without_snoop: Sequence[Sbdf]) -> tuple[U
         return ONE_UNIT
     if backend == "vtd" and without_snoop:
         return (UnitSpec(), UnitSpec("no-snoop", scope=tuple(without_snoop)))
-    return (UnitSpec("nested"),) if backend == "smmuv3" else ONE_UNIT
+    return (UnitSpec({"smmuv3": "nested", "vtd": "scalable"}.get(backend, "default")),)
 
 
 def make_machine(place: str, specs: Sequence[DeviceSpec] = THREE) -> Machine:

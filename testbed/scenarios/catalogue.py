@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from testbed.iommufd_machine import MOCK
-from testbed.scenarios import coherency, faults, nesting, ownership, replace, sva
+from testbed.scenarios import coherency, faults, nesting, nesting_vtd, ownership, replace, sva
 from testbed.scenarios.step import Scenario
 from testbed.sva.linux import BARE
 
@@ -158,6 +158,14 @@ _ALL: Final = (
         nesting.through_viommu,
         "both stages translate; each fault goes to who made the stage, each command stays within its guest",
         ("smmuv3",),
+    ),
+    Scenario(
+        "nesting-vtd",
+        _CC,
+        "a guest's first stage over Xen's second, and a PASID",
+        nesting_vtd.first_stage,
+        "both stages translate; a PASID has a context of its own; each fault goes to who made the stage",
+        ("vtd",),
     ),
     Scenario(
         "nesting-refused",
