@@ -16,6 +16,7 @@ context 0's.
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from base.units import Sbdf
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.iommu.context import IommuContext
 from hypervisor.locking.locks import CONTEXT, DEFAULT_CONTEXT, DOMAIN, P2M, PCIDEVS, Lock, Locks
@@ -113,25 +114,28 @@ def freeing(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> 
 
 
 def moving_a_device(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> Result:
-    """A device goes from the context where it is to the one that is named."""
-    sbdf = args[1] << 16 | args[2] << 8 | args[3]
-
-    def source() -> Iterable[IommuContext]:
-        device = domain.devices.get(sbdf)  # type: ignore[call-overload]
-        return () if device is None or device.context is None else (device.context,)
-
-    return _moving(locks, domain, args[0], source, call)
+    """A device, or one of its PASIDs, goes from the context where it is to the one that is named."""
+    return _moving(locks, domain, args[0], args[1:4], call)
 
 
-def _moving(
-    locks: Locks, domain: Domain, number: int, others: "Callable[[], Iterable[IommuContext]] | tuple[()]", call: Call
-) -> Result:
+def taking_a_pasid(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> Result:
+    """A PASID of a device leaves its context."""
+    return _moving(locks, domain, 0, args[0:3], call)
+
+
+def _moving(locks: Locks, domain: Domain, number: int, where: tuple[int, ...], call: Call) -> Result:
+    """Context ``number``, context 0, and those of the device at ``where`` (segment, bus, devfn; nothing: no device)."""
     with locks.holding(locks.of(PCIDEVS), domain_lock(locks, domain)):
         assert domain.iommu is not None
-        touched = [domain.iommu.default, *(others() if callable(others) else ())]
+        touched = [domain.iommu.default]
         named = domain.iommu.get(number)
         if named is not None:
             touched.append(named)
+        device = domain.devices.get(Sbdf(where[0] << 16 | where[1] << 8 | where[2])) if where else None
+        if device is not None:
+            touched.extend(device.pasids.values())
+            if device.context is not None:
+                touched.append(device.context)
         touched.extend([context.stage2 for context in touched])
         with locks.holding(*in_order(context_lock(locks, domain, context) for context in touched)):
             return call()
@@ -151,6 +155,8 @@ GUARDS: Final[dict[str, Guard]] = {
     "remote_cmd": nothing,
     "alloc_nested": the_domain_and_a_parent,
     "flush_nested": one_context,
+    "attach_pasid": moving_a_device,
+    "detach_pasid": taking_a_pasid,
     "query_device": the_devices,
     "next_fault": the_domain,
 }
