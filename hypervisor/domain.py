@@ -103,12 +103,14 @@ class Domain:
 class Vcpu:
     """A virtual CPU: the domain it belongs to and the address space that its hypercalls' pointers mean."""
 
-    __slots__ = ("domain", "memory", "number", "restart")
+    __slots__ = ("domain", "memory", "narrow", "number", "restart")
 
     def __init__(self, domain: Domain, number: int, memory: GuestMemory) -> None:
         self.domain: Final = domain
         self.number: Final = number
         self.memory = memory
+        self.narrow = False
+        """Whether its hypercall under way came from 32-bit code."""
         self.restart: tuple[int, ...] = ()
         """Arguments with which a preempted hypercall is issued again."""
 

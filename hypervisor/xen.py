@@ -14,7 +14,7 @@ from typing import Any, Final
 from abi.errno import EINVAL, ENOSYS
 from abi.memory_op import MEMORY_OP
 from abi.versions import Abi
-from base.units import U64_MAX, CtxNo, DomId, Sbdf
+from base.units import U32_MAX, U64_MAX, CtxNo, DomId, Sbdf
 from hypervisor.domain import Domain, DomainIommu, Vcpu
 from hypervisor.domain_state import restore_domain, save_domain
 from hypervisor.errors import XenBug
@@ -109,6 +109,33 @@ class Xen:
                 self.rescheduled(vcpu)
             result = self.entry.enter(self, vcpu, args)
         return result
+
+    def hypercall32(self, vcpu: Vcpu, number: int, *args: int) -> int:
+        """The same from 32-bit code: registers of 32 bits, structs with that layout.  Of other hypercalls there is no
+        32-bit form here."""
+        if number != self._iommu_op:
+            return -ENOSYS
+        registers = (*(arg & U32_MAX for arg in args), 0, 0)
+        vcpu.narrow = True
+        try:
+            entry = self.entry_of(vcpu)
+            result = entry.enter(self, vcpu, registers)
+            while result == RESTART:
+                registers = entry.again(registers, vcpu.restart)
+                if self.rescheduled is not None:
+                    self.rescheduled(vcpu)
+                result = entry.enter(self, vcpu, registers)
+        finally:
+            vcpu.narrow = False
+        return result
+
+    def entry_of(self, vcpu: Vcpu) -> Entry:
+        """The way in for what ``vcpu`` is executing."""
+        return self.narrow_entry() if vcpu.narrow else self.entry
+
+    def narrow_entry(self) -> Entry:
+        """The way in for 32-bit code."""
+        return self.entry.narrow()
 
     # -------------------------------------------------------------------------------------------- allocations
 

@@ -93,7 +93,7 @@ def run(
         raise UsageError(f"{name} is in the {' and '.join(defect.backends)} driver; --backend {backend} has none")
     shown, sound = (happen(defect, backend, present=present) for present in (True, False))
     ok = sound.holds and not shown.holds
-    profile = profile_for(defect)
+    profile = profile_for(defect, backend)
     if as_json:
         both = {"with": shown.lines, "without": sound.lines}
         print(json.dumps({"id": name, "backend": backend, "profile": profile, "differs": ok, **both}, indent=2))

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from base.units import PAGE_SHIFT, DomId, Sbdf, make_sbdf
 from hypervisor import profile as profiles
 from hypervisor.defects import catalogue as defects
+from hypervisor.defects.seams import Seams
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.guest_access import LinearMemory
 from hypervisor.iommu.context import PciDevice
@@ -91,7 +92,8 @@ class TestBed:
             self.memory, self.bus, self.pci, firmware, self.interrupts, self.backend.doorbell
         )
         self.xen: Final = Xen(self.platform, profile, self.backend.make_driver)
-        faults = defects.apply(self.xen, (*profile.defects, *config.defects))
+        self.faults: Final[Seams | None] = defects.apply(self.xen, (*profile.defects, *config.defects))
+        """What defects replaced; ``None`` without any."""
         self.mfns: Final = _scatter(config, XEN_FRAMES)
         self._give_frames()
         self.dom0: Final[Domain] = self.xen.create_domain(
@@ -131,8 +133,8 @@ class TestBed:
             self.copier,
             self.rogue,
         ]
-        if faults is not None:
-            self.attached.extend(faults.stateful)
+        if self.faults is not None:
+            self.attached.extend(self.faults.stateful)
         """Everything whose state a snapshot keeps beside RAM; a booted guest kernel joins it."""
 
     # -------------------------------------------------------------------------------------------- snapshots

@@ -62,7 +62,7 @@ def of_version(version: str) -> tuple[str, ...]:
     return tuple(
         defect.id
         for defect in DEFECTS.values()
-        if defect.id not in mended and (base in defect.versions or version in defect.versions)
+        if defect.id not in mended and not defect.only_on and (base in defect.versions or version in defect.versions)
     )
 
 

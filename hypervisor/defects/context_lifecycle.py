@@ -3,12 +3,15 @@
 
 from typing import Final
 
+from abi.errno import ENOMEM
 from base.units import CtxNo
-from hypervisor.defects.model import V1_TO_3, V1_TO_7, Defect
+from hypervisor.defects.model import V1_TO_3, V1_TO_7, V4_TO_7, Defect
 from hypervisor.defects.seams import Seams, replace
-from hypervisor.domain import Domain
+from hypervisor.domain import Domain, Vcpu
 from hypervisor.errors import XenHang
 from hypervisor.iommu.context import IommuContext, PciDevice
+from hypervisor.pviommu.result import Result
+from hypervisor.xen import Xen
 
 
 def walks_into_the_other_list(seams: Seams) -> None:
@@ -92,6 +95,20 @@ def same_context_is_entered_again(seams: Seams) -> None:
     replace(contexts, "move", again)
 
 
+def failed_init_counts(seams: Seams) -> None:
+    """C8."""
+    init = seams.rows["init"].handler
+
+    def sticks(xen: Xen, vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
+        result = init(xen, vcpu, domain, args, start)
+        if result[0] == -ENOMEM:
+            assert domain.iommu is not None
+            domain.iommu.initialised = True
+        return result
+
+    seams.replace_handler("init", sticks)
+
+
 DEFECTS: Final = (
     Defect(
         "C1",
@@ -124,5 +141,13 @@ DEFECTS: Final = (
         "a device-selective and a domain-selective invalidation with the context's own domain id",
         "catalogue C7; golden record sys",
         same_context_is_entered_again,
+    ),
+    Defect(
+        "C8",
+        V4_TO_7,
+        "IOMMU_init that fails for want of memory counts as done",
+        "an arena of 2^60 pages is -ENOMEM; a modest wish after it is -EACCES, for ever",
+        "catalogue C8 and 2.2",
+        failed_init_counts,
     ),
 )

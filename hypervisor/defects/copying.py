@@ -2,13 +2,14 @@
 """The steps around every handler as posted code does them: copy, act, copy back, whatever may come of it."""
 
 from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Final
 
 from abi.errno import EFAULT, EINVAL
 from abi.versions import Abi
 from base.units import U32_MAX
 from hypervisor.domain import Domain, Vcpu
-from hypervisor.pviommu.entry import UNION_SIZE, SubopEntry, UnionEntry, prepare
+from hypervisor.pviommu.entry import NARROW, UNION_SIZE, SubopEntry, UnionEntry, narrowed, prepare
 from hypervisor.pviommu.result import RESTART
 from hypervisor.pviommu.table import Row
 
@@ -75,13 +76,21 @@ class PostedSubopEntry(SubopEntry):
         self.acts_first = False
         self.stack: bytes = b""
         """What an answer's bytes that nobody wrote contain (A4)."""
+        self.rest: Final[list[tuple[int, ...]]] = []
+        """The fields that a call which is preempted leaves in the guest's struct, to go on from (A9)."""
         self.goes_on: dict[int, int] = {}
         """Sub-ops that go on into another one on the same struct, whose answer is the only one (A2)."""
-        self._codecs: Final = {number: subop.codec for number, subop in abi.subops.items()}
+        self._codecs = {number: subop.codec for number, subop in abi.subops.items()}
 
     def use(self, rows: Mapping[str, Row]) -> None:
         """Handle sub-ops by these rows from now on."""
         self._subops = prepare(self._abi, rows)
+
+    def narrow(self) -> "PostedSubopEntry":
+        other = copy(self)
+        other._subops = narrowed(self._subops, self._abi)
+        other._codecs = {number: subop.codec_on(NARROW) for number, subop in self._abi.subops.items()}
+        return other
 
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         domain = vcpu.domain if target is None else target
@@ -113,8 +122,21 @@ class PostedSubopEntry(SubopEntry):
         if following is not None and codec is not None:
             handler, _, put_out, _, _, _ = self._subops[following]
             result, out = handler(xen, vcpu, domain, codec.decode(buffer), 0)
-        if put_out is not None and result != RESTART:
+        if result == RESTART:
+            return self._leave_rest(vcpu, arg, buffer, number)
+        if put_out is not None:
             put_out(buffer, out)
             if not memory.write(arg, buffer):
                 return -EFAULT
         return result
+
+    def _leave_rest(self, vcpu: Vcpu, arg: int, buffer: bytearray, number: int) -> int:
+        """A preempted call's struct says what is left; one that cannot be written back is not issued again."""
+        codec = self._codecs[number]
+        if not self.rest or codec is None:
+            return RESTART
+        rest = self.rest.pop()
+        holes = codec.hole_mask
+        kept = int.from_bytes(buffer, "little") & holes
+        moved = int.from_bytes(codec.encode(*rest), "little") & ~holes | kept
+        return RESTART if vcpu.memory.write(arg, moved.to_bytes(codec.size, "little")) else -EFAULT

@@ -11,7 +11,7 @@ from hypervisor.defects.seams import Seams, replace
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IommuContext
-from hypervisor.pviommu.result import Result
+from hypervisor.pviommu.result import RESTART, Result
 from hypervisor.xen import Xen
 
 _READ_WRITE: Final = 3
@@ -80,6 +80,12 @@ def unknown_bits_ignored(seams: Seams) -> None:
     replace(contexts, "ignores_pasid", lambda: True)
 
 
+def no_layout_for_32_bits(seams: Seams) -> None:
+    """A7."""
+    xen = seams.xen
+    replace(xen, "narrow_entry", lambda: xen.entry)
+
+
 def no_device_is_enoent(seams: Seams) -> None:
     """A8."""
     seams.contexts.errno_no_device = ENOENT
@@ -87,8 +93,22 @@ def no_device_is_enoent(seams: Seams) -> None:
 
 def count_is_added(seams: Seams) -> None:
     """A9."""
-    replace(seams.loop, "count", lambda done, given: given + done & U32_MAX)
-    replace(seams.loop, "untouched", lambda given: given)
+    loop, xen, entry = seams.loop, seams.xen, seams.entry
+    if not isinstance(entry, PostedSubopEntry):
+        return
+
+    def pauses(vcpu: Vcpu, index: int) -> bool:
+        return loop.looks_up(index) and xen.preempt is not None and xen.preempt(vcpu)
+
+    def go_on_later(vcpu: Vcpu, struct: tuple[int, ...]) -> Result:
+        vcpu.restart = (0,)
+        entry.rest.append(struct)
+        return RESTART, ()
+
+    replace(loop, "count", lambda done, given: given + done & U32_MAX)
+    replace(loop, "untouched", lambda given: given)
+    replace(loop, "pauses", pauses)
+    replace(loop, "go_on_later", go_on_later)
 
 
 def early_errors_leave_the_count(seams: Seams) -> None:
@@ -148,6 +168,14 @@ DEFECTS: Final = (
         unknown_bits_ignored,
     ),
     Defect(
+        "A7",
+        V4_TO_7,
+        "a 32-bit caller's structs are read with the 64-bit layout",
+        "map_pages of a 32-bit guest takes its dfn for the gfn and the flags for the dfn, and writes behind the struct",
+        "catalogue A7 and 1.4",
+        no_layout_for_32_bits,
+    ),
+    Defect(
         "A8",
         ("v1", "v2", "v3", "v4", "v5", "v6"),
         "reattach_device of a device that the domain does not have answers -ENOENT, the header says -ENODEV",
@@ -158,8 +186,8 @@ DEFECTS: Final = (
     Defect(
         "A9",
         V4_TO_7,
-        "mapped and unmapped are added to what the guest left in them",
-        "a call with mapped = 7 answers 7 more than it mapped",
+        "counts are added to what the guest's struct holds, and a preempted call moves its inputs on",
+        "mapped = 7 comes back as 7 more than was mapped; a preempted call's gfn, dfn, nr_pages are its last pass's",
         "catalogue A9",
         count_is_added,
     ),

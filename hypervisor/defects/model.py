@@ -30,5 +30,8 @@ class Defect:
     """Changes one seam of an assembled hypervisor."""
     needs: tuple[str, ...] = ()
     """Entries without which it cannot show; they are applied first."""
+    only_on: str = ""
+    """Hardware without which a version has not got it; a profile on other hardware is without it, and a test bed can be
+    asked to behave as that hardware would make it."""
     backends: tuple[str, ...] = ("vtd", "smmuv3")
     """Backends that can have it: some faults are in one vendor's driver."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """map_pages, unmap_pages and lookup_page one 4 KiB page at a time, as posted code works, every step replaceable.
 
-Left alone it answers as :mod:`hypervisor.pviommu.mappings` does (without preemption); a defect replaces one of the
-methods below on the instance.  Superpage units are left to the original handlers.
+Left alone it answers as :mod:`hypervisor.pviommu.mappings` does (without preemption, which comes with A9); a defect
+replaces one of the methods below on the instance.  Superpage units are left to the original handlers.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +13,7 @@ from hypervisor.domain import Domain, Vcpu
 from hypervisor.errors import XenBug
 from hypervisor.frames import REF, WRITABLE_REF
 from hypervisor.iommu.context import IommuContext
-from hypervisor.pagetable.radix import Changes
+from hypervisor.pagetable.radix import Changes, PageTable
 from hypervisor.pviommu import mappings
 from hypervisor.pviommu.frame_rights import frame_rights
 from hypervisor.pviommu.result import Result
@@ -33,6 +33,8 @@ class PageLoop:
         self.flushes_additions = xen.flushes_additions
         self.by_guest = False
         """A guest's call is what takes pages out of a context now."""
+        self.flags_on_absent: int | None = None
+        """What the backend's lookup leaves in its flags where nothing is mapped; ``None``: it leaves them alone."""
         self.queued: dict[IommuContext, list[int]] = {}
         """Removed tables that wait for a flush."""
 
@@ -49,10 +51,15 @@ class PageLoop:
         bits, write = permission
         changes = Changes()
         done = 0
-        while done < nr_pages and not error:
+        paused = False
+        while done < nr_pages and not error and not paused:
             error = self.map_one(domain, context, dfn, done, gfn, bits, write, changes)
+            paused = not error and self.pauses(vcpu, done)
             done += not error
         flushed = self.report(self.finish(domain, context, dfn, nr_pages, done, changes))
+        if paused:
+            rest = (number, gfn + done & U64_MAX, dfn + done & U64_MAX, flags, pgsize, nr_pages - done)
+            return self.go_on_later(vcpu, (*rest, self.count(done, given)))
         return flushed or error, (self.count(done, given),)
 
     def map_one(
@@ -80,12 +87,13 @@ class PageLoop:
             return 0
         if context.table is None:
             raise XenBug(f"{context} has no table to map into")
-        if context.table.lookup(at) is not None:
+        if self.look(context.table, at) is not None:
             error = -EADDRINUSE
             if reference:
                 frames.put(mfn, 1, reference)
             return error
-        bits |= self.mark if reference else 0
+        bits = self.after_look(bits)
+        bits |= self.mark if reference and bits else 0
         error = self.enter(domain, context, at, mfn, bits, changes)
         if error == -ENOMEM and self.regain(domain, context, dfn, done, changes):
             error = self.enter(domain, context, at, mfn, bits, changes)
@@ -106,11 +114,12 @@ class PageLoop:
             raise XenBug(f"{context} has no table to unmap from")
         changes = Changes()
         done = 0
-        while done < nr_pages and not error:
+        paused = False
+        while done < nr_pages and not error and not paused:
             at = self.place(dfn + done & U64_MAX)
             if self.reserved_for_unmap(context, dfn, at):
                 error = -EADDRNOTAVAIL
-            elif self.opaque(context) or table.lookup(at) is None:
+            elif self.opaque(context) or self.look(table, at) is None:
                 error = -ENOENT
             else:
                 _, error = table.unmap(at, 1, changes)
@@ -118,8 +127,12 @@ class PageLoop:
                     _, error = table.unmap(at, 1, changes)
                 self.page_unmapped(domain, context, changes)
                 self.page_done(context, changes)
+            paused = not error and self.pauses(vcpu, done)
             done += not error
         flushed = self.report(self.finish(domain, context, dfn, nr_pages, done, changes))
+        if paused:
+            rest = (number, dfn + done & U64_MAX, pgsize, nr_pages - done)
+            return self.go_on_later(vcpu, (*rest, self.count(done, given)))
         return flushed or error, (self.count(done, given),)
 
     def lookup_page(self, xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
@@ -129,7 +142,7 @@ class PageLoop:
             return -EINVAL, (self.untouched(given),)
         found = None
         if self.in_range(dfn, 1) and not self.opaque(context):
-            found = context.table.lookup(self.place(dfn))
+            found = self.look(context.table, self.place(dfn))
         if found is None:
             return -ENOENT, (self.untouched(given),)
         gfn = self.guest_frame(domain, found[0])
@@ -209,6 +222,26 @@ class PageLoop:
         """The page could not be entered: nothing holds on to its frame."""
         self.xen.frames.put(mfn, 1, reference)
 
+    def look(self, table: PageTable, at: int) -> tuple[int, int, int] | None:
+        """(machine frame, entry, order) of what is mapped at ``at``, as the backend's lookup says."""
+        return table.lookup(at)
+
+    def after_look(self, bits: int) -> int:
+        """A map's leaf bits after the lookup for something in the way found nothing."""
+        return bits
+
+    def looks_up(self, index: int) -> bool:
+        """Whether a loop that can be preempted asks, behind page number ``index``, if it should be."""
+        return not index + 1 & 0xFF
+
+    def pauses(self, vcpu: Vcpu, index: int) -> bool:
+        """Whether the call is preempted behind page number ``index`` of this pass."""
+        return False
+
+    def go_on_later(self, vcpu: Vcpu, struct: tuple[int, ...]) -> Result:
+        """Issue the call again with the guest's struct as ``struct`` says."""
+        raise XenBug("a loop that is never preempted was")
+
     def page_unmapped(self, domain: Domain, context: IommuContext, changes: Changes) -> None:
         """A page left the table; references wait for the flush."""
 
@@ -261,6 +294,8 @@ class PageLoop:
         if self.mark and not entry & self.mark:
             self.unreferenced(mfn, count)
             return
+        if not self.mark and mfn >= self.xen.frames.frames:
+            return  # no page_info, not even to those who take every leaf to hold a reference
         writable = domain.pv and entry & self.xen.backend.format.write
         self.xen.frames.put(mfn, count, self.reference_kind(bool(writable)))
 

@@ -22,7 +22,8 @@ _HEAD: Final = """<!-- SPDX-License-Identifier: GPL-2.0-or-later -->
 
 Each entry is a small function in `hypervisor/defects/` that changes one replaceable part of a sound hypervisor.  The
 profiles `v1` to `v7` have those of their version, `vN-fixed` none.  `pviommu defects run ID` shows one happening beside
-the hypervisor that has not got it; `--defect ID,ID` on `run`, `walk` and `dump` switches single ones on.  S1 to S3 are
+the hypervisor that has not got it; `--defect ID,ID` on any command that
+builds a test bed switches single ones on.  S1 to S6 are
 posted rules that are no faults by themselves.  Profile `v3` answers the golden records call by call (`pviommu golden`).
 
 Where the running RFC v3 proved the reading of its text wrong, the entry follows the records: bridges (R6), the kinds of
@@ -30,7 +31,7 @@ flush (R7), T1's end in a panic instead of an endless loop, and ids that are han
 
 ## By profile
 
-● has it, · has not, – its interface or the version of the text cannot have it
+● has it, · has not, – its interface or the version of the text cannot have it.  `e1` and `e2` are Edera's trees on v7.
 """
 
 
@@ -46,13 +47,15 @@ def _key(name: str) -> tuple[str, int]:
 
 
 def _table() -> Iterator[str]:
-    yield "| id | " + " | ".join(V1_TO_7) + " | fixed | backends |"
-    yield "|---|" + "---|" * (len(V1_TO_7) + 2)
-    has = {version: profiles.get(version).defects for version in V1_TO_7}
+    columns = (*V1_TO_7, "e1", "e2")
+    yield "| id | " + " | ".join(columns) + " | fixed | backends |"
+    yield "|---|" + "---|" * (len(columns) + 2)
+    has = {version: profiles.get(version).defects for version in columns}
     for name in sorted(DEFECTS, key=_key):
         defect = DEFECTS[name]
-        marks = ["●" if name in has[v] else "·" if _could(name, v) else "–" for v in V1_TO_7]
-        yield f"| {name} | {' | '.join(marks)} | · | {', '.join(defect.backends)} |"
+        marks = ["●" if name in has[v] else "·" if _could(name, v) else "–" for v in columns]
+        where = f"with {defect.only_on}" if defect.only_on else ", ".join(defect.backends)
+        yield f"| {name} | {' | '.join(marks)} | · | {where} |"
 
 
 def _could(name: str, version: str) -> bool:

@@ -136,6 +136,10 @@ class PostedPageTable(PageTable):
             level -= 1
         return table
 
+    def reach_level_3(self) -> int:
+        """See that device frame 0 has a table of level 3; -ENOMEM without memory for it."""
+        return min(self._reach(0, 3, True, Changes()), 0)
+
     def _fill(self, table: int, leaf: int, level: int) -> None:
         """Make a new table of ``level`` out of the superpage ``leaf`` above it, or an empty one."""
         base = _EMPTY_MARKED if self.marked else _EMPTY

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The replaceable parts of one assembled hypervisor, made when the first defect asks for them."""
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -94,8 +93,8 @@ class Seams:
             self.xen.entry = entry_for(self.xen.abi, self.rows)
 
 
-def replace(part: object, method: str, by: Callable[..., Any]) -> Any:
-    """Put ``by`` in the place of a method of one object; returns what was there."""
+def replace(part: object, method: str, by: Any) -> Any:
+    """Put ``by`` in the place of a method, or of another member, of one object; returns what was there."""
     old = getattr(part, method)
     setattr(part, method, by)
     return old

@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from abi.errno import ENOMEM
+from abi.errno import ENODEV, ENOMEM
 from hypervisor.defects.model import V1_TO_7, V4_TO_7, Defect
 from hypervisor.defects.posted_table import PostedPageTable
 from hypervisor.defects.seams import Seams, replace
@@ -49,7 +49,10 @@ def root_is_not_checked(seams: Seams) -> None:
         return 0
 
     def attach_or_not(device: PciDevice, context: IommuContext) -> int:
-        lock = seams.locks.of(UNIT, f"unit {backend.unit_of(device).index}")
+        unit = backend.unit_of(device)
+        if unit is None:
+            return -ENODEV
+        lock = seams.locks.of(UNIT, f"unit {unit.index}")
         seams.locks.acquire(lock)
         if context.table is not None and not context.table.root:
             return -ENOMEM
@@ -109,7 +112,7 @@ def root_is_leaked(seams: Seams) -> None:
     def context_release(context: IommuContext) -> None:
         table, pool = context.table, context.pool
         if table is not None and not getattr(table, "late_root", False):
-            replace(context, "pool", KeepsRoot(pool, range(table.root, table.root + table.root_frames)))  # type: ignore[arg-type]
+            replace(context, "pool", KeepsRoot(pool, range(table.root, table.root + table.root_frames)))
         release(context)
 
     replace(backend, "context_release", context_release)

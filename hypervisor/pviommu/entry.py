@@ -10,6 +10,7 @@ these bits itself says "the first pages are done" and fools nobody but itself.
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Final, Protocol
 
 from abi.errno import EFAULT, EINVAL, EOPNOTSUPP
@@ -33,6 +34,10 @@ class Entry(Protocol):
         """Put what ``wrap`` makes of a sub-op's name and handler in the place of every handler."""
         ...
 
+    def narrow(self) -> "Entry":
+        """The way in for callers whose structs have the layout of 32 bits."""
+        ...
+
     @property
     def carries_progress(self) -> bool:
         """Whether a re-issued call can say how far earlier passes got."""
@@ -50,6 +55,8 @@ class Entry(Protocol):
         ...
 
 
+NARROW: Final = "i386"
+"""The layout of a 32-bit caller's structs."""
 Wrap = Callable[[str, Handler], Handler]
 Decode = Callable[[memoryview | bytearray], tuple[int, ...] | None]
 PutOut = Callable[[memoryview | bytearray, tuple[int, ...]], None]
@@ -84,6 +91,19 @@ def prepare(abi: Abi, rows: Mapping[str, Row]) -> dict[int, _Prepared]:
     return prepared
 
 
+def narrowed(prepared: Mapping[int, _Prepared], abi: Abi) -> dict[int, _Prepared]:
+    """``prepared`` with the codecs of a 32-bit caller's structs."""
+    rows: dict[int, _Prepared] = {}
+    for number, (handler, decode, put_out, _, copied_in, resumes) in prepared.items():
+        codec = abi.subops[number].codec_on(NARROW)
+        if decode is None or codec is None:
+            rows[number] = prepared[number]
+            continue
+        read = codec.decode_clean if copied_in else _cleared
+        rows[number] = (handler, read, codec.put_out if put_out else None, codec.size, copied_in, resumes)
+    return rows
+
+
 def _wrapped(prepared: Mapping[int, _Prepared], abi: Abi, wrap: Wrap) -> dict[int, _Prepared]:
     """``prepared`` with other handlers for what is implemented."""
     return {
@@ -114,6 +134,11 @@ class SubopEntry:
 
     def wrap_handlers(self, wrap: Wrap) -> None:
         self._subops = _wrapped(self._subops, self._abi, wrap)
+
+    def narrow(self) -> "Entry":
+        other = copy(self)
+        other._subops = narrowed(self._subops, self._abi)
+        return other
 
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         domain = vcpu.domain if target is None else target
@@ -167,6 +192,9 @@ class UnionEntry:
 
     def wrap_handlers(self, wrap: Wrap) -> None:
         self._subops = _wrapped(self._subops, self._abi, wrap)
+
+    def narrow(self) -> "Entry":
+        return self  # the union's members lie at the same places
 
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         arg = args[0]

@@ -55,7 +55,7 @@ def remote_cmd(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], st
         return -EINVAL, ()
     if target.iommu is None or not target.iommu.allowed:
         return -xen.abi.errno_unusable, ()
-    return xen.entry.enter(xen, vcpu, (subop | start, arg), target), ()
+    return xen.entry_of(vcpu).enter(xen, vcpu, (subop | start, arg), target), ()
 
 
 ROWS: Final[dict[str, Row]] = {

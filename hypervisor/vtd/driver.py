@@ -7,7 +7,7 @@ are those that every unit can walk.  A context's domain ids (one per unit) are t
 
 from typing import Any, Final, NamedTuple
 
-from abi.errno import EINVAL, ENOMEM, ENOSPC
+from abi.errno import EINVAL, ENODEV, ENOMEM, ENOSPC
 from hypervisor.frames import FrameTable
 from hypervisor.iommu.backend import FaultReport
 from hypervisor.iommu.context import IommuContext, PciDevice
@@ -121,6 +121,8 @@ class VtdBackend:
         """A device that did not answer an invalidation once is blocked for good; it can be put back into the default
         context all the same, so that others can be given up, and gets -EIO in any other."""
         unit = self.unit_of(device)
+        if unit is None:
+            return -ENODEV
         hw: VtdContext = context.hw
         assert context.table is not None
         if context.enforces_cache and self.refuses_unsnooped and not unit.snoop_control:
@@ -138,10 +140,12 @@ class VtdBackend:
 
     def enforces_cache(self, device: PciDevice) -> bool:
         """Whether the device may enter a context that enforces coherent DMA: its unit knows the snoop bit."""
-        return self.unit_of(device).snoop_control
+        unit = self.unit_of(device)
+        return unit is not None and unit.snoop_control
 
     def detach(self, device: PciDevice) -> int:
-        return self._write_all(self.unit_of(device), device, 0, 0)
+        unit = self.unit_of(device)
+        return 0 if unit is None else self._write_all(unit, device, 0, 0)
 
     def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
         hw: VtdContext = context.hw
@@ -172,8 +176,9 @@ class VtdBackend:
         for unit, saved in zip(self.units, state):
             unit.restore(saved)
 
-    def unit_of(self, device: PciDevice) -> Unit:
-        """The unit whose scope names the device or the nearest bridge above it, else the segment's catch-all unit."""
+    def unit_of(self, device: PciDevice) -> Unit | None:
+        """The unit whose scope names the device or the nearest bridge above it, else the segment's catch-all unit;
+        ``None`` if no unit covers it."""
         found = self._scopes.get(device.sbdf)
         if found is not None:
             return found
@@ -184,7 +189,7 @@ class VtdBackend:
         for unit in self.units:
             if unit.drhd.include_all and unit.drhd.segment == segment:
                 return unit
-        raise ValueError(f"no VT-d unit covers {device.function}")
+        return None
 
     def _write_all(self, unit: Unit, device: PciDevice, low: int, high: int) -> int:
         """Write the context entries of every id of the device; on failure put back what was there."""

@@ -17,6 +17,7 @@ from testbed.defects import shows, shows_domains, shows_locks, shows_memory, sho
 from testbed.defects.shows import RMRR_BASE
 from testbed.defects.shows_domains import NEIGHBOUR
 from testbed.defects.stage import Happening, Stage
+from testbed.units import DEFAULT, UnitSpec
 
 Show = Callable[[Stage], bool]
 SHOWS: Final[dict[str, Show]] = {
@@ -28,15 +29,20 @@ SHOWS: Final[dict[str, Show]] = {
 """By id of the defect."""
 _SMALL_ARENA: Final = frozenset({"F1", "S1"})
 """Shown on the interface that lets the guest choose a small arena."""
-_PVH: Final = frozenset({"F4", "F7", "R4"})
+_PVH: Final = frozenset({"D6", "F4", "F7", "R4"})
 _WITH_NEIGHBOURS: Final = (shows_domains.__name__, shows_locks.__name__)
 """Shown with two vCPUs and a guest domain beside the hardware domain."""
-_PV: Final = frozenset({"R1", "R5", "S6"})
+_PV: Final = frozenset({"F2", "F3", "F5", "H8", "R1", "R5", "S6"})
+_REGIONS: Final = frozenset({"S4", "S5"})
+_UNITS: Final = {"G3": "few-domains", "G5": "39-bit"}
+"""Shown on units of another kind than the usual one."""
 
 
-def profile_for(defect: Defect) -> str:
-    """The sound profile that the defect is shown beside."""
+def profile_for(defect: Defect, backend: str = "vtd") -> str:
+    """The sound profile that the defect is shown beside on that backend."""
     sound = profiles.get("v7-fixed")
+    if defect.id == "G5" and backend != "vtd":
+        return "v3-fixed"  # from v4 on it is the VT-d driver's
     newest = sound.abi.name
     tagged = {name for name in versions.names() if versions.get(name).convention is Convention.UNION}
     if defect.id in _SMALL_ARENA or newest in defect.versions or not tagged & set(defect.versions):
@@ -57,14 +63,15 @@ def happen(defect: Defect, backend: str, *, present: bool) -> Happening:
     stage = Stage(
         Config(
             backend=backend,
-            profile=profile_for(defect),
+            profile=profile_for(defect, backend),
             guest=guest,
             ram=32 << 20,
             guest_ram=16 << 20,
-            rmrrs=(region,) if defect.id.startswith("D") else (),
+            rmrrs=(region,) if defect.id.startswith("D") or defect.id in _REGIONS else (),
             defects=(defect.id,) if present else (),
             vcpus=2 if busy else 1,
             domus=(NEIGHBOUR,) if busy else (),
+            units=(UnitSpec(_UNITS.get(defect.id, DEFAULT) if backend == "vtd" else DEFAULT),),
         )
     )
     try:

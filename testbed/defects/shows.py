@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from abi.errno import EACCES, EADDRNOTAVAIL, EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM
+from abi.errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM
 from hypervisor.iommu.context import IommuContext
 from testbed.build import COPIER, NIC, ROGUE
 from testbed.defects.stage import Stage, _replace
@@ -38,6 +38,17 @@ def s3(stage: Stage) -> bool:
     result, _ = stage.call_read_only("alloc_context")
     stage.note(f"contexts now: {sorted(stage.dom0.iommu.contexts)}")
     return result == -EFAULT and not stage.dom0.iommu.contexts
+
+
+def s4(stage: Stage) -> bool:
+    return d5(stage)
+
+
+def s5(stage: Stage) -> bool:
+    context = stage.alloc()
+    stage.map(context, 1, RMRR_DFN + 1)
+    moved = stage.reattach(NIC, context)
+    return moved == -EADDRINUSE and not stage.mapped(context, RMRR_DFN)
 
 
 def a1(stage: Stage) -> bool:
@@ -75,6 +86,13 @@ def a6(stage: Stage) -> bool:
     stage.set_up()
     context = stage.alloc()
     return stage.map(context, 1, 0x10, flags=3 | 1 << 9)[0] == -EINVAL
+
+
+def a7(stage: Stage) -> bool:
+    stage.set_up()
+    context = stage.alloc()
+    result, after = stage.call32("map_pages", ctx_no=context, gfn=stage.gfn(1), dfn=0x10, flags=3, nr_pages=1, mapped=0)
+    return result == 0 and after["mapped"] == 1 and stage.mapped(context, 0x10)
 
 
 def a8(stage: Stage) -> bool:
@@ -150,6 +168,11 @@ def c7(stage: Stage) -> bool:
     return stage.reattach(COPIER, context) == 0 and not stage.flushed
 
 
+def c8(stage: Stage) -> bool:
+    refused, _ = stage.call("init", max_ctx_no=4, arena_order=60)
+    return refused == -ENOMEM and stage.call("init", max_ctx_no=4, arena_order=4)[0] == 0
+
+
 def d1(stage: Stage) -> bool:
     stage.set_up()
     context = stage.alloc()
@@ -170,3 +193,28 @@ def d3(stage: Stage) -> bool:
     context = stage.alloc()
     stage.reattach(NIC, context)
     return stage.unmap(context, RMRR_DFN)[0] == -EADDRNOTAVAIL
+
+
+def d4(stage: Stage) -> bool:
+    stage.set_up()
+    context = stage.alloc()
+    stage.reattach(NIC, context)
+    behind = RMRR_DFN + 4
+    return stage.map(context, 1, behind)[0] == 0
+
+
+def d5(stage: Stage) -> bool:
+    stage.set_up()
+    context = stage.alloc()
+    stage.map(context, 1, RMRR_DFN)
+    moved = stage.reattach(NIC, context)
+    stage.references(1)
+    return moved == -EADDRINUSE
+
+
+def d6(stage: Stage) -> bool:
+    context = stage.alloc()
+    stage.map(context, 9, 0x10)
+    stage.xen.remove_page(stage.dom0, 9)
+    stage.note("dom0 gives its page 9 back; the device mapping holds the frame")
+    return stage.call("lookup_page", ctx_no=context, dfn=0x10)[0] == -ENOENT

@@ -14,6 +14,8 @@ from testbed.build import TestBed, build
 from testbed.config import Config
 
 _ARG: Final = 5 << 12
+_LOW: Final = 0x4000_0000
+"""Where 32-bit code has its struct."""
 _READ_ONLY: Final = 0x7F00_0000_0000
 
 
@@ -49,20 +51,26 @@ class Stage:
         """The same with the struct where the guest itself may not write."""
         return self._call(name, given, writable=False)
 
-    def _call(self, name: str, given: dict[str, int], *, writable: bool) -> tuple[int, dict[str, int]]:
+    def _call(
+        self, name: str, given: dict[str, int], *, writable: bool, arch: str = "x86-64"
+    ) -> tuple[int, dict[str, int]]:
         abi = self.xen.abi
-        codec = abi.by_name[name].codec
+        codec = abi.by_name[name].codec_on(arch)
         assert codec is not None
         values = {f.name: f.default for f in CANONICAL[name]} | given
         self.bed.ram.write(_ARG, codec.encode(*values.values()))
         address = self.bed.ram.linear(_ARG)
+        if arch != "x86-64":
+            self.bed.linear.pages[_LOW >> 12] = (_ARG >> 12, True)
+            address = _LOW
         if not writable:
             self.bed.linear.pages[_READ_ONLY >> 12] = (_ARG >> 12, False)
             address = _READ_ONLY
         asked = " ".join(f"{key}={value:#x}" for key, value in given.items())
         self.flushed.clear()
         try:
-            result = self.bed.hypercalls.hypercall(abi.hypercall, *abi.registers(name, address))
+            enter = self.xen.hypercall if arch == "x86-64" else self.xen.hypercall32
+            result = enter(self.bed.vcpu, abi.hypercall, *abi.registers(name, address))
         except HostStopped as stop:
             self.lines.append(f"{name} {asked} never returns: {type(stop).__name__}: {stop}")
             raise
@@ -71,6 +79,18 @@ class Stage:
         self.lines.append(f"{name} {asked} = {errno_name(result) if result else 0} {answer}".rstrip())
         self.lines.extend(f"    {event}" for event in self.flushed)
         return result, after
+
+    def call32(self, name: str, **given: int) -> tuple[int, dict[str, int]]:
+        """The same from 32-bit code: the struct as a 32-bit compiler lays it out."""
+        return self._call(name, given, writable=True, arch="i386")
+
+    def mapped(self, context: int, dfn: int) -> bool:
+        """Whether a context maps a device frame, noted in the transcript."""
+        assert self.dom0.iommu is not None
+        table = self.dom0.iommu.contexts[context].table
+        found = table is not None and table.lookup(dfn) is not None
+        self.note(f"device frame {dfn:#x} of context {context} is {'' if found else 'not '}mapped")
+        return found
 
     def raw_struct(self, name: str) -> bytes:
         """The last call's struct as it lies in guest memory."""

@@ -72,12 +72,13 @@ class Tree:
         return dfn >> 9 * (level - 1) & 511
 
     def find(self, dfn):
-        """(frame, rights, level) of the leaf that maps ``dfn``, or None."""
+        """(frame, rights, level) of the leaf that maps ``dfn``, or None; None for frame 0 as well."""
         page, level = self.root, LEVELS
         while page is not None:
             entry = self.tables[page].get(self.index(dfn, level))
             if isinstance(entry, tuple):
-                return (entry[0] + (dfn & (1 << 9 * (level - 1)) - 1), entry[1], level) if entry[1] else None
+                frame = entry[0] + (dfn & (1 << 9 * (level - 1)) - 1)
+                return (frame, entry[1], level) if entry[1] and frame else None
             page, level = entry, level - 1
         return None
 
@@ -115,8 +116,10 @@ class Tree:
         if path is None:
             return False
         table = self.tables[path[-1]]
-        if table.get(self.index(dfn, 1)) == (frame, rights):
+        old = table.get(self.index(dfn, 1))
+        if old == (frame, rights):
             return True
+        self.modified |= old is not None and bool(old[1])
         table[self.index(dfn, 1)] = (frame, rights)
         self.added = True
         for level in (1, 2):
