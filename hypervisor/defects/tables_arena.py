@@ -49,7 +49,7 @@ def root_is_not_checked(seams: Seams) -> None:
         return 0
 
     def attach_or_not(device: PciDevice, context: IommuContext) -> int:
-        unit = backend.unit_of(device)
+        unit = backend.covering(device)
         if unit is None:
             return -ENODEV
         lock = seams.locks.of(UNIT, f"unit {unit.index}")

@@ -52,7 +52,7 @@ def unit_is_read_before_it_is_tested(seams: Seams) -> None:
     attach = backend.attach
 
     def null_drhd(device: PciDevice, context: IommuContext) -> int:
-        if backend.unit_of(device) is None:
+        if backend.covering(device) is None:
             raise XenBug(f"null pointer: drhd->iommu for {device.function}, which no unit covers")
         return attach(device, context)
 

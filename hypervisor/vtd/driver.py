@@ -120,7 +120,7 @@ class VtdBackend:
     def attach(self, device: PciDevice, context: IommuContext) -> int:
         """A device that did not answer an invalidation once is blocked for good; it can be put back into the default
         context all the same, so that others can be given up, and gets -EIO in any other."""
-        unit = self.unit_of(device)
+        unit = self.covering(device)
         if unit is None:
             return -ENODEV
         hw: VtdContext = context.hw
@@ -140,11 +140,11 @@ class VtdBackend:
 
     def enforces_cache(self, device: PciDevice) -> bool:
         """Whether the device may enter a context that enforces coherent DMA: its unit knows the snoop bit."""
-        unit = self.unit_of(device)
+        unit = self.covering(device)
         return unit is not None and unit.snoop_control
 
     def detach(self, device: PciDevice) -> int:
-        unit = self.unit_of(device)
+        unit = self.covering(device)
         return 0 if unit is None else self._write_all(unit, device, 0, 0)
 
     def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
@@ -176,7 +176,14 @@ class VtdBackend:
         for unit, saved in zip(self.units, state):
             unit.restore(saved)
 
-    def unit_of(self, device: PciDevice) -> Unit | None:
+    def unit_of(self, device: PciDevice) -> Unit:
+        """The unit that covers the device; ``ValueError`` if none does."""
+        unit = self.covering(device)
+        if unit is None:
+            raise ValueError(f"no VT-d unit covers {device.function}")
+        return unit
+
+    def covering(self, device: PciDevice) -> Unit | None:
         """The unit whose scope names the device or the nearest bridge above it, else the segment's catch-all unit;
         ``None`` if no unit covers it."""
         found = self._scopes.get(device.sbdf)
