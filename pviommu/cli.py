@@ -14,6 +14,7 @@ from pviommu.hunt_cli import hunt
 from pviommu.invariants_cli import invariants
 from pviommu.oracle_cli import app as oracle_app
 from pviommu.program_cli import export, replay, shrink
+from pviommu.report_cli import report
 from pviommu.run_cli import run
 from pviommu.scenario_cli import app as scenario_app
 from pviommu.serve_cli import serve_iommufd
@@ -39,6 +40,7 @@ app.command()(shrink)
 app.command()(export)
 app.command()(sweep)
 app.command()(explore)
+app.command()(report)
 app.command("serve-iommufd")(serve_iommufd)
 app.command()(invariants)
 app.command()(conformance)
