@@ -25,6 +25,7 @@ create table if not exists runs (number integer primary key, started text, optio
   programs integer default 0, ops integer default 0, seconds real default 0);
 create table if not exists findings (clause text, verb text, errno text, events text, path text, what text, seen text,
   names text default '', seconds real default 0, unique (clause, verb, errno, events));
+create table if not exists samples (run integer, seconds real, ops integer);
 create table if not exists coverage (verb text, errno integer, events integer, times integer,
   unique (verb, errno, events));
 """
@@ -72,6 +73,7 @@ class Store:
             self._db.execute(
                 "update runs set programs=?, ops=?, seconds=? where number=?", (programs, ops, seconds, self._run)
             )
+            self._db.execute("insert into samples values (?,?,?)", (self._run, seconds, ops))
             self._db.executemany(
                 "insert into coverage values (?,?,?,?) on conflict do update set times=times+excluded.times",
                 [(*outcome, times) for outcome, times in news.items()],

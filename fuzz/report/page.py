@@ -10,8 +10,8 @@ from plotly.offline import get_plotlyjs
 
 from abi.errno import errno_name
 from fuzz import events
-from fuzz.oracle import CLAUSES
 from fuzz.report.campaign_data import CampaignData
+from fuzz.story import clause_prose
 
 _HERE: Final = Path(__file__).parent
 _INK: Final = "#24292f"
@@ -32,7 +32,7 @@ def write_page(data: CampaignData, path: Path) -> None:
         programs=sum(run.programs for run in data.runs),
         ops=sum(run.ops for run in data.runs),
         seconds=sum(run.seconds for run in data.runs),
-        prose=lambda clause: CLAUSES.get(clause, ""),
+        prose=clause_prose,
     )
     path.write_text(text, encoding="utf-8")
 
