@@ -151,7 +151,9 @@ def hwpt_paging_alloc(
     """
     from guest_driver.iommufd.attach import hwpt_attach, hwpt_detach
 
-    known = IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_DIRTY_TRACKING
+    known = 0
+    if ctx.release.version >= (6, 7):
+        known |= IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_DIRTY_TRACKING
     if ctx.release.version >= (6, 11):
         known |= IOMMU_HWPT_FAULT_ID_VALID
     if ctx.release.version >= (6, 14):

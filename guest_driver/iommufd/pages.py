@@ -28,7 +28,19 @@ ACCOUNT_MM: Final = 1
 class IoptPages:
     """``npages`` pages of a process, or of a file, from ``base``; indices count from there."""
 
-    __slots__ = ("account_mode", "base", "ctx", "npages", "paddrs", "process", "source", "users", "uses", "writable")
+    __slots__ = (
+        "account_mode",
+        "base",
+        "ctx",
+        "mm",
+        "npages",
+        "paddrs",
+        "process",
+        "source",
+        "users",
+        "uses",
+        "writable",
+    )
 
     def __init__(
         self,
@@ -42,6 +54,8 @@ class IoptPages:
         self.ctx: Final = ctx
         self.process = process
         """Whom pinned pages are charged to."""
+        self.mm = process.mm
+        """The memory that they are charged to, which the process may have left since."""
         self.source: Final[Pinnable] = process.mm if file is None else file
         self.base: Final = base
         self.npages: Final = npages
@@ -102,31 +116,31 @@ class IoptPages:
 
     @property
     def of_file(self) -> bool:
-        return self.source is not self.process.mm and isinstance(self.source, MemoryFile)
+        return isinstance(self.source, MemoryFile)
 
     def change_process(self, process: Process) -> int:
         """Charge what is pinned to ``process`` from now on; 0, or -ENOMEM and nothing has changed."""
-        old, pinned = self.process, len(self.uses)
-        if process is old:
+        before, pinned = (self.process, self.mm), len(self.uses)
+        if (process, process.mm) == before:
             return 0
-        self.process = process
+        self.process, self.mm = process, process.mm
         if not self._charge(pinned):
-            self.process = old
+            self.process, self.mm = before
             return -ENOMEM
-        self.process = old
+        self.process, self.mm = before
         self._charge(-pinned)
-        self.process = process
+        self.process, self.mm = process, process.mm
         return 0
 
     def _charge(self, count: int) -> bool:
         process = self.process
-        in_use = process.locked_vm if self.account_mode == ACCOUNT_USER else process.mm.pinned_vm
+        in_use = process.locked_vm if self.account_mode == ACCOUNT_USER else self.mm.pinned_vm
         if count > 0 and not process.cap_ipc_lock and in_use + count > process.rlimit_memlock:
             return False
         if self.account_mode == ACCOUNT_USER:
             process.locked_vm += count
         else:
-            process.mm.pinned_vm += count
+            self.mm.pinned_vm += count
         return True
 
 

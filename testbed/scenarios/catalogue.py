@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from testbed.iommufd_machine import MOCK
-from testbed.scenarios import coherency, faults, nesting, nesting_vtd, ownership, replace, sva
+from testbed.scenarios import coherency, faults, nesting, nesting_vtd, objects, ownership, replace, sva
 from testbed.scenarios.step import Scenario
 from testbed.sva.linux import BARE
 
@@ -91,6 +91,15 @@ _ALL: Final = (
         "a flag in place of a count: the second driver of a group cannot bind, and the first to leave frees the group",
         EVERYWHERE,
         shows_flaw=True,
+    ),
+    Scenario(
+        "objects",
+        _KNOWN,
+        "every kind of object",
+        objects.life,
+        "every object is made, used and given back, and refused where it must be",
+        (MOCK,),
+        since=(6, 17),
     ),
     Scenario(
         "map-error",
