@@ -9,10 +9,12 @@ import typer
 
 from guest_driver import drivers
 from guest_driver.defects.iommufd import IOMMUFD, named
+from guest_driver.defects.sva import SVA
 from hypervisor.defects import catalogue
 from pviommu.iommufd_defects import run_iommufd_defect
 from pviommu.options import Json, UsageError
 from testbed.defects.run import happen, profile_for
+from testbed.defects.shows_sva import happen_sva
 
 app = typer.Typer(
     name="defects",
@@ -47,6 +49,8 @@ def entries() -> dict[str, Entry]:
         found.setdefault(d.id, Entry(d.id, "driver", d.versions, d.title, d.seen, d.source))
     for fault in IOMMUFD:
         found[fault.id] = Entry(fault.id, "iommufd", fault.versions, fault.title, fault.seen, fault.source)
+    for flaw in SVA:
+        found[flaw.id] = Entry(flaw.id, "sva", flaw.versions, flaw.title, flaw.seen, flaw.source)
     return found
 
 
@@ -88,12 +92,16 @@ def run(
         raise UsageError(f"{name} is a driver's; 'pviommu driver validate --driver reference+{name}' shows it")
     if entry.side == "iommufd":
         raise typer.Exit(run_iommufd_defect(named(name), as_json))
-    defect = catalogue.get(name)
-    if backend not in defect.backends:
-        raise UsageError(f"{name} is in the {' and '.join(defect.backends)} driver; --backend {backend} has none")
-    shown, sound = (happen(defect, backend, present=present) for present in (True, False))
+    if entry.side == "sva":
+        shown, sound = (happen_sva(name, present=present) for present in (True, False))
+        backend = profile = "bare-smmuv3"
+    else:
+        defect = catalogue.get(name)
+        if backend not in defect.backends:
+            raise UsageError(f"{name} is in the {' and '.join(defect.backends)} driver; --backend {backend} has none")
+        shown, sound = (happen(defect, backend, present=present) for present in (True, False))
+        profile = profile_for(defect, backend)
     ok = sound.holds and not shown.holds
-    profile = profile_for(defect, backend)
     if as_json:
         both = {"with": shown.lines, "without": sound.lines}
         print(json.dumps({"id": name, "backend": backend, "profile": profile, "differs": ok, **both}, indent=2))

@@ -5,11 +5,12 @@ import json
 from typing import Final
 
 from pviommu.options import Json
-from testbed import invariants_guest, invariants_iommufd, invariants_sva
+from testbed import invariants_guest, invariants_iommufd, invariants_nesting, invariants_sva
 
 _TABLES: Final = {
     "guest": {name: entry.text for name, entry in invariants_guest.INVARIANTS.items()},
     "iommufd": {name: entry.text for name, entry in invariants_iommufd.INVARIANTS.items()},
+    "nesting": {name: entry.text for name, entry in invariants_nesting.INVARIANTS.items()},
     "sva": {name: entry.text for name, entry in invariants_sva.INVARIANTS.items()},
 }
 """Who checks it, to number (or word) and prose."""
@@ -28,4 +29,4 @@ def invariants(as_json: Json = False) -> None:
         print(json.dumps([dict(zip(keys, entry)) for entry in entries()], indent=2))
         return
     for name, where, text in entries():
-        print(f"{name:>9} {where:8} {text}")
+        print(f"{name:>15} {where:8} {text}")

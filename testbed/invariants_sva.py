@@ -119,11 +119,11 @@ def old_new_or_invalid(watch: Watch, step: Step) -> Iterator[str]:
         place = watch.place(address)
         wrong = mixtures(old, new, seen, meaning)
         if wrong:
-            yield f"{what} of {place}: {wrong[0][0]:#x} {wrong[0][1]:#x} is neither the old nor the new entry"
+            yield f"{place}: {wrong[0][0]:#x} {wrong[0][1]:#x} is neither the old nor the new entry"
         kind = ste_kind if what == "ste" else cd_kind
         hitless = expected_syncs(what, kind(old), kind(new)) < MOST_SYNCS
         if hitless and INVALID not in (meaning(old), meaning(new)) and any(meaning(entry) == INVALID for entry in seen):
-            yield f"{what} of {place}: invalid for a moment on the way from {kind(old)} to {kind(new)}"
+            yield f"{place}: invalid for a moment on the way from {kind(old)} to {kind(new)}"
 
 
 @invariant("70", "an update waits for hardware as often as its kind needs, and no more")
@@ -140,7 +140,7 @@ def others_are_left_alone(watch: Watch, step: Step) -> Iterator[str]:
     for address in step.addresses():
         place = watch.place(address)
         if place is not None and place.dev not in step.asked:
-            yield f"the {place.kind} of {place.dev.name} PASID {place.ssid} was written"
+            yield f"{place} was written"
     if not step.failed:
         return
     group = step.dev is not None and len(members(step.dev)) > 1

@@ -31,6 +31,8 @@ class SvaDefect:
     """One fault, put on a driver before it meets a device."""
 
     id: str
+    versions: tuple[str, ...]
+    """Where it was: a posted patch, or the kernel around it."""
     title: str
     seen: str
     source: str
@@ -112,11 +114,13 @@ def _word_by_word(smmu: ArmSmmuDevice) -> None:
     smmu.set_pasid = set_pasid
 
 
+_POSTED: Final = ("ctx-desc-v5",)
 _THREAD: Final = "iommu/arm-smmu-v3: Refactor write_ctx_desc, v5 5/9, August 2023"
 
 SVA: Final = (
     SvaDefect(
         "SVA-1",
+        _POSTED,
         "a failed update of several masters is undone after the lock was dropped",
         "a master that leaves the domain in between keeps a valid descriptor of a binding that failed",
         f"{_THREAD}; Will Deacon: why is it safe to drop the lock between these two calls?",
@@ -124,6 +128,7 @@ SVA: Final = (
     ),
     SvaDefect(
         "SVA-2",
+        _POSTED,
         "binding one device writes the descriptor for every master of its domain",
         "a device that was never bound reads the memory of the process",
         f"{_THREAD}; Michael Shavit: this is weird; Jason Gunthorpe: we always have a singular master",
@@ -131,6 +136,7 @@ SVA: Final = (
     ),
     SvaDefect(
         "SVA-3",
+        _POSTED,
         "nothing on the PASID path adds to the list that the notifier goes through",
         "what a device translates while the process ends stays cached: it reads pages that somebody else has by now",
         f"{_THREAD}; Jason Gunthorpe: I don't think this even works",
@@ -138,6 +144,7 @@ SVA: Final = (
     ),
     SvaDefect(
         "SVA-4",
+        ("unordered",),
         "a descriptor is stored word by word with its valid bit first",
         "a fetch in between takes an address space that is neither the old nor the new one",
         "what the order of stores in arm_smmu_write_ctx_desc (Linux 6.6) prevents",

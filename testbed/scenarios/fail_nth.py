@@ -2,8 +2,8 @@
 """Every allocation inside every call of a scenario fails once: the call leaves nothing, and works when tried again.
 
 The scenario does not know: a call whose allocation failed is repeated here, so its steps have to come out as they do
-with all the memory in the world.  Calls are ioctls, binding, attaching and replacing; memory is small objects and
-pages.
+with all the memory in the world.  Calls are ioctls, binding, attaching and replacing, and what is done to a process
+that devices share; memory is small objects and pages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from abi.errno import errno_name
@@ -23,6 +24,10 @@ from guest_driver.iommufd.release import Release
 from guest_driver.linux.kernel import Kernel
 from guest_driver.linux.page_alloc import PageAllocator
 from testbed.scenarios.step import Scenario, Step
+from testbed.sva.watch import Watch
+
+Failed = Callable[[Any], int]
+"""What a call answered -> 0 or -errno."""
 
 
 @dataclass
@@ -56,11 +61,14 @@ class Injector:
         self.fired = purpose
         return True
 
-    def guard(self, name: str, ctx: IommufdCtx | None, act: Callable[[], Any], failed: Callable[[Any], int]) -> Any:
+    def guard(self, name: str, where: IommufdCtx | Watch | None, act: Callable[[], Any], failed: Failed) -> Any:
         """Do ``act``; if the allocation failed in it and it answers an error, look around and do it again."""
-        if self.fired or ctx is None or ctx.kernel.slab_fault is not None:
-            return act()  # done already, or the scenario injects by itself
-        before = books(ctx)
+        if self.fired or where is None:
+            return act()
+        kernel = where.machine.kernel if isinstance(where, Watch) else where.kernel
+        if kernel.slab_fault is not None or kernel.pages.fault is not None:
+            return act()  # the scenario injects by itself
+        before = _books(where)
         self.depth += 1
         try:
             result = act()
@@ -68,12 +76,33 @@ class Injector:
             self.depth -= 1
         if not self.fired or not failed(result):
             return result
-        after = books(ctx)
+        after = _books(where)
         for what, was in before.items():
             if after[what] != was:
                 answer = errno_name(failed(result))
                 self.found.append(f"{name} without {self.fired} ({answer}): {what} was {was}, is {after[what]}")
         return act()
+
+
+def _books(where: IommufdCtx | Watch) -> dict[str, object]:
+    return sva_books(where) if isinstance(where, Watch) else books(where)
+
+
+def sva_books(watch: Watch) -> dict[str, object]:
+    """The same for a machine with SVA; leaves of descriptors stay for the next binding."""
+    machine = watch.machine
+    smmu, iommu = machine.smmu, machine.kernel.iommu
+    return {
+        "domains": len(iommu.domains),
+        "ASIDs and who is told of invalidations": {
+            asid: sorted((master.dev.name, ssid) for master, ssid in domain.devices)
+            for asid, domain in smmu.asids.items()
+        },
+        "descriptors": {dev.name: sorted(master.cd_table.ssids) for dev, master in smmu.masters.items()},
+        "streams": {dev.name: machine.stream_entry(dev) for dev in smmu.masters},
+        "groups": [(id(group.domain), sorted(group.pasid_array)) for group in iommu.groups],
+        "warnings": machine.kernel.printk.warnings,
+    }
 
 
 def books(ctx: IommufdCtx) -> dict[str, object]:
@@ -108,6 +137,7 @@ def books(ctx: IommufdCtx) -> dict[str, object]:
 def injected(injector: Injector) -> Iterator[None]:
     """Put the injector between callers and iommufd, and under its allocations."""
     ioctl, attach, replace = IommufdCtx.ioctl, IommufdDevice.attach, IommufdDevice.replace
+    do = Watch.do
     kzalloc, alloc_pages = Kernel.kzalloc, PageAllocator.alloc_pages
     bind = device.iommufd_device_bind
 
@@ -144,6 +174,10 @@ def injected(injector: Injector) -> Iterator[None]:
         made: IommufdDevice | int = injector.guard("bind", ctx, lambda: bind(ctx, dev, *args), not_made)
         return made
 
+    def new_do(self: Watch, name: str, *asked: Any, **more: Any) -> Any:
+        act = partial(do, self, name, *asked, **more)
+        return injector.guard(name, self, act, lambda step: min(step.result, 0) if isinstance(step.result, int) else 0)
+
     def new_kzalloc(self: Kernel, purpose: str) -> bool:
         return kzalloc(self, purpose) and not injector.fails(purpose)
 
@@ -154,6 +188,7 @@ def injected(injector: Injector) -> Iterator[None]:
         (IommufdCtx, "ioctl", ioctl, new_ioctl),
         (IommufdDevice, "attach", attach, new_attach),
         (IommufdDevice, "replace", replace, new_replace),
+        (Watch, "do", do, new_do),
         (Kernel, "kzalloc", kzalloc, new_kzalloc),
         (PageAllocator, "alloc_pages", alloc_pages, new_alloc_pages),
     ]

@@ -33,6 +33,9 @@ class Place(NamedTuple):
     dev: Device
     ssid: int = 0
 
+    def __str__(self) -> str:
+        return f"the {self.kind} of {self.dev.name}" + (f" PASID {self.ssid}" if self.ssid else "")
+
 
 @dataclass(slots=True)
 class Step:
