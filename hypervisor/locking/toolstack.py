@@ -41,7 +41,8 @@ def moving_a_device(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Calla
             touched.append((domain, named))
         if device.context is not None:
             source = owner(xen, device.context)
-            touched.extend([(source, device.context), (source, device.context.stage2)])
+            touched.extend((source, context) for context in (device.context, *device.pasids.values()))
+            touched.extend([(of, context.stage2) for of, context in touched])
         domains = in_order(domain_lock(locks, of) for of, _ in touched)
         contexts = in_order(context_lock(locks, of, context) for of, context in touched)
         with locks.holding(*domains, *contexts):
