@@ -142,10 +142,10 @@ def test_every_place_of_a_call_in_passes_can_fail(backend, monkeypatch):
     assert caller.call("init", max_ctx_no=4, arena_order=6).result == 0
     assert caller.call("alloc_context").result == 0
     assert caller.call("reattach_device", ctx_no=1, devfn=COPIER & 0xFF).result == 0
-    where = {"ctx_no": 1, "dfn": 0x40, "nr_pages": 700}
+    where = {"ctx_no": 1, "dfn": 0x40, "nr_pages": 1300}
     steps = [
         Hypercall("map_pages", {**where, "gfn": bed.ram.pfn_to_gfn(64), "flags": 3}),
-        Hypercall("unmap_pages", {**where, "nr_pages": 600}),
+        Hypercall("unmap_pages", {**where, "nr_pages": 1200}),
         Hypercall("free_context", {"ctx_no": 1, "flags": bed.xen.abi.free_reattach_default}),
     ]
     for item in steps:
