@@ -8,6 +8,7 @@ Places of ``flip`` count along the walk: first-level descriptor (in two-level st
 from collections.abc import Sequence
 from typing import Final
 
+from oracle.nested_driver import WINDOW
 from oracle.program import Directed, directed
 
 _TRANSLATION, _SIZE, _ACCESS, _PERMISSION = 0x10, 0x11, 0x12, 0x13
@@ -215,6 +216,41 @@ def _stage_2(version: int) -> list[Directed]:
     ]
 
 
+def _both_stages() -> list[Directed]:
+    """What is mapped lies in intermediate addresses, :data:`WINDOW` above where the DMA arrives."""
+    frame = 0x4_0200 + (WINDOW >> 12)
+    reads_only = (
+        f"map 1 0x600 {frame:#x} 1 1\nread 0 0x600000\nreaches 0x40200000\nwrite 0 0x600000\nfaults {_PERMISSION}\n"
+    )
+    named = "flush-page 0 0x201000 0 0\nflush-page 0 0x200000 0 1\nflush-all 0 2\n"
+    pages = f"""machine 3 48 0
+context 1
+context 2
+attach 0 1
+map 1 0x200 {frame:#x} 600 3
+write 0 0x200010
+reaches 0x40200010
+read 0 0x457ff8
+reaches 0x40457ff8
+write 0 0x458000
+faults {_TRANSLATION}
+map 1 0x80000 {frame - 0x200:#x} 0x40000 3
+read 0 0xbffffff8
+reaches 0x7ffffff8
+{reads_only}{named}unmap 1 0x200 1
+write 0 0x200010
+faults {_TRANSLATION}
+map 2 0x200 {frame + 0x800:#x} 8 3
+attach 0 2
+write 0 0x200010
+reaches 0x40a00010
+detach 0
+write 0 0x200010
+faults 0
+"""
+    return [directed("nested", "stage 1 above stage 2: pages of all sizes, rights, moves", pages)]
+
+
 def programs(version: int, stages: Sequence[int]) -> list[Directed]:
     """Those that QEMU ``version``, whose SMMU can be of these ``stages``, can run."""
-    return [*_stage_1(version), *(_stage_2(version) if 2 in stages else ())]
+    return [*_stage_1(version), *(_stage_2(version) if 2 in stages else ()), *(_both_stages() if 3 in stages else ())]

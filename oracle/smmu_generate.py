@@ -5,12 +5,16 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
+from base.units import PAGE_SHIFT
+from oracle.nested_driver import WINDOW
 from oracle.program import MACHINE, Step, step
 from oracle.scenes import DmaScenes, Weighted
 from oracle.smmu_rig import DATA_FIRST, DATA_LAST, MAILBOX_DFN
 
 DEVICES: Final = 8
-_BITS: Final = {1: (48, 48, 39), 2: (44, 44, 40, 39)}
+BOTH: Final = 3
+"""Stage 1 above stage 2."""
+_BITS: Final = {1: (48, 48, 39), 2: (44, 44, 40, 39), BOTH: (48, 48, 39)}
 """Widths of input addresses by stage."""
 
 
@@ -24,16 +28,19 @@ class Generator(DmaScenes):
     """Scenes for an SMMU that translates ``bits`` bits with ``stage``."""
 
     def __init__(self, rng: random.Random, stage: int, bits: int, linear: bool) -> None:
-        permissions = (1, 3, 3, 3) if stage == 1 else (1, 2, 3, 3, 3, 3)
-        super().__init__(rng, bits, DEVICES, range(DATA_FIRST, DATA_LAST), MAILBOX_DFN, permissions)
+        permissions = (1, 2, 3, 3, 3, 3) if stage == 2 else (1, 3, 3, 3)
+        offset = WINDOW >> PAGE_SHIFT if stage == BOTH else 0
+        frames = range(DATA_FIRST + offset, DATA_LAST + offset)
         self._stage: Final = stage
+        super().__init__(rng, bits, DEVICES, frames, MAILBOX_DFN, permissions)
         self._tables: Final = (0 if linear else 1) + (2 if stage == 1 else 1)
         """Structures before the first descriptor of a walk: first-level entry, STE, context descriptor."""
         self._two_level: Final = not linear
         self._levels: Final = 4 if bits > 39 else 3
 
     def more(self) -> Sequence[Weighted]:
-        return ((16, self.burst), (8, self._flip), (6, self._stale), (3, self._commands))
+        tampering = ((8, self._flip), (6, self._stale)) if self._stage != BOTH else ()  # the processor judges that
+        return ((16, self.burst), (3, self._commands), *tampering)
 
     def _flip(self) -> list[Step]:
         """A wrong bit or a few in the structures of one walk, all caches empty."""
@@ -93,7 +100,7 @@ class Generator(DmaScenes):
             (0x46, 0),
             (rng.choice((0x7F, 0x99, 0xFE)), 0),
         ]
-        if self._stage == 1:
+        if self._stage != 2:
             known += [(0x10, 0), (0x11 | tag << 48, 0), (0x12 | tag << 48, rng.randrange(1 << 36) << 12)]
         else:
             known += [(0x28 | tag << 32, 0), (0x2A | tag << 32, rng.randrange(1 << 32) << 12)]

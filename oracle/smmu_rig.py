@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Our SMMUv3 driver on a machine whose SMMU is QEMU's and ours in lockstep, and the steps a program may take.
 
-With a QEMU whose SMMU has stage 2, our own driver runs as it is.  With stage 1 only, :class:`Stage1Driver` takes its
-place; our driver's unit would refuse to switch such an SMMU on, so it is told that there is a stage 2.
+With a QEMU whose SMMU has stage 2, our own driver runs as it is, and :class:`NestedDriver` uses both stages.  With
+stage 1 only, :class:`Stage1Driver` takes its place; our driver's unit would refuse to switch such an SMMU on, so it is
+told that there is a stage 2.
 """
 
 from collections.abc import Sequence
@@ -29,12 +30,13 @@ from oracle.device_rig import DeviceRig, Wanted
 from oracle.dma_probe import Mailbox
 from oracle.intent import Range
 from oracle.lockstep import Lockstep
+from oracle.nested_driver import WINDOW, Layout, NestedDriver
 from oracle.process import major_version
 from oracle.qemu_smmu import EVENTQ_PROD, QemuSmmuUnit
-from oracle.qemu_virt import RAM_START, Virt, program
+from oracle.qemu_virt import RAM_SIZE, RAM_START, Virt, program
 from oracle.smmu_deviations import DEVIATIONS, as_seen, comparable_record, leaf_output, meaningless_bits
 from oracle.software import Software
-from oracle.stage1_driver import TLBI_NH_VA, Stage1Driver
+from oracle.stage1_driver import TLBI_NH_ASID, TLBI_NH_VA, Stage1Driver
 
 DATA_FIRST: Final = RAM_START >> PAGE_SHIFT
 DATA_LAST: Final = DATA_FIRST + 0x3_FFFF
@@ -127,7 +129,7 @@ def side_by_side(virt: Virt, stage: int, linear: bool = False) -> tuple[QemuSmmu
 
 
 class SmmuRig(DeviceRig):
-    """The machine, with the SMMU switched on.  ``stage``: 1 or 2; ``bits``: width of input addresses."""
+    """The machine, with the SMMU switched on.  ``stage``: 1, 2 or 3 (both); ``bits``: width of input addresses."""
 
     def __init__(
         self, stage: int = 1, bits: int = 48, linear: bool = False, devices: int = 8, talk: bool = False
@@ -142,6 +144,7 @@ class SmmuRig(DeviceRig):
     def _assemble(self, stage: int, bits: int, linear: bool) -> None:
         memory = self.virt.ram.memory
         self._stage = stage
+        self._window = WINDOW if stage == 3 else 0
         self._version = major_version(program())
         self.model, ours, unit = side_by_side(self.virt, stage, linear)
         bus = SystemBus(memory)
@@ -157,14 +160,18 @@ class SmmuRig(DeviceRig):
 
         def make_driver(platform: Platform, frames: FrameTable) -> Backend:
             frames.allocate_at(DomId(0), XEN_FRAMES, DATA_LAST + 1 - XEN_FRAMES)
-            return (
-                Stage1Driver(platform, frames, bits) if stage == 1 else Smmuv3Backend(platform, frames, input_bits=bits)
-            )
+            if stage == 3:
+                tables = range(DATA_LAST + 1, RAM_START + RAM_SIZE >> PAGE_SHIFT)
+                return NestedDriver(platform, frames, bits, Layout(range(DATA_FIRST, DATA_LAST + 1), tables))
+            if stage == 1:
+                return Stage1Driver(platform, frames, bits)
+            return Smmuv3Backend(platform, frames, input_bits=bits)
 
         xen = Xen(platform, profile.get("v7-fixed"), make_driver)
         self.backend = xen.backend
         self.model.on_event = lambda: _nothing(xen.backend.take_faults())
-        software = Software(xen, devices, Range(MAILBOX_DFN, DATA_LAST, 1, 3), self._moved)
+        mailbox = Range(MAILBOX_DFN, DATA_LAST + (self._window >> PAGE_SHIFT), 1, 3)
+        software = Software(xen, devices, mailbox, self._moved)
         super().__init__(memory, ours, unit, software, (NOT_SHARED,))
         self.steps |= {
             "flush-page": self.flush_page,
@@ -207,7 +214,7 @@ class SmmuRig(DeviceRig):
             return Wanted(None, (F_TRANSLATION,))
         if not found[1] & (2 if write else 1):
             return Wanted(None, (F_PERMISSION,))
-        return Wanted(found[0] << PAGE_SHIFT | iova & 0xFFF)
+        return Wanted((found[0] << PAGE_SHIFT | iova & 0xFFF) - self._window)
 
     def access(self, which: int, iova: int, write: bool) -> None:
         if which < len(self.devices) and self._version >= ENDS_ITSELF:
@@ -235,18 +242,18 @@ class SmmuRig(DeviceRig):
         context = self.devices[which].context if which < len(self.devices) else None
         if context is None:
             return 0
-        if self._stage == 1:
-            return int(context.hw.asid ^ wrong) << 48
+        if isinstance(self.backend, Stage1Driver):
+            return self.backend.tag(context.hw.asid ^ wrong)
         return int(context.hw.vmids[0] ^ wrong) << 32
 
     def flush_page(self, which: int, iova: int, leaf: int, wrong: int) -> None:
         """Invalidate one page of a device's context; ``wrong`` spoils the tag."""
-        op = TLBI_NH_VA if self._stage == 1 else 0x2A
+        op = 0x2A if self._stage == 2 else TLBI_NH_VA
         self.command(op | self._tag(which, wrong), iova & ~0xFFF | leaf)
 
     def flush_all(self, which: int, wrong: int) -> None:
         """Invalidate a device's context."""
-        self.command((0x11 if self._stage == 1 else 0x28) | self._tag(which, wrong), 0)
+        self.command((0x28 if self._stage == 2 else TLBI_NH_ASID) | self._tag(which, wrong), 0)
 
     def flush_stream(self, which: int, leaf: int, wrong: int) -> None:
         """Invalidate a device's stream table entry."""
