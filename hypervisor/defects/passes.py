@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""R2, T2, T6, T7: passes that do not end, tables that come back too late or too early, memory that is not there."""
+"""H3, R2, T2, T6, T7: passes that do not end, tables that come back too late or too early, memory that is not there."""
 
 from typing import Final
 
@@ -10,6 +10,11 @@ from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.pool import Arena
 from hypervisor.pagetable.radix import Changes
+
+
+def looks_up_too_often(seams: Seams) -> None:
+    """H3."""
+    replace(seams.loop, "looks_up", lambda index: bool(index & 0xFF))
 
 
 def own_tables_come_too_late(seams: Seams) -> None:
@@ -52,6 +57,15 @@ def bitmap_is_not_checked(seams: Seams) -> None:
 
 
 DEFECTS: Final = (
+    Defect(
+        "H3",
+        V4_TO_7,
+        "map_pages and unmap_pages ask whether the vCPU is wanted elsewhere on 255 of 256 pages instead of on one",
+        "a busy vCPU maps two pages a pass, each pass with a flush of its own, and goes on once with no page left",
+        "catalogue H3",
+        looks_up_too_often,
+        needs=("A9",),
+    ),
     Defect(
         "R2",
         V1_TO_3,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes wrong with passes, tables on their way out, and memory that is not there: R2, T2, T6, T7."""
+"""What goes wrong with passes, tables on their way out, and memory that is not there: H3, R2, T2, T6, T7."""
 
 from abi.errno import ENOMEM
 from hypervisor.domain import Vcpu
@@ -7,6 +7,18 @@ from hypervisor.pviommu.contexts import TEARDOWN_LEAVES
 from testbed.build import COPIER
 from testbed.defects.stage import Stage, _replace
 from testbed.schedule import injected
+
+
+def h3(stage: Stage) -> bool:
+    stage.set_up()
+    context = stage.alloc()
+    passes: list[Vcpu] = []
+    stage.xen.preempt = lambda vcpu: True
+    stage.xen.rescheduled = passes.append
+    stage.note("the vCPU is wanted elsewhere all the time")
+    stage.map(context, 9, 0x10, 4)
+    stage.note(f"the call was issued again {len(passes)} times")
+    return not passes
 
 
 def r2(stage: Stage) -> bool:
