@@ -174,6 +174,9 @@ class DriverGenerator:
         pages, domain, iova = rng.choice(_PAGES), self._domain(), self._somewhere()
         if pages >= 511 and rng.random() < 0.7:
             iova &= ~0x1F_FFFF
+        if rng.random() < 0.1:  # two large pages in a row
+            self._mapped.append((domain, BASE, 1024))
+            return ("iommu_map", domain, BASE, rng.choice(("near", "near+512")), 1024, "rw")
         prot = rng.choice(("rw", "rw", "rw", "rw", "r", "w", "rwc", "none" if rng.random() < 0.2 else "rw"))
         self._mapped.append((domain, iova, pages))
         return ("iommu_map", domain, iova, self._frames(pages), pages, prot)

@@ -11,37 +11,22 @@ from collections.abc import Callable
 from typing import Final
 
 from abi.versions import Abi
+from fuzz.numbers import (
+    BASES,
+    CONTIGUOUS,
+    COUNTS,
+    DEVICES,
+    FAR,
+    FIRST_FRAME,
+    FLAGS,
+    MMIO,
+    PAGES,
+    PATTERNS,
+    SIZES,
+)
 from fuzz.program import Bench
-from fuzz.target import GUEST_RAM, RMRR
 from fuzz.verbs import Op
 from hypervisor import profile as profiles
-
-PAGES: Final = GUEST_RAM >> 12
-CONTIGUOUS: Final = PAGES // 2
-"""Guest pages that lie together in machine memory."""
-FIRST_FRAME: Final = 512
-"""The machine frame of the first of them."""
-_RMRR: Final = RMRR.base >> 12
-_BASES: Final = (0x400, 0x800, 0x3FE00, 0x40000, _RMRR - 512, _RMRR, 0x800_0000 - 512)
-"""Where a program's mappings are: multiples of a superpage, at edges that matter."""
-_FAR: Final = (
-    0,
-    1,
-    511,
-    512,
-    1 << 18,
-    (1 << 27) - 1,
-    (1 << 35) - 1,
-    (1 << 36) - 1,
-    1 << 36,
-    (1 << 52) - 1,
-    (1 << 64) - 1,
-)
-_FLAGS: Final = (0, 1, 2, 4, 7, 8, 1 << 31, 0xFFFF_FFFF)
-_COUNTS: Final = (0, 1, 255, 256, 257, 511, 512, 513, 1024, 0xFFFF, 0xFFFF_FFFF)
-_SIZES: Final = (0, 1, 0x800, 0x2000, 0x3000, 0x20_0000, 0x4000_0000, 0x8000_0000, 0x20_1000)
-_DEVICES: Final = ("nic", "nic", "copier", "copier", "rogue", "port")
-_PATTERNS: Final = (0, 1, 2, 5, 9, 0b110, 0x8000)
 
 _WEIGHTS: Final = {
     "alloc": 3,
@@ -53,6 +38,7 @@ _WEIGHTS: Final = {
     "again": 8,
     "superpage": 4,
     "slice": 4,
+    "long": 0.3,
     "remove": 1,
     "p2m": 0.4,
     "remote": 0.5,
@@ -99,12 +85,13 @@ class Generator:
             "again": self._again,
             "superpage": self._superpage,
             "slice": self._slice,
+            "long": self._long,
             "remove": lambda: ("remove", ("ram", 8 + self._below(PAGES - 8))),
             "fail": lambda: ("fail", 1 + self._below(4), 0) if rng.random() < 0.8 else ("fail", 0, 1 + self._below(3)),
             "p2m": self._retype,
             "remote": lambda: ("remote", self._pick((0, 0, 0, 0, 1, 0x7FF0))),
             "progress": lambda: ("progress", self._pick((0x100, 0x100, 0x200, 0x300, 0x1000, 0xFFFF_FF00))),
-            "preempt": lambda: ("preempt", self._pick(_PATTERNS)),
+            "preempt": lambda: ("preempt", self._pick(PATTERNS)),
             "lookup": lambda: ("lookup", self._ctx(), self._somewhere(), *self._arg()),
             "query": lambda: ("query", *self._arg()),
             "noop": lambda: ("noop", "plain", 0),
@@ -133,16 +120,18 @@ class Generator:
         dropped = {name for name in _OPTIONAL if rng.random() < 0.35}
         names = [name for name in _WEIGHTS if name in self._verbs and name not in dropped]
         weights = [_WEIGHTS[name] * rng.choice((0.3, 1, 1, 3)) for name in names]
-        self._base = rng.choice(_BASES)
+        self._base = rng.choice(BASES)
         self._access = rng.choice((3, 3, 3, 1, 2))
         self._wild = rng.choice((0.0, 0.01, 0.05, 0.2))
         ops: list[Op] = []
         if self.bench.contexts is None and self._abi.has("init") and rng.random() < 0.95:
+            if rng.random() < 0.1:
+                ops.append(("fault", rng.choice(("xenheap:1", "xenheap:2", "xenheap:3"))))
             ops.append(("init", rng.choice((1, 3, 4, 16)), rng.choice((0, 2, 4, 6, 8)), "plain", 0))
         for _ in range(rng.randint(1, 3)):
             ops.append(self._alloc())
         while len(ops) < 6 and rng.random() < 0.7:
-            ops.append(("attach", rng.choice(_DEVICES), self._ctx(), 0, "plain", 0))
+            ops.append(("attach", rng.choice(DEVICES), self._ctx(), 0, "plain", 0))
         make = [self._make[name] for name in names]
         for maker in rng.choices(make, weights, k=length):
             ops.append(_fitting(maker()))
@@ -184,7 +173,7 @@ class Generator:
             _, at, pages, _, _ = self._mapped[int(self._rng.random() ** 2 * len(self._mapped)) - 1]
             return at + (self._below(pages + 1) if draw < 0.5 else 0)
         if self._is_wild():
-            return self._pick(_FAR)
+            return self._pick(FAR)
         return self._base + self._pick((0, 0, 1, 2, 3, 7, 8, 255, 256, 511, 512, 513, 516, 768, 1023))
 
     def _frame(self) -> tuple[str, int]:
@@ -196,7 +185,7 @@ class Generator:
         if draw < 0.95 or not self._wild:
             return "ram", self._below(PAGES)
         space = self._rng.choice(("xen", "mmio", "rmrr", "gfn", "gfn"))
-        return space, self._pick(_FAR) if space == "gfn" else self._below(600)
+        return space, self._pick(FAR) if space == "gfn" else self._below(600)
 
     def _count(self) -> int:
         draw = self._rng.random()
@@ -205,7 +194,7 @@ class Generator:
         if draw < 0.8:
             return 1 + self._below(16)
         if self._is_wild():
-            return self._pick(_COUNTS)
+            return self._pick(COUNTS)
         return (
             self._pick((32, 64, 128, 255, 256, 256))
             if self._limited or draw < 0.95
@@ -215,7 +204,7 @@ class Generator:
     # --------------------------------------------------------------------------------------------------- operations
 
     def _alloc(self) -> Op:
-        flags = self._pick(_FLAGS) if self._is_wild() else 0
+        flags = self._pick(FLAGS) if self._is_wild() else 0
         number = 1
         while number in self._contexts:
             number += 1
@@ -225,14 +214,14 @@ class Generator:
 
     def _free(self) -> Op:
         number = self._ctx()
-        flags = self._pick(_FLAGS) if self._is_wild() else self._pick((0, 1, 1))
+        flags = self._pick(FLAGS) if self._is_wild() else self._pick((0, 1, 1))
         if number in self._contexts and flags:
             self._contexts.remove(number)
             self._mapped = [run for run in self._mapped if run[0] != number]
         return ("free", number, flags, *self._arg())
 
     def _attach(self) -> Op:
-        device = "foreign" if self._is_wild() else self._rng.choice(_DEVICES)
+        device = "foreign" if self._is_wild() else self._rng.choice(DEVICES)
         number = 0 if self._rng.random() < 0.15 else self._ctx()
         return ("attach", device, number, 1 if self._is_wild() else 0, *self._arg())
 
@@ -244,7 +233,7 @@ class Generator:
     def _map(self) -> Op:
         ctx, frame, pages = self._ctx(), self._frame(), self._count()
         access = (
-            self._pick(_FLAGS)
+            self._pick(FLAGS)
             if self._is_wild()
             else self._access
             if self._rng.random() < 0.7
@@ -259,7 +248,7 @@ class Generator:
                 if draw < 0.045:
                     at, frame = at & ~511, ("ram", self._pick((0, 512)))
             elif draw < 0.07 and self._wild:
-                size = self._pick(_SIZES)
+                size = self._pick(SIZES)
         self._note(ctx, at, max(1, min(pages, 1024)) * (size >> 12 or 1), frame, access)
         return ("map", ctx, frame, at, pages, access, size, *self._arg())
 
@@ -285,12 +274,14 @@ class Generator:
                 self._pending.append(("unmap", ctx, at, pages, 0x1000, *self._arg()))
                 return self._touch(ctx, at, pages)
             return ("unmap", ctx, at, pages, 0x1000, *self._arg())
-        size = self._pick(_SIZES) if self._limited is None and self._is_wild() else 0x1000
+        if self._rng.random() < 0.1:  # what is Xen's own: the identity table
+            return ("unmap", 0, self._pick((FIRST_FRAME, FIRST_FRAME + 9, 9, MMIO)), 1, 0x1000, "plain", 0)
+        size = self._pick(SIZES) if self._limited is None and self._is_wild() else 0x1000
         return ("unmap", self._ctx(), self._somewhere(), self._count(), size, *self._arg())
 
     def _touch(self, ctx: int, at: int, pages: int) -> Op:
         """DMA where something was mapped, by any device: which one is in the context is not known here."""
-        return ("dma", self._rng.choice(_DEVICES[:5]), at, pages)
+        return ("dma", self._rng.choice(DEVICES[:5]), at, pages)
 
     def _dma(self) -> Op:
         if self._mapped and self._rng.random() < 0.85:
@@ -298,8 +289,8 @@ class Generator:
             _, at, pages, _, _ = self._mapped[index]
             if self._rng.random() < 0.3:
                 at, pages = at + self._below(pages + 1), 1
-            return ("dma", self._rng.choice(_DEVICES), at, pages)
-        return ("dma", self._rng.choice(_DEVICES), self._somewhere(), 1 + self._below(4))
+            return ("dma", self._rng.choice(DEVICES), at, pages)
+        return ("dma", self._rng.choice(DEVICES), self._somewhere(), 1 + self._below(4))
 
     def _again(self) -> Op:
         """Continue the last mapping, or put the same or another thing in its place."""
@@ -361,6 +352,16 @@ class Generator:
             self._pending.append(("map", ctx, again, at + skip, count, access, 0x1000, "plain", 0))
         self._pending.append(self._touch(ctx, at + skip, count))
         return ("unmap", ctx, at + skip, count, 0x1000, "plain", 0)
+
+    def _long(self) -> Op:
+        """Many pages that form no superpage, and their end."""
+        number, step = self._ctx(), self._limited or 1000
+        maps: list[Op] = [
+            ("map", number, ("ram", 8), self._base + 1 + step * k, step, self._access, 0x1000, "plain", 0)
+            for k in range(2400 // step)
+        ]
+        self._pending += [("free", number, 1, "plain", 0), *maps]
+        return ("preempt", self._pick((1, 1, 2)))
 
     def _retype(self) -> Op:
         """A page of the guest's becomes one that devices may not write, one that is elsewhere, or RAM again."""

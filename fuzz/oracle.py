@@ -20,6 +20,7 @@ from fuzz.sweep import Broken, sweep
 from fuzz.target import Call, Target
 from fuzz.verbs import DEVICES
 from hypervisor.frames import DOMID_IO
+from hypervisor.pviommu.contexts import TEARDOWN_LEAVES
 from testbed.invariants import INVARIANTS, View
 from testbed.reachable import Leaf, Reachable
 
@@ -29,6 +30,7 @@ CLAUSES: Final[dict[str, str]] = {
     "short-of-memory": "-ENOMEM is answered only when there was no page for a table.",
     "confirmed": "A map or unmap whose flush hardware did not confirm answers -EIO.",
     "let-go": "References and tables are let go after hardware has confirmed to have forgotten them, not before.",
+    "yields": "A long call lets others run when the vCPU is wanted elsewhere.",
     "idle": "Hardware is told nothing when nothing changed that it could remember.",
     "device-reach": "A device reaches what the guest mapped for it, with those rights, and nothing else, whatever the "
     "IOTLB may still remember; after a flush that was not confirmed, also pages that nobody else can have.",
@@ -36,6 +38,7 @@ CLAUSES: Final[dict[str, str]] = {
     "superpage": "Aligned pages of a superpage that lead to aligned frames in a row, alike, are one superpage.",
     "toolstack": "Taking a page from the guest succeeds exactly if it is the guest's.",
     "xen-bug": "No call stops the hypervisor.",
+    "hang": "Every call ends.",
     "exception": "No call makes the emulator raise.",
     "same-answer": "Two machines that mean the same answer a call alike.",
     "same-reach": "Two machines that mean the same let devices reach the same.",
@@ -164,6 +167,9 @@ class Oracle:
             return Broken("idle", f"{call.name} told hardware something")
         if happened & events.ATTACH and call.name == "reattach_device" and not self.shadow.moved and not call.result:
             return Broken("idle", "a device was programmed again for the context that it is in")
+        long = call.name == "free_context" and not call.result and self.shadow.scattered > 2 * TEARDOWN_LEAVES
+        if long and self.target.always_wanted and not happened & events.RESTART:
+            return Broken("yields", f"free of {self.shadow.scattered} pages let nobody else run")
         added_only = call.name == "map_pages" and not call.result and not happened & (events.FOLD | events.RESTART)
         if added_only and happened & events.FLUSH and not self.target.xen.flushes_additions:
             return Broken("idle", "hardware was told to forget something, and entries were only added")

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from abi.errno import errno_name
 from abi.versions import Abi
-from fuzz import events
+from fuzz import events, watchdog
 from fuzz.faults import PlannedFaults
 from fuzz.oracle import Oracle
 from fuzz.program import Bench, Program, format_op
@@ -45,6 +45,10 @@ class Finding:
     def like(self, other: "Finding") -> bool:
         """Whether both are of one kind, whatever else happened: what shrinking keeps."""
         return self.key[:3] == other.key[:3]
+
+
+PATIENCE: Final = 20.0
+"""Seconds of processor time that a program may take; 200 operations take some hundredths."""
 
 
 class ProgramRunner(Protocol):
@@ -100,6 +104,8 @@ class Runner:
         self.oracle: Final = self._make_oracle()
         self.coverage: Counter[tuple[str, int, int]] = Counter()
         self.ops = 0
+        self.patience = PATIENCE
+        """Seconds of processor time after which a program counts as hung."""
         self.known: set[Known] = set()
         """Faults after which a program goes on; what is found tells which of them it met."""
         try:
@@ -221,6 +227,7 @@ class Runner:
         met: set[Known] = set()
         k = -1
         try:
+            watchdog.arm(self.patience)
             for k, operation in enumerate(ops):
                 verb: str = operation[0]
                 oracle.before()
@@ -246,6 +253,8 @@ class Runner:
             broken, errno = raised(error)
         else:
             errno = errno_name(result)
+        finally:
+            watchdog.disarm()
         self.ops += k + 1
         if broken is None:
             return None
@@ -274,6 +283,8 @@ def raised(error: Exception) -> tuple[Broken, str]:
     """The clause that an exception breaks, whatever it is, and what stands for its errno."""
     if isinstance(error, XenBug):
         return Broken("xen-bug", str(error)), "XenBug"
+    if isinstance(error, watchdog.Hang):
+        return Broken("hang", str(error)), "hang"
     place = traceback.extract_tb(error.__traceback__)[-1]
     name = type(error).__name__
     return Broken("exception", f"{name}: {error} ({place.name}, line {place.lineno})"), name
@@ -282,12 +293,14 @@ def raised(error: Exception) -> tuple[Broken, str]:
 def runner_for(bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> ProgramRunner:
     """What runs programs of ``bench``: one machine under the oracle, two that are held against each other, or a guest
     kernel."""
-    if bench.vcpus > 1:
-        raise ProgramError("a program of several vCPUs: 'pviommu explore' runs it")
     if bench.level == "driver":
         from fuzz.driver_run import DriverRunner
 
         return DriverRunner(bench, sabotage)
+    if bench.vcpus > 1:
+        from fuzz.concurrent_run import ConcurrentRunner
+
+        return ConcurrentRunner(bench, sabotage)
     if bench.against:
         from fuzz.twins import Twins
 

@@ -61,6 +61,8 @@ class Shadow:
         """Contexts whose free began and was stopped by a flush that hardware did not confirm."""
         self.unsure = False
         """A flush was not confirmed in this program: hardware may still remember anything that was mapped."""
+        self.scattered = 0
+        """Pages of the context that was freed last that were no part of a superpage."""
         self.moved = False
         """Whether the last reattach took the device to another context."""
         self.progress = 0
@@ -148,6 +150,7 @@ class Shadow:
             self.dying.add(number)
             self.regions[number] = []
             return -EIO, ()
+        self.scattered = sum(end - start for start, end, delta, _ in self.spaces[number] if delta & 511)
         del self.spaces[number], self.regions[number]
         self.dying.discard(number)
         return 0, ()
@@ -245,7 +248,7 @@ class Shadow:
         while done < limit:
             mfn, count, refused = self.frames.run(gfn + done, limit - done)
             if not refused and self.odd:
-                count, refused = self._before_refused(mfn, count, write, did - done)
+                count, refused = self._before_refused(mfn, count, write, result)
             if count:
                 pieces.append((mfn, count))
                 done += count
@@ -276,24 +279,24 @@ class Shadow:
             return did, -ENOMEM
         return limit, error
 
-    def _before_refused(self, mfn: int, count: int, write: bool, did: int) -> tuple[int, int]:
+    def _before_refused(self, mfn: int, count: int, write: bool, result: int) -> tuple[int, int]:
         """Of ``count`` frames from ``mfn``: how many come before one that may not be mapped, and its errno."""
         for odd in sorted(self.odd):
             if mfn <= odd < mfn + count:
-                refused = self._verdict(odd, write, odd - mfn < did)
+                refused = self._verdict(odd, write, result)
                 if refused:
                     return odd - mfn, refused
         return count, 0
 
-    def _verdict(self, mfn: int, write: bool, was_mapped: bool) -> int:
+    def _verdict(self, mfn: int, write: bool, result: int) -> int:
         kind = self.odd[mfn]
         if kind == "gone" and self.frames.pv:
             if self.unsure:  # it may be held by what hardware did not confirm to have forgotten
-                return 0 if was_mapped else -EPERM
+                return -EPERM if result == -EPERM else 0
             return 0 if self.held(mfn) else -EPERM
         if kind in ("gone", "hole", "paged"):
             return -(self._errno_paged_out if kind == "paged" else self.frames.hole)
-        return -EPERM if write and kind in ("ro", "shared", "pagetable") else 0
+        return -EPERM if kind == "foreign" or (write and kind in ("ro", "shared", "pagetable")) else 0
 
     def count(self, mfn: int) -> int:
         """How many mappings of the domain's own contexts lead to ``mfn``."""
@@ -341,7 +344,7 @@ class Shadow:
             return -ENOENT, (0,)
         if self.frames.pv:
             return 0, (mfn,)
-        if self.odd.get(mfn) in ("gone", "hole", "paged") or mfn not in self._gfns:
+        if self.odd.get(mfn) in ("gone", "hole", "paged", "foreign") or mfn not in self._gfns:
             return -ENOENT, (0,)
         return 0, (self._gfns[mfn],)
 

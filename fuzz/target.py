@@ -2,21 +2,18 @@
 """A test bed that executes operations: what stands between a program and the hypervisor under test."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from abi.canonical import CANONICAL
-from abi.errno import EBUSY, EINVAL, EIO
+from abi.errno import EBUSY, EINVAL
 from abi.model import Convention
 from base.units import PAGE_SHIFT
-from fuzz import events
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench
 from fuzz.verbs import DEVICES, Op, ProgramError, Value
+from fuzz.watched import Watched
 from hypervisor import p2m
-from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.pool import Arena
-from hypervisor.pagetable.radix import Changes
-from hypervisor.xen import Xen
 from machine.firmware import Rmrr
 from machine.memory import PhysicalMemory
 from testbed.build import COPIER, MMIO_START, TestBed, build
@@ -39,7 +36,10 @@ _KINDS: Final = {
     "paged": p2m.RAM_PAGED,
     "logdirty": p2m.RAM_LOGDIRTY,
     "hole": p2m.NONE,
+    "foreign": p2m.RAM_RW,
 }
+_XENS_FRAME: Final = 3
+"""What a foreign page leads to: a frame that nobody may map."""
 SUBOPS: Final = {
     "noop": "noop",
     "query": "query_capabilities",
@@ -74,7 +74,7 @@ class Call:
         """remote_cmd: the call that it carried, its result as if it had been made directly."""
 
 
-class Target:
+class Target(Watched):
     """One bench, built once and reset before every program."""
 
     def __init__(self, bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> None:
@@ -96,8 +96,8 @@ class Target:
             self.bed: Final = build(config)
         except ValueError as error:
             raise ProgramError(str(error)) from None
+        super().__init__(self.bed.xen)
         bed = self.bed
-        self.xen: Final[Xen] = bed.xen
         self.memory: Final[PhysicalMemory] = bed.memory
         self.abi: Final = bed.xen.abi
         self.union: Final = self.abi.convention is Convention.UNION
@@ -105,39 +105,19 @@ class Target:
         self._struct: Final = bed.mfns[5] << PAGE_SHIFT
         self._address: Final = bed.ram.linear(_STRUCT)
         self._hypercall: Final = bed.xen.hypercall
-        self._fail_in = 0
-        self._pattern = 0
-        self._bit = 0
-        self._flush_fails_in = 0
         self._carrier: int | None = None
         self._progress = 0
         self.faults: PlannedFaults | None = None
         """A fault plan, if the program has put one in place."""
-        self.events = 0
-        """What happened (a mask of :mod:`fuzz.events`) since this was last cleared."""
-        self.too_early = ""
-        """What was let go before hardware had confirmed, since this was last cleared."""
-        self.watch_flush: Callable[[int, int], str] = lambda context, dfn: ""
-        """Told of every flush, before it happens, with context and first device frame; what was let go too early."""
-        self._splits: dict[int, int] = {}
         self._names: Final = {number: subop.name for number, subop in self.abi.subops.items() if subop.implemented}
+        self.xen.map_default(bed.dom0, MMIO_START >> PAGE_SHIFT, MMIO_START >> PAGE_SHIFT, 1)
         self._set_up()
         if sabotage is not None:
             sabotage(bed)
-        self._interpose(bed.xen.frames)
         if self.arena is not None:
             self._interpose(self.arena)
-        self._interpose_flush("flush")
-        self._interpose_flush("flush_all")
-        self._interpose_attach()
-        bed.xen.rescheduled = self._rescheduled
+        self._watch()
         bed.snapshot()
-
-    def _note(self, happened: int) -> None:
-        self.events |= happened
-
-    def _rescheduled(self, vcpu: object) -> None:
-        self.events |= events.RESTART
 
     @property
     def arena(self) -> Arena | None:
@@ -157,91 +137,15 @@ class Target:
             if iommu.arena is not None and 1 << self.bench.arena < iommu.arena.pages:
                 iommu.arena = Arena(iommu.arena.base, 1 << self.bench.arena)
 
-    @property
-    def failed(self) -> bool:
-        """Whether an allocation was made to fail since :attr:`events` were last cleared."""
-        return bool(self.events & events.NO_MEMORY)
-
     def reset(self) -> None:
         """Back to the start."""
         if self.faults is not None:
             self.faults.remove()
             self.faults = None
         self.bed.reset()
-        self._fail_in = self._flush_fails_in = self._pattern = self._bit = self._progress = 0
+        self._forget()
+        self._progress = 0
         self._carrier = None
-        self.events = 0
-        self.too_early = ""
-        self._splits.clear()
-        self.xen.preempt = None
-
-    # ----------------------------------------------------------------------------------------- allocation failures
-
-    def _interpose(self, pool: object) -> None:
-        """Let every allocation from ``pool`` pass by the plan."""
-        if "allocate" in vars(pool):
-            return
-        genuine: Callable[..., int | None] = pool.allocate  # type: ignore[attr-defined]
-
-        def allocate(*args: int) -> int | None:
-            if self._fail_in:
-                self._fail_in -= 1
-                if not self._fail_in:
-                    self.events |= events.NO_MEMORY
-                    return None
-            return genuine(*args)
-
-        setattr(pool, "allocate", allocate)  # noqa: B010 -- on the instance, so that the class stays what it is
-
-    def _interpose_flush(self, name: str) -> None:
-        """Let every flush of the backend pass by the plan; one that is to fail reaches no hardware."""
-        backend = self.xen.backend
-        genuine: Callable[..., int] = getattr(backend, name)
-
-        def flush(context: IommuContext, *what: Any) -> int:
-            self.events |= events.FLUSH
-            if what:
-                if what[2].folded:
-                    self.events |= events.FOLD
-                if not self.too_early and (context.number or what[2].tables):
-                    self.too_early = self._let_go_before(context, what[2]) or self.watch_flush(context.number, what[0])
-            table = context.table
-            if table is not None and table.splits != self._splits.get(context.number, 0):
-                self._splits[context.number] = table.splits
-                self.events |= events.SPLIT
-            if self._flush_fails_in:
-                self._flush_fails_in -= 1
-                if not self._flush_fails_in:
-                    self.events |= events.UNCONFIRMED
-                    return -EIO
-            return genuine(context, *what)
-
-        setattr(backend, name, flush)
-
-    def _let_go_before(self, context: IommuContext, changes: Changes) -> str:
-        """Which table of ``changes`` was given up before the flush that is about to happen, "" for nothing."""
-        pool = context.pool
-        if isinstance(pool, Arena):
-            free = [table for table in changes.tables if not pool.holds(table)]
-            if free:
-                return f"the table at frame {free[0]:#x}"
-        return ""
-
-    def _interpose_attach(self) -> None:
-        """Note that a device is programmed."""
-        backend = self.xen.backend
-        genuine = backend.attach
-
-        def attach(device: PciDevice, context: IommuContext) -> int:
-            self.events |= events.ATTACH
-            return genuine(device, context)
-
-        setattr(backend, "attach", attach)  # noqa: B010 -- as above
-
-    def fail(self, allocation: int, flush: int) -> None:
-        """The ``allocation``-th page or block that is asked for from now on is not to be had, the ``flush``-th flush is
-        not confirmed; 0: all are again."""
-        self._fail_in, self._flush_fails_in = allocation, flush
 
     def inject(self, plan: str) -> None:
         """A plan of what fails from now on, instead of the one before."""
@@ -272,7 +176,7 @@ class Target:
                 return gfn, -EBUSY
             frames.pagetable[mfn] = kind == "pagetable"
         else:
-            dom0.p2m.set(gfn, mfn, 1, _KINDS[kind])
+            dom0.p2m.set(gfn, _XENS_FRAME if kind == "foreign" else mfn, 1, _KINDS[kind])
         return gfn, 0
 
     def carry(self, domain: int) -> None:
@@ -282,21 +186,6 @@ class Target:
     def claim(self, progress: int) -> None:
         """The next hypercall says that so many pages were done by earlier passes of it (as far as bits say it)."""
         self._progress = progress & 0xFFFF_FF00
-
-    def preempt(self, pattern: int) -> None:
-        """Wherever the hypervisor asks whether the vCPU is wanted elsewhere, the next bit of the pattern says so."""
-        self._pattern, self._bit = pattern, 0
-        if not pattern:
-            self.xen.preempt = None
-            return
-        length = pattern.bit_length()
-
-        def wanted(vcpu: object) -> bool:
-            bit = self._bit % length
-            self._bit += 1
-            return bool(pattern >> bit & 1)
-
-        self.xen.preempt = wanted
 
     # ------------------------------------------------------------------------------------------------------ calls
 

@@ -30,7 +30,7 @@ ARGUMENTS: Final = ("plain", "split", "readonly", "unmapped", "noncanonical")
 WORDS: Final = {
     "device": tuple(DEVICES),
     "argument": ARGUMENTS,
-    "frame kind": ("ram", "ro", "shared", "paged", "logdirty", "hole", "pagetable"),
+    "frame kind": ("ram", "ro", "shared", "paged", "logdirty", "hole", "foreign", "pagetable"),
     "prot": ("rw", "r", "w", "rwc", "none"),
     "group type": ("DMA", "DMA-FQ", "identity", "auto"),
     "call": (

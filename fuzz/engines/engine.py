@@ -46,6 +46,10 @@ ENGINES: Final[dict[str, tuple[str, str]]] = {
     "swarm": ("fuzz.engines.swarm:Swarm", "typed random programs, each with its own weights"),
     "greybox": ("fuzz.engines.greybox:Greybox", "programs made out of those that showed something new"),
     "raw": ("fuzz.engines.raw:Raw", "calls as bytes: encoded ones with damage, and noise"),
+    "together": (
+        "fuzz.engines.together:Together",
+        "short programs of two vCPUs, under schedules with a preemption",
+    ),
     "differential": ("fuzz.engines.differential:Differential", "typed programs on two machines that must agree"),
 }
 """Name to (where its class is, what it does)."""

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Short programs of two vCPUs, each under every schedule with one preemption."""
+
+import random
+from typing import Final
+
+from fuzz.engines.swarm import Swarm
+from fuzz.mutate import Source
+from fuzz.run import ProgramRunner
+from fuzz.verbs import Op
+
+_DEVICES: Final = ("nic", "copier", "rogue")
+
+
+class TogetherGenerator:
+    """Two contexts, devices in them, and a few calls on each vCPU that have something to do with each other."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng: Final = random.Random(seed)
+
+    def program(self, length: int) -> tuple[Op, ...]:
+        """A dozen operations at most, whatever ``length``."""
+        rng = self._rng
+        ops: list[Op] = [("alloc", 0, "plain", 0) for _ in range(rng.randint(0, 2))]
+        for _ in range(rng.randint(0, 2) if ops else 0):
+            ops.append(("attach", rng.choice(_DEVICES), rng.randint(1, len(ops)), 0, "plain", 0))
+        if rng.random() < 0.3:
+            ops.append(("p2m", ("ram", 9), "foreign"))
+        if ops and rng.random() < 0.5:
+            ops.append(self._call("map"))
+        for vcpu in range(2):
+            ops.append(("vcpu", vcpu))
+            ops.extend(self._call() for _ in range(rng.choice((1, 1, 2))))
+        return tuple(ops)
+
+    def _call(self, verb: str = "") -> Op:
+        rng = self._rng
+        verb = verb or rng.choice(("alloc", "free", "free", "attach", "attach", "map", "map", "unmap", "query"))
+        ctx = rng.choice((0, 1, 1, 1, 2, 3))
+        if verb == "alloc":
+            return ("alloc", 0, "plain", 0)
+        if verb == "free":
+            return ("free", ctx, rng.choice((0, 1, 1)), "plain", 0)
+        if verb == "attach":
+            return ("attach", rng.choice(_DEVICES), ctx, 0, "plain", 0)
+        if verb == "query":
+            return ("query", "plain", 0)
+        at = rng.choice((0x10, 0x11, 0x200))
+        if verb == "unmap":
+            return ("unmap", ctx, at, rng.choice((1, 1, 2, 256)), 0x1000, "plain", 0)
+        frame = rng.choice((("ram", 8), ("ram", 9), ("ram", 512), ("xen", 3), ("gfn", 1 << 30), ("rmrr", 0)))
+        return ("map", ctx, frame, at, rng.choice((1, 1, 2, 256)), 3, 0x1000, "plain", 0)
+
+
+class Together(Swarm):
+    """Findings of one worker, over several benches in turn."""
+
+    def _generator(self, runner: ProgramRunner, seed: int) -> Source:
+        return TogetherGenerator(seed)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Numbers at which code goes wrong: edges of fields, of tables, of regions; and where programs put their mappings."""
+
+from typing import Final
+
+from fuzz.target import GUEST_RAM
+from fuzz.target import RMRR as REGION
+from testbed.build import MMIO_START
+
+PAGES: Final = GUEST_RAM >> 12
+CONTIGUOUS: Final = PAGES // 2
+"""Guest pages that lie together in machine memory."""
+FIRST_FRAME: Final = 512
+"""The machine frame of the first of them."""
+RMRR: Final = REGION.base >> 12
+MMIO: Final = MMIO_START >> 12
+BASES: Final = (0x400, 0x800, 0x3FE00, 0x40000, RMRR - 512, RMRR, 0x800_0000 - 512)
+"""Where a program's mappings are: multiples of a superpage, at edges that matter."""
+FAR: Final = (
+    0,
+    1,
+    511,
+    512,
+    1 << 18,
+    (1 << 27) - 1,
+    (1 << 35) - 1,
+    (1 << 36) - 1,
+    1 << 36,
+    (1 << 52) - 1,
+    (1 << 64) - 1,
+)
+FLAGS: Final = (0, 1, 2, 4, 7, 8, 1 << 31, 0xFFFF_FFFF)
+COUNTS: Final = (0, 1, 255, 256, 257, 511, 512, 513, 1024, 0xFFFF, 0xFFFF_FFFF)
+SIZES: Final = (0, 1, 0x800, 0x2000, 0x3000, 0x20_0000, 0x4000_0000, 0x8000_0000, 0x20_1000)
+DEVICES: Final = ("nic", "nic", "copier", "copier", "rogue", "port")
+PATTERNS: Final = (0, 1, 2, 5, 9, 0b110, 0x8000)

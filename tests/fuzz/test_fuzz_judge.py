@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The judge against the executable specification: every prediction of random programs, call by call.
+
+And every clause of the oracle against a hypervisor in which just that is wrong.
+"""
+
+from collections.abc import Mapping
+
+import pytest
+
+from abi.canonical import CANONICAL
+from abi.conditions import FrameKind
+from abi.contract_fixed import contract_called
+from abi.semantics import call
+from abi.world import Chance, Device, Domain, Request
+from fuzz.generate import Generator
+from fuzz.oracle import CLAUSES, Oracle
+from fuzz.program import Bench, parse
+from fuzz.run import Runner
+from fuzz.target import SUBOPS, Target
+from fuzz.verbs import op
+from hypervisor import p2m
+from hypervisor.frames import DOMID_IO, DOMID_NONE, DOMID_XEN
+from testbed.invariants import INVARIANTS
+
+KINDS = {p2m.NONE: FrameKind.HOLE, p2m.RAM_RW: FrameKind.RAM}
+
+
+class Frames(Mapping):
+    """dom0's frame numbers as the specification sees them, read from the machine when asked."""
+
+    def __init__(self, target):
+        self.dom0, self.frames = target.bed.dom0, target.xen.frames
+
+    def __getitem__(self, gfn):
+        mfn, kind, _ = self.dom0.translation.run(gfn, 1)
+        if kind == p2m.MMIO:
+            return FrameKind.MMIO if self.dom0.may_access_mmio(mfn, 1) else FrameKind.MMIO_DENIED
+        if self.dom0.pv and kind == p2m.RAM_RW:
+            return FrameKind.XEN if self.frames.owner[mfn] in (DOMID_XEN, DOMID_NONE, DOMID_IO) else FrameKind.RAM
+        return KINDS[kind]
+
+    def __iter__(self):
+        raise NotImplementedError("too many to list")
+
+    def __len__(self):
+        raise NotImplementedError("too many to count")
+
+
+def specified(target):
+    iommu, abi = target.bed.dom0.iommu, target.abi
+    return Domain(
+        initialized=iommu.initialised,
+        max_ctx_no=iommu.limit,
+        devices={int(sbdf): Device(0, tuple(device.reserved)) for sbdf, device in target.bed.dom0.devices.items()},
+        frames=Frames(target),
+        max_iova_addr=target.xen.backend.max_iova,
+        cap_flags=abi.caps.get("default_identity", 0) | abi.caps.get("cache", 0),
+        pgsize_mask=target.xen.pgsize_mask,
+        dfn_mask=target.xen.max_dfn,
+    )
+
+
+@pytest.mark.parametrize("guest", ["pv", "pvh"])
+@pytest.mark.parametrize(("profile", "contexts"), [("v7-fixed", 4), ("v7-fixed", None), ("v3-fixed", 4)])
+def test_the_judge_predicts_what_the_specification_says(profile, contexts, guest):
+    bench = Bench("vtd", profile, guest, contexts, 9)
+    target = Target(bench)
+    oracle = Oracle(target)
+    contract = contract_called(profile)
+    generator = Generator(bench, target.abi, 3)
+    compared = 0
+    for _ in range(12):
+        target.reset()
+        oracle.reset()
+        state = {0: specified(target)}
+        for operation in generator.program(70):
+            name = SUBOPS.get(operation[0])
+            if name is None or (operation[0] == "init" and operation[2] > 9):
+                continue
+            oracle.before()
+            argument = "plain" if operation[-2] == "split" else operation[-2]
+            made = target.call(name, target.arguments(operation), argument, operation[-1])
+            expected, written = oracle._expected(made)
+            codec = target.abi.by_name[name].codec
+            chance = Chance(
+                readable=argument not in ("unmapped", "noncanonical") or codec is None,
+                writable=argument == "plain",
+                holes_zero=codec is None or not operation[-1] or not codec.hole_mask,
+            )
+            if made.result == -12:
+                break  # memory is nothing that the specification knows of
+            asked = tuple(field.default for field in CANONICAL[name])
+            if codec is not None:
+                fields = codec.as_dict(made.before)
+                asked = tuple(fields.get(field.name, field.default) for field in CANONICAL[name])
+            state, outcome = call(contract, state, Request(0, target.abi.by_name[name].number, asked, chance))
+            assert expected == outcome.result, (operation, outcome.condition)
+            if codec is not None and argument == "plain":
+                said = dict(zip((field.name for field in CANONICAL[name]), outcome.args or asked))
+                predicted = codec.as_dict(written)
+                assert predicted == {field: said[field] for field in predicted}, (operation, outcome.condition)
+            compared += 1
+    assert compared > 150
+
+
+# --- a planted fault for each clause
+
+
+def _accepts_any_flag(bed):
+    bed.xen.map_permissions[8 | 3] = bed.xen.map_permissions[3]
+
+
+def _leaves_out_field(bed):
+    subops = bed.xen.entry._subops
+    for number, (handler, decode, put_out, *rest) in list(subops.items()):
+        if put_out is not None:
+            subops[number] = (handler, decode, lambda buffer, out: None, *rest)
+
+
+def _no_memory(bed):
+    bed.xen.backend.context_init = lambda context: -12
+
+
+def _confirms_all(bed):
+    finish = bed.xen.finish_pass
+    bed.xen.finish_pass = lambda *args: finish(*args) * 0
+
+
+def _lets_go_first(bed):
+    xen, finish = bed.xen, bed.xen.finish_pass
+
+    def early(domain, context, dfn, pages, changes):
+        xen._let_go(domain, context, changes)
+        changes.removed.clear()
+        changes.tables.clear()
+        return finish(domain, context, dfn, pages, changes)
+
+    xen.finish_pass = early
+
+
+def _flushes_for_nothing(bed):
+    backend, init = bed.xen.backend, bed.xen.backend.context_init
+    backend.context_init = lambda context: init(context) or backend.flush_all(context)
+
+
+def _never_yields(bed):
+    from hypervisor.pviommu import contexts
+
+    row = next(number for number, subop in bed.xen.abi.subops.items() if subop.name == "free_context")
+    _, *rest = bed.xen.entry._subops[row]
+
+    def deaf(xen, *args):
+        kept, xen.preempt = xen.preempt, None
+        try:
+            return contexts.free_context(xen, *args)
+        finally:
+            xen.preempt = kept
+
+    bed.xen.entry._subops[row] = (deaf, *rest)
+
+
+def _flushes_nothing(bed):
+    bed.xen.backend.flush = lambda context, dfn, pages, changes: 0
+
+
+def _maps_elsewhere(bed):
+    from hypervisor.pagetable.radix import PageTable
+
+    class Shifted(PageTable):
+        def map(self, dfn, mfn, count, bits, changes):
+            return super().map(dfn, mfn ^ 1 if count == 1 else mfn, count, bits, changes)
+
+    bed.xen.backend.page_table = Shifted
+
+
+def _never_folds(bed):
+    from hypervisor.pagetable.radix import PageTable
+
+    class Flat(PageTable):
+        def _fold(self, *args):
+            pass
+
+    bed.xen.backend.page_table = Flat
+
+
+def _keeps_page(bed):
+    bed.xen.remove_page = lambda domain, gfn: -1
+
+
+def _stops(bed):
+    from hypervisor.errors import XenBug
+
+    def bug(context):
+        raise XenBug("planted")
+
+    bed.xen.backend.context_release = bug
+
+
+def _raises(bed):
+    bed.xen.backend.context_release = lambda context: 1 // 0
+
+
+MAP = "alloc\nattach nic ctx=1\nmap ctx=1 frame=ram:8 at=0x400\n"
+BIG = "alloc\nmap ctx=1 frame=ram:0 at=0x400 pages=256\nmap ctx=1 frame=ram:256 at=0x500 pages=256\n"
+LONG = (
+    "preempt pattern=0x1\nalloc\nmap ctx=1 frame=ram:8 at=0x401 pages=1000\nmap ctx=1 frame=ram:8 at=0xc01 pages=1000\n"
+    "map ctx=1 frame=ram:8 at=0x1401 pages=1000\nfree ctx=1\n"
+)
+PLANTED = {
+    "answer": (_accepts_any_flag, "alloc\nmap ctx=1 frame=ram:8 at=0x400 access=0xb\n"),
+    "written-back": (_leaves_out_field, "alloc\n"),
+    "short-of-memory": (_no_memory, "alloc\n"),
+    "confirmed": (_confirms_all, MAP + "fail flush=1\nunmap ctx=1 at=0x400\n"),
+    "let-go": (_lets_go_first, MAP + "unmap ctx=1 at=0x400\n"),
+    "yields": (_never_yields, LONG),
+    "idle": (_flushes_for_nothing, "alloc\n"),
+    "device-reach": (_flushes_nothing, MAP + "dma nic at=0x400\nunmap ctx=1 at=0x400\ndma nic at=0x400\n"),
+    "tree": (_maps_elsewhere, MAP),
+    "superpage": (_never_folds, BIG),
+    "toolstack": (_keeps_page, "remove frame=ram:9\n"),
+    "xen-bug": (_stops, "alloc\nfree ctx=1\n"),
+    "exception": (_raises, "alloc\nfree ctx=1\n"),
+}
+HEAD = "# pviommu program 1\nbench backend=vtd profile=v7-fixed guest=pv contexts=4 arena=8\n"
+
+
+@pytest.mark.parametrize("clause", PLANTED)
+def test_a_clause_breaks_where_just_that_is_wrong(clause):
+    fault, text = PLANTED[clause]
+    program = parse(HEAD + text)
+    assert Runner(program.bench).run(program.ops, sweep_from=0) is None
+    found = Runner(program.bench, fault).run(program.ops)
+    assert found is not None and found.clause == clause, found
+
+
+def test_every_clause_has_its_prose_and_a_planted_fault():
+    others = {f"invariant:{name}" for name in INVARIANTS}  # tests/hypervisor/test_invariants.py breaks each of these
+    others |= {"hang", "same-answer", "same-reach"}  # below, and in test_fuzz_engines.py
+    assert set(CLAUSES) == set(PLANTED) | others
+    assert all(prose.endswith(".") for prose in CLAUSES.values())
+
+
+def test_a_frame_that_a_device_may_still_reach_is_nobody_elses():
+    text = MAP + "dma nic at=0x400\nfail flush=1\nunmap ctx=1 at=0x400\nremove frame=ram:8\ndma nic at=0x400\n"
+    program = parse(HEAD + text)
+    assert Runner(program.bench).run(program.ops) is None
+
+    def forgets_what_is_kept(bed):
+        keep = bed.xen.kept
+        finish = bed.xen.finish_pass
+
+        def careless(domain, context, dfn, pages, changes):
+            error = finish(domain, context, dfn, pages, changes)
+            if keep:
+                keep.clear()
+                bed.xen._let_go(domain, context, changes)
+            return error
+
+        bed.xen.finish_pass = careless
+
+    found = Runner(program.bench, forgets_what_is_kept).run(program.ops)
+    assert found is not None and found.clause == "device-reach"
+
+
+def test_a_call_that_never_ends_is_a_finding():
+    def spins(bed):
+        def forever(context):
+            while True:
+                pass
+
+        bed.xen.backend.context_release = forever
+
+    runner = Runner(Bench(), spins)
+    runner.patience = 0.2
+    found = runner.run((op("alloc"), op("free", ctx=1)))
+    assert found is not None and found.clause == "hang" and found.program.ops[-1][0] == "free"
+    assert runner.run((op("alloc"),)) is None
