@@ -114,8 +114,9 @@ def _in_hypervisor() -> Iterator[Quarry]:
 
 def _fixed_profile(versions: tuple[str, ...]) -> str:
     """The sound profile of the newest version that has the defect, v7 for choice."""
-    fixed = [f"{version}-fixed" for version in ("v7", *reversed(versions)) if version in versions]
-    return next((name for name in fixed if name in profiles.names()), "v7-fixed")
+    newest = "v7-fixed"
+    fixed = [f"{version}-fixed" for version in reversed(versions)]
+    return newest if newest in fixed else next((name for name in fixed if name in profiles.names()), newest)
 
 
 def _in_driver() -> Iterator[Quarry]:

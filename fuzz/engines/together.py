@@ -2,12 +2,16 @@
 """Short programs of two vCPUs, each under every schedule with one preemption."""
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from fuzz.engines.swarm import Swarm
 from fuzz.mutate import Source
+from fuzz.program import Bench
 from fuzz.run import ProgramRunner
 from fuzz.verbs import Op
+from testbed.build import TestBed
 
 _DEVICES: Final = ("nic", "copier", "rogue")
 
@@ -53,7 +57,10 @@ class TogetherGenerator:
 
 
 class Together(Swarm):
-    """Findings of one worker, over several benches in turn."""
+    """Findings of one worker, over several benches in turn, each with two vCPUs at least."""
+
+    def __init__(self, over: list[Bench], seed: int, sabotage: Callable[[TestBed], None] | None = None) -> None:
+        super().__init__([replace(bench, vcpus=max(bench.vcpus, 2)) for bench in over], seed, sabotage)
 
     def _generator(self, runner: ProgramRunner, seed: int) -> Source:
         return TogetherGenerator(seed)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fuzz.target import Target
+from hypervisor import profile as profiles
 
 IOCTL_PRIVCMD_HYPERCALL = 0x305000  # _IOC(_IOC_NONE, 'P', 0, 48): include/uapi/xen/privcmd.h
 
@@ -53,7 +54,8 @@ class Standin:
 
     def __init__(self, interposer, bench, directory):
         self._interposer = interposer
-        self.target = Target(replace(bench, contexts=None))
+        starts = not profiles.get(bench.profile).abi.has("init")  # then contexts are there from the start
+        self.target = Target(replace(bench, contexts=bench.contexts if starts else None))
         self._path = directory / "privcmd"
         self._frames = directory / "frames"
         numbers = (self.target.number(("ram", page)) for page in range(len(self.target.bed.mfns)))

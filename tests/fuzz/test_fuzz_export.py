@@ -100,7 +100,7 @@ def test_generated_programs_get_the_same_answers(level, profile, interposer, tmp
         source = Generator(bench, versions.get(profile[:2]), 8)
     else:
         source = RawGenerator(Target(bench), 8)
-    inside = ("fail", "remove", "preempt", "init", "p2m", "remote", "progress")
+    inside = ("fail", "remove", "preempt", "init", "p2m", "remote", "progress", "fault")
     ops = tuple(operation for operation in source.program(60) if operation[0] not in inside)
     program = Program(bench, ops)
     status, output = Standin(interposer, bench, tmp_path).run(build(CProgram(program).text(), tmp_path, "-Wno-unused"))
