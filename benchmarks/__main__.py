@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from benchmarks import abi_codec, dma, guest_dma, hypercalls, packets, scale, serve_iommufd, test_bed
+from benchmarks import abi_codec, dma, fuzzing, guest_dma, hypercalls, packets, scale, serve_iommufd, test_bed
 from benchmarks.figures import Figure
 from benchmarks.lean import Lean
 from benchmarks.report import as_json, print_table
@@ -20,6 +20,7 @@ SUBJECTS: Final[dict[str, Callable[[float, Lean], Iterator[Figure]]]] = {
     "codec": abi_codec.figures,
     "guest": guest_dma.figures,
     "packets": packets.figures,
+    "fuzz": fuzzing.figures,
     "scale": scale.figures,
     "serve-iommufd": serve_iommufd.figures,
 }

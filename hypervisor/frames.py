@@ -87,6 +87,10 @@ class FrameTable:
             if run == array("Q", [run[0]]) * count:
                 refs[mfn : mfn + count] = array("Q", [left]) * count
                 return
+            counts = [held - ref for held in run]
+            if min(counts) > 0 and all(number & _COUNT_MASK for number in counts):  # nobody drops the last one
+                refs[mfn : mfn + count] = array("Q", counts)
+                return
             refs[mfn] = left
         for other in range(mfn + 1, mfn + count):
             self.put(other, 1, ref)

@@ -17,7 +17,7 @@ What the callers rely on:
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice, pairwise
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -541,11 +541,22 @@ class PageTable:
     def empty_some(self, budget: int, changes: Changes) -> bool:
         """Remove leaves from the front until about ``budget`` entries are gone; ``True`` once the tree is empty."""
         leaves = self.leaves_from_first()
-        for dfn, _, order in islice(leaves, budget):
-            removed, error = self.unmap(dfn, 1 << order, changes)
-            if error or removed != 1 << order:
+        for dfn, _, order in leaves:
+            if budget <= 0:
+                return False
+            if order:
+                removed, error = self.unmap(dfn, 1 << order, changes)
+                expected = 1 << order
+                budget -= 1
+            else:  # a run under one table goes at once
+                index = dfn & 511
+                word = self._level1[dfn >> 9] + index
+                expected = _run_length(self._words[word : word + min(budget, 512 - index)])
+                removed, error = self._unmap_pages(dfn, word, expected, changes)
+                budget -= expected
+            if error or removed != expected:
                 raise XenBug(f"teardown met a hole at dfn {dfn:#x}")
-        return next(leaves, None) is None
+        return True
 
     def leaves_from_first(self) -> Iterator[tuple[int, int, int]]:
         """Like :meth:`leaves`, but valid while the caller removes what it was given."""
@@ -562,6 +573,8 @@ class PageTable:
             dfn &= -span
             if entry:
                 yield dfn, entry, _LEVEL_SHIFT[level]
+            elif level == 1:
+                span = _gap_length(words[word : (word | 511) + 1])
             dfn += span
 
     def save(self) -> object:
@@ -573,6 +586,17 @@ class PageTable:
         self._used = dict(used)  # type: ignore[has-type]
         self._level1 = dict(level1)  # type: ignore[has-type]
         self._deposits = dict(deposits)  # type: ignore[has-type]
+
+
+def _run_length(entries: memoryview) -> int:
+    """How many entries come before the first empty one."""
+    listed = entries.tolist()
+    return listed.index(0) if 0 in listed else len(listed)
+
+
+def _gap_length(entries: memoryview) -> int:
+    """How many empty entries come first."""
+    return next((k for k, entry in enumerate(entries.tolist()) if entry), len(entries))
 
 
 _ZEROS_VIEW: Final = memoryview(_ZEROS)
