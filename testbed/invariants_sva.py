@@ -93,7 +93,7 @@ def _updates(watch: Watch, step: Step) -> Iterator[Update]:
     """Every update of the step, in order."""
     config = watch.machine.unit.config
     log = watch.log.events
-    bounds = [step.start, *(glimpse for glimpse in step.glimpses if glimpse > step.start), step.end]
+    bounds = [step.start, *(glimpse for glimpse in step.glimpses if step.start < glimpse < step.end), step.end]
     for first, last in pairwise(bounds):
         events = log[first:last]
         for address in dict.fromkeys(event.address for event in events if isinstance(event, Store)):

@@ -9,6 +9,7 @@ what belongs to the paging table belongs to the parent, whatever was attached fi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from abi.errno import EBUSY, EINVAL, EIO
@@ -187,7 +188,7 @@ def through_viommu(place: str, release: Release) -> Iterator[Step]:
 
     vm.map(None)
     yield held("the guest unmaps: what the unit remembers still serves", seen(machine, session) == _TEXT.decode())
-    yield answered("its invalidation, through HWPT_INVALIDATE", *_done(vm.invalidate("viommu", tlbi(VA)), 0, 1))
+    yield _invalidated("its invalidation, through HWPT_INVALIDATE", vm.invalidate("viommu", tlbi(VA)), (0, 1))
     yield held("now the unit faults", seen(machine, session) == "F_TRANSLATION")
     viommu = session.ctx.objects.get(session.ids["viommu"], Viommu)
     assert viommu is not None
@@ -199,9 +200,9 @@ def through_viommu(place: str, release: Release) -> Iterator[Step]:
         delivered == 1 and named and not machine.testbed.xen.faults,
     )
     wrong = vm.invalidate("viommu", cfgi_cd(VIRTUAL_SID), cfgi_cd(0x99), tlbi(VA))
-    yield answered("three commands, the second for a stream that is not its own", *_done(wrong, -EIO, 1))
+    yield _invalidated("three commands, the second for a stream that is not its own", wrong, (-EIO, 1))
     wrong = vm.invalidate("viommu", tlbi(VA), (0x28, 0))
-    yield answered("a command that is Xen's alone to give", *_done(wrong, -EIO, 1))
+    yield _invalidated("a command that is Xen's alone to give", wrong, (-EIO, 1))
 
     vm.map(DATA)
     yield held("the guest maps again", seen(machine, session) == _TEXT.decode())
@@ -224,11 +225,11 @@ def through_viommu(place: str, release: Release) -> Iterator[Step]:
     yield held("close the file: no nested context is left", not left and not machine.kernel.printk.warnings)
 
 
-def _done(answer: tuple[int, int], expected: int, count: int) -> tuple[int, int, str]:
-    """Arguments of a step for an invalidation that has to answer ``expected`` after ``count`` commands."""
+def _invalidated(text: str, answer: tuple[int, int], expected: tuple[int, int]) -> Step:
+    """A step whose result is 0 or -errno and how many commands were done."""
     ret, done = answer
-    comment = f"{done} done"
-    return (ret, expected, comment) if done == count else (ret, expected + 1, f"{comment}, not {count}")
+    step = answered(text, ret, expected[0], f"{done} done")
+    return replace(step, ok=answer == expected)
 
 
 def _events(session: Session) -> VEventQueue:
