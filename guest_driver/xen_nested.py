@@ -191,15 +191,15 @@ class XenNesting:
         if data_type == xen_nested_vtd.INVALIDATE_DATA_VTD_S1:
             for done, entry in enumerate(entries):
                 commands = xen_nested_vtd.commands_of(entry)
-                ret = commands if isinstance(commands, int) else self._flush(domain.ctx_no, commands)[0]
+                ret = commands if isinstance(commands, int) else self.flush(domain.ctx_no, commands)[0]
                 if ret:
                     return ret, done
             return 0, len(entries)
         if data_type != INVALIDATE_DATA_ARM_SMMUV3 or any(len(entry) < _ENTRY for entry in entries):
             return -EINVAL, 0
-        return self._flush(domain.ctx_no, entries) if domain.nested else (0, len(entries))
+        return self.flush(domain.ctx_no, entries) if domain.nested else (0, len(entries))
 
-    def _flush(self, ctx_no: int, entries: list[bytes]) -> tuple[int, int]:
+    def flush(self, ctx_no: int, entries: list[bytes]) -> tuple[int, int]:
         """(0 or -errno, entries done) of commands for a nested context."""
         kernel = self._driver.kernel
         pfn = kernel.pages.alloc_pages(GFP_KERNEL)
@@ -276,7 +276,7 @@ class XenViommu:
                 word = word & ~Config.sid.mask | Config.sid.put(dev.pci.sbdf & 0xFFFF)
                 targets = [d for d in live if dev.iommu_group is not None and dev.iommu_group.domain is d]
             for domain in targets:
-                ret, _ = self._nesting._flush(domain.ctx_no, [word.to_bytes(8, "little") + entry[8:16]])
+                ret, _ = self._nesting.flush(domain.ctx_no, [word.to_bytes(8, "little") + entry[8:16]])
                 if ret:
                     return -EIO if ret == -EINVAL else ret, done
         return 0, len(entries)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, cast
 
+from abi.x1 import FAULTS_KEPT
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.vtd.driver import VtdBackend
 from hypervisor.vtd.format import SNP
@@ -125,7 +126,7 @@ def faults_are_the_guests(testbed: TestBed) -> Iterator[str]:
         for fault in domain.iommu.faults:
             if fault.sbdf not in domain.devices:
                 yield f"{domain} is told of a device {fault.sbdf:#x} that it does not have"
-        if len(domain.iommu.faults) > 64:
+        if len(domain.iommu.faults) > FAULTS_KEPT:
             yield f"{len(domain.iommu.faults)} faults are kept for {domain}"
 
 

@@ -7,6 +7,7 @@ Optional: a backend without it has no attribute ``nesting``, or ``None`` there.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from abi.x1 import FAULTS_KEPT
 from hypervisor.domain import GuestFault
 from hypervisor.errors import XenBug
 from hypervisor.frames import REF
@@ -75,8 +76,6 @@ def route_faults(xen: "Xen") -> None:
 
 def _tell_guest(xen: "Xen", requester: int, fault: GuestFault) -> bool:
     """Whether a guest has the device in a nested context, and so learns of it."""
-    from abi.x1 import FAULTS_KEPT
-
     for domain in xen.domains.values():
         for device in domain.devices.values():
             if requester in device.requester_ids and domain.iommu is not None:

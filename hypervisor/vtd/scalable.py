@@ -33,7 +33,7 @@ _FIRST_STAGE_FAULTS: Final = frozenset({0x70, 0x71, 0x72, 0x73, 0x74, 0x80, 0x81
 """What a first-stage walk finds wrong in its own entries and addresses."""
 _PERMISSION: Final = frozenset({0x85, 0x86})
 """Refused by either stage; the record does not say which.  The guest's table is asked first, so the guest is told."""
-_ANY_PASID_TYPE: Final = 6
+_PASID_IOTLB: Final = 6
 
 
 class ScalableVtdBackend(VtdBackend):
@@ -164,7 +164,7 @@ class VtdNesting:
         """PASID-based IOTLB invalidations; domain id and PASID are those under which Xen uses the table."""
         granularity = reg.PasidIotlbInvalidate.g.get(low)
         order = reg.IotlbInvalidateHigh.am.get(high)
-        if reg.PasidIotlbInvalidate.type.get(low) != _ANY_PASID_TYPE or granularity not in (2, 3):
+        if reg.PasidIotlbInvalidate.type.get(low) != _PASID_IOTLB or granularity not in (2, 3):
             return -EINVAL
         fields = reg.IotlbInvalidateHigh
         high = high & (fields.addr.mask | fields.ih.mask | fields.am.mask) if granularity == 3 else 0
