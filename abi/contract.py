@@ -311,6 +311,7 @@ _UNKNOWN: Final = {
     "P0": "P0 was a prototype; its checks were not read (a missing device answers 0 there)",
     "H0": "H0 is a header and a design document, nothing answers; v1 is the first implementation",
     "N": "N is a header without an implementation; what it promises is in 'pviommu abi show N'",
+    "x1-nested": "x1-nested is an experiment: docs/nesting.md says what it answers; otherwise it is 'v7-fixed'",
     "E3": "E3's hypervisor was not seen; sub-ops 0 to 12 are v7's, and 'e3-fixed' is one reading",
 }
 
