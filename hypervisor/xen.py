@@ -11,7 +11,7 @@ preempted call is about to be issued again: other vCPUs may run now).
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from abi.errno import EINVAL, ENOSYS
+from abi.errno import ENOSYS
 from abi.memory_op import MEMORY_OP
 from abi.versions import Abi
 from base.units import U32_MAX, U64_MAX, CtxNo, DomId, Sbdf
@@ -20,14 +20,14 @@ from hypervisor.domain_state import restore_domain, save_domain
 from hypervisor.errors import XenBug
 from hypervisor.frames import DOMID_IO, DOMID_XEN, REF, WRITABLE_REF, FrameTable
 from hypervisor.guest_access import GuestMemory
-from hypervisor.iommu import assignment, destruction
+from hypervisor.iommu import assignment, default_context, destruction
 from hypervisor.iommu.backend import Backend, FaultReport
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.nesting import forget_nested
 from hypervisor.iommu.pool import Arena, HeapPool
 from hypervisor.locking.locks import Locks
 from hypervisor.memory_op import memory_op
-from hypervisor.p2m import RAM_RW, P2m, PvFrames, Translation
+from hypervisor.p2m import P2m, PvFrames, Translation
 from hypervisor.pagetable.format import Format
 from hypervisor.pagetable.radix import Changes
 from hypervisor.platform import Platform
@@ -182,14 +182,14 @@ class Xen:
 
     def settle(self, domain: Domain, context: IommuContext) -> int:
         """Let go of what was kept of ``context``, now that hardware confirms that it forgot; -EIO if it does not."""
-        error = self._confirm(context)
+        error = self.confirm(context)
         if not error:
             for owner, kept_of, changes in [kept for kept in self.kept if kept[1] is context]:
                 self.kept.remove((owner, kept_of, changes))
                 self._let_go(owner, kept_of, changes)
         return error
 
-    def _confirm(self, context: IommuContext) -> int:
+    def confirm(self, context: IommuContext) -> int:
         """Make sure that hardware has forgotten everything that it was ever told to forget of ``context``."""
         if not context.unconfirmed:
             return 0
@@ -259,45 +259,15 @@ class Xen:
 
     def map_default(self, domain: Domain, dfn: int, mfn: int, count: int) -> None:
         """Let the domain's devices in context 0 reach ``count`` frames from ``mfn`` at ``dfn`` (boot-time)."""
-        assert domain.iommu is not None
-        context = domain.iommu.default
-        assert context.table is not None
-        changes = Changes()
-        fmt = context.table.format
-        done, error = context.table.map(dfn, mfn, count, fmt.permission[3], changes)
-        error = self.finish_pass(domain, context, dfn, max(done, 1), changes) or error
-        if error:
-            raise ValueError(f"default context of domain {domain.domid}: dfn {dfn + done:#x} ({error})")
+        default_context.map_default(self, domain, dfn, mfn, count)
 
     def unmap_default(self, domain: Domain, dfn: int, count: int) -> int:
         """The reverse; 0 or the errno that stopped it."""
-        assert domain.iommu is not None
-        context = domain.iommu.default
-        assert context.table is not None
-        changes = Changes()
-        done, error = context.table.unmap(dfn, count, changes)
-        return self.finish_pass(domain, context, dfn, max(done, 1), changes) or error
+        return default_context.unmap_default(self, domain, dfn, count)
 
     def remove_page(self, domain: Domain, gfn: int) -> int:
-        """Take a RAM page away from a domain (balloon, decrease_reservation): out of its p2m and of context 0, and
-        its owner's reference dropped.  The frame is free once no device mapping holds it.  -EINVAL if not RAM of the
-        domain's own; -EIO, and it stays the domain's, while hardware does not confirm."""
-        mfn, kind, _ = domain.translation.run(gfn, 1)
-        frames = self.frames
-        if kind != RAM_RW or mfn >= frames.frames or frames.owner[mfn] != domain.domid or not frames.allocated[mfn]:
-            return -EINVAL
-        if domain.iommu is not None:
-            table = domain.iommu.default.table
-            if table is not None and table.lookup(gfn) is not None:
-                error = self.unmap_default(domain, gfn, 1)
-            else:  # an earlier attempt may have taken it out of the table without hardware confirming
-                error = self._confirm(domain.iommu.default)
-            if error:
-                return error
-        if not domain.pv:
-            domain.p2m.clear(gfn)
-        frames.disown(mfn)
-        return 0
+        """Take a RAM page away from a domain: see :func:`hypervisor.iommu.default_context.remove_page`."""
+        return default_context.remove_page(self, domain, gfn)
 
     def attach_device(self, domain: Domain, device: PciDevice, number: int = 0) -> int:
         """A device that no domain had before joins one, in that context: at boot, or when it is plugged in."""
