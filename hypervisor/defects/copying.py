@@ -76,8 +76,8 @@ class PostedSubopEntry(SubopEntry):
         self.acts_first = False
         self.stack: bytes = b""
         """What an answer's bytes that nobody wrote contain (A4)."""
-        self.rest: Final[list[tuple[int, ...]]] = []
-        """The fields that a call which is preempted leaves in the guest's struct, to go on from (A9)."""
+        self.rest: Final[dict[Vcpu, tuple[int, ...]]] = {}
+        """The fields that a vCPU's preempted call leaves in the guest's struct, to go on from (A9)."""
         self.goes_on: dict[int, int] = {}
         """Sub-ops that go on into another one on the same struct, whose answer is the only one (A2)."""
         self._codecs = {number: subop.codec for number, subop in abi.subops.items()}
@@ -133,9 +133,9 @@ class PostedSubopEntry(SubopEntry):
     def _leave_rest(self, vcpu: Vcpu, arg: int, buffer: bytearray, number: int) -> int:
         """A preempted call's struct says what is left; one that cannot be written back is not issued again."""
         codec = self._codecs[number]
-        if not self.rest or codec is None:
+        rest = self.rest.pop(vcpu, None)
+        if rest is None or codec is None:
             return RESTART
-        rest = self.rest.pop()
         holes = codec.hole_mask
         kept = int.from_bytes(buffer, "little") & holes
         moved = int.from_bytes(codec.encode(*rest), "little") & ~holes | kept

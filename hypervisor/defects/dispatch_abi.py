@@ -102,7 +102,7 @@ def count_is_added(seams: Seams) -> None:
 
     def go_on_later(vcpu: Vcpu, struct: tuple[int, ...]) -> Result:
         vcpu.restart = (0,)
-        entry.rest.append(struct)
+        entry.rest[vcpu] = struct
         return RESTART, ()
 
     replace(loop, "count", lambda done, given: given + done & U32_MAX)

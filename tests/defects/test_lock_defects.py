@@ -97,3 +97,44 @@ def test_what_b2_leaves_locked_another_vcpu_waits_for_and_says_so():
     assert run.outcome == "XenDeadlock"
     assert "d0v1 (alloc_context) waits for d0 hd->lock, which d0v0 has held since free_context" in str(run.stopped)
     assert caller.call("noop").result == 0
+
+
+@pytest.mark.parametrize("profile", ["v2", "v5", "v7"])
+def test_posted_versions_end_well_or_by_name_under_any_schedule(profile):
+    bed, caller = bed_of(profile)
+    for _ in range(2):
+        caller.call("alloc_context")
+    bed.xen.preempt = lambda vcpu: True
+    bed.snapshot()
+    flag = bed.xen.abi.free_reattach_default
+    pages = {"ctx_no": 2, "dfn": 0x1FE, "nr_pages": 4}
+    move = {"segment": 0, "bus": 0, "devfn": ROGUE & 0xFF}
+    programs = [
+        (
+            bed.vcpus[0],
+            [
+                Hypercall("map_pages", {**pages, "gfn": bed.ram.pfn_to_gfn(64), "flags": 3}),
+                Hypercall("reattach_device", {"ctx_no": 2, **move}),
+                Hypercall("unmap_pages", pages),
+                Hypercall("alloc_context"),
+            ],
+        ),
+        (
+            bed.vcpus[1],
+            [
+                Hypercall("map_pages", {**pages, "dfn": 0x1FF, "gfn": bed.ram.pfn_to_gfn(80), "flags": 3}),
+                Hypercall("free_context", {"ctx_no": 2, "flags": flag}),
+                Hypercall("alloc_context"),
+                Hypercall("reattach_device", {"ctx_no": 0, **move}),
+            ],
+        ),
+    ]
+    outcomes = set()
+    for seed in range(20):
+        bed.reset()
+        run = run_concurrently(bed, programs, RandomWalk(seed, every=2))
+        outcomes.add(run.outcome)
+        bed.reset()
+        assert run_concurrently(bed, programs, str(run.schedule)).points == run.points
+    assert "done" in outcomes
+    assert outcomes <= {"done", "XenBug", "XenDeadlock", "XenHang"}
