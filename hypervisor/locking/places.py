@@ -18,7 +18,6 @@ Each is a method of one of the hypervisor's parts.  :meth:`Places.install` puts 
 A destination that was found writable is held until the answer is stored there: that store cannot fail.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -58,8 +57,6 @@ class Places:
         self.xen: Final = xen
         self.locks: Final = locks
         self.plan: Plan | None = None
-        self.visits: Final[Counter[str]] = Counter()
-        """How often each kind of place was reached since :meth:`install`."""
         self._undo: list[tuple[Any, str, bool, Any]] = []
         self._reserved: set[tuple[int, int, int]] = set()
 
@@ -67,7 +64,6 @@ class Places:
         """Something is about to happen: let others run first, and say whether it is to fail."""
         if self.locks.stepper is not None:
             self.locks.stepper.point(kind, what)
-        self.visits[kind] += 1
         return self.plan is not None and self.plan.fails(kind)
 
     # ------------------------------------------------------------------------------------- putting in place
@@ -76,7 +72,6 @@ class Places:
         """Make all places visible, those of arenas and guests that are yet to come included."""
         if self._undo:
             return
-        self.visits.clear()
         xen, backend = self.xen, self.xen.backend
         self._put(xen.frames, "allocate", self._allocate_frames)
         self._put(xen, "xmalloc", self._allocate_object)
@@ -91,8 +86,7 @@ class Places:
                 self._adopt_arena(domain.iommu.arena, f"d{domain.domid}")
             for vcpu in domain.vcpus:
                 self._adopt_memory(vcpu)
-        passes, xen.rescheduled = xen.rescheduled, self._pass(xen.rescheduled)
-        self._undo.append((xen, "rescheduled", True, passes))
+        self._put(xen, "rescheduled", self._pass)
 
     def remove(self) -> None:
         """Everything as it was before :meth:`install`."""
@@ -117,8 +111,8 @@ class Places:
         queue_lock = self.locks.of(QUEUE, f"unit {unit.index}")
         for step in _UNIT_STEPS:
             self._put(unit, step, partial(self._unit_step, lock, step))
-        for step in _STREAM_STEPS:
-            if hasattr(unit, "streams"):
+        if hasattr(unit, "streams"):
+            for step in _STREAM_STEPS:
                 self._put(unit.streams, step, partial(self._unit_step, lock, step))
         self._put(unit, "flush_write_buffer", partial(self._queued, queue_lock))
         if hasattr(unit, "queue"):
