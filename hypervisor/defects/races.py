@@ -35,8 +35,11 @@ def _got(locks: Locks, domain: Domain, number: int) -> tuple[Lock, ...]:
 def _in_context(further: Callable[[Locks, Domain], tuple[Lock, ...]]) -> Guard:
     def guard(locks: Locks, domain: Domain, args: tuple[int, ...], call: Call) -> Result:
         held = _got(locks, domain, args[0])
-        with locks.holding(*(further(locks, domain) if held else ())):
-            result = call()
+        if held:
+            for lock in further(locks, domain):
+                locks.acquire(lock)
+                held = (lock, *held)
+        result = call()
         for lock in held:
             locks.release(lock)
         return result
