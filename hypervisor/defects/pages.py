@@ -23,7 +23,7 @@ _HEAD: Final = """<!-- SPDX-License-Identifier: GPL-2.0-or-later -->
 Each entry is a small function in `hypervisor/defects/` that changes one replaceable part of a sound hypervisor.  The
 profiles `v1` to `v7` have those of their version, `vN-fixed` none.  `pviommu defects run ID` shows one happening beside
 the hypervisor that has not got it; `--defect ID,ID` on any command that
-builds a test bed switches single ones on.  S1 to S6 are
+builds a test bed switches single ones on.  S1 to S7 are
 posted rules that are no faults by themselves.  Profile `v3` answers the golden records call by call (`pviommu golden`).
 
 Where the running RFC v3 proved the reading of its text wrong, the entry follows the records: bridges (R6), the kinds of
