@@ -110,39 +110,26 @@ def _pasid_compat(igroup: IommufdGroup, hwpt: Hwpt, pasid: int) -> int:
     return -EINVAL if igroup.pasids and not hwpt.pasid_compat else 0
 
 
-def _attach_domain(hwpt: Hwpt, idev: IommufdDevice, pasid: int) -> int:
-    """Put the group (or its PASID) on the table; 0, or -errno and nothing has changed."""
-    igroup = idev.igroup
-    ret = _pasid_compat(igroup, hwpt, pasid)
+def _switch_domain(hwpt: Hwpt, idev: IommufdDevice, pasid: int, attachment: Attachment) -> int:
+    """Put the group (or its PASID) on the table, from nothing or from another; 0, or -errno and nothing has changed.
+
+    Page requests that were reported under another table are answered.
+    """
+    ret = _pasid_compat(idev.igroup, hwpt, pasid)
     if ret:
         return ret
     if not idev.ctx.kernel.kzalloc("iommufd_attach_handle"):
         return -ENOMEM
-    handle = AttachHandle(idev)
+    handle, domain, group = AttachHandle(idev), hwpt.domain, idev.igroup.group
     if pasid == IOMMU_NO_PASID:
-        ret = iommu_attach_group_handle(hwpt.domain, igroup.group, handle)
+        if attachment.hwpt is None:
+            ret = iommu_attach_group_handle(domain, group, handle)
+        else:
+            ret = iommu_replace_group_handle(group, domain, handle)
+    elif attachment.hwpt is None:
+        ret = iommu_attach_device_pasid(domain, idev.dev, pasid, handle)
     else:
-        ret = iommu_attach_device_pasid(hwpt.domain, idev.dev, pasid, handle)
-    if not ret:
-        attachment = igroup.attachment(pasid)
-        assert attachment is not None
-        attachment.handle = handle
-    return ret
-
-
-def _replace_domain(hwpt: Hwpt, idev: IommufdDevice, pasid: int, attachment: Attachment) -> int:
-    """Go over to the table; faults that were reported under the old one are answered."""
-    igroup = idev.igroup
-    ret = _pasid_compat(igroup, hwpt, pasid)
-    if ret:
-        return ret
-    if not idev.ctx.kernel.kzalloc("iommufd_attach_handle"):
-        return -ENOMEM
-    handle = AttachHandle(idev)
-    if pasid == IOMMU_NO_PASID:
-        ret = iommu_replace_group_handle(igroup.group, hwpt.domain, handle)
-    else:
-        ret = iommu_replace_device_pasid(hwpt.domain, idev.dev, pasid, handle)
+        ret = iommu_replace_device_pasid(domain, idev.dev, pasid, handle)
     if not ret:
         _answer_faults(attachment)
         attachment.handle = handle
@@ -197,7 +184,7 @@ def hwpt_attach(hwpt: Hwpt, idev: IommufdDevice, pasid: int = IOMMU_NO_PASID) ->
                 ret = _setup_msi(igroup, paging)
             else:
                 igroup.pasids[pasid] = attachment
-            ret = ret or _attach_domain(hwpt, idev, pasid)
+            ret = ret or _switch_domain(hwpt, idev, pasid, attachment)
             if ret:
                 if reserves:
                     remove_reserved(paging.ioas.iopt, idev)
@@ -263,7 +250,7 @@ def do_replace(idev: IommufdDevice, hwpt: Hwpt, pasid: int) -> tuple[int, Hwpt |
         if not ret and pasid == IOMMU_NO_PASID:
             ret = _setup_msi(igroup, hwpt.paging)
         if not ret:
-            ret = _replace_domain(hwpt, idev, pasid, attachment)
+            ret = _switch_domain(hwpt, idev, pasid, attachment)
             if ret and ctx.release.has(REPLACE_DROPS_RESERVATIONS):
                 added = list(attachment.devices)
         if ret:

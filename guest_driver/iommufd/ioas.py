@@ -25,6 +25,10 @@ from guest_driver.iommufd.uapi import (
     IOMMU_IOAS_MAP_FIXED_IOVA,
     IOMMU_IOAS_MAP_READABLE,
     IOMMU_IOAS_MAP_WRITEABLE,
+    IOMMU_OPTION_HUGE_PAGES,
+    IOMMU_OPTION_OP_GET,
+    IOMMU_OPTION_OP_SET,
+    IOMMU_OPTION_RLIMIT_MODE,
 )
 from guest_driver.linux.iommu import IOMMU_READ, IOMMU_WRITE
 
@@ -105,27 +109,8 @@ def ioas_allow_iovas(cmd: Ucmd) -> int:
     return ioas.iopt.set_allowed(list(zip(words[::2], words[1::2])))
 
 
-def ioas_map(cmd: Ucmd) -> int:
-    flags = cmd["flags"]
-    if flags & ~_MAP_FLAGS or cmd["__reserved"]:
-        return -EOPNOTSUPP
-    if ULONG_MAX in (cmd["iova"], cmd["length"]):
-        return -EOVERFLOW
-    if not flags & (IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE):
-        return -EINVAL
-    ioas = cmd.ctx.objects.get(cmd["ioas_id"], Ioas)
-    if ioas is None:
-        return -ENOENT
-    iova = cmd["iova"] if flags & IOMMU_IOAS_MAP_FIXED_IOVA else None
-    ret, iova = ioas.iopt.map_user(cmd.process, iova, cmd["user_va"], cmd["length"], conv_iommu_prot(flags))
-    if ret:
-        return ret
-    cmd["iova"] = iova
-    return cmd.respond()
-
-
-def ioas_map_file(cmd: Ucmd) -> int:
-    """-EBADF: no such descriptor; -EINVAL: not a file in memory, or (once pages are needed) past its end."""
+def _map_target(cmd: Ucmd) -> Ioas | int:
+    """The address space that a map is about, after the checks on flags and numbers."""
     flags = cmd["flags"]
     if flags & ~_MAP_FLAGS:
         return -EOPNOTSUPP
@@ -133,21 +118,41 @@ def ioas_map_file(cmd: Ucmd) -> int:
         return -EOVERFLOW
     if not flags & (IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE):
         return -EINVAL
-    ioas = cmd.ctx.objects.get(cmd["ioas_id"], Ioas)
-    if ioas is None:
-        return -ENOENT
+    return cmd.ctx.objects.get(cmd["ioas_id"], Ioas) or -ENOENT
+
+
+def _mapped(cmd: Ucmd, ret: int, iova: int) -> int:
+    """Answer a map: the error, or where it is."""
+    if ret:
+        return ret
+    cmd["iova"] = iova
+    return cmd.respond()
+
+
+def ioas_map(cmd: Ucmd) -> int:
+    if cmd["__reserved"]:
+        return -EOPNOTSUPP
+    ioas = _map_target(cmd)
+    if isinstance(ioas, int):
+        return ioas
+    iova = cmd["iova"] if cmd["flags"] & IOMMU_IOAS_MAP_FIXED_IOVA else None
+    prot = conv_iommu_prot(cmd["flags"])
+    return _mapped(cmd, *ioas.iopt.map_user(cmd.process, iova, cmd["user_va"], cmd["length"], prot))
+
+
+def ioas_map_file(cmd: Ucmd) -> int:
+    """-EBADF: no such descriptor; -EINVAL: not a file in memory, or (once pages are needed) past its end."""
+    ioas = _map_target(cmd)
+    if isinstance(ioas, int):
+        return ioas
     file = cmd.process.files.get(cmd["fd"]) if cmd["fd"] >= 0 else None
     if file is None:
         return -EBADF
     if not isinstance(file, MemoryFile):
         return -EINVAL
-    iova = cmd["iova"] if flags & IOMMU_IOAS_MAP_FIXED_IOVA else None
-    prot = conv_iommu_prot(flags)
-    ret, iova = ioas.iopt.map_file(cmd.process, file, iova, cmd["start"], cmd["length"], prot)
-    if ret:
-        return ret
-    cmd["iova"] = iova
-    return cmd.respond()
+    iova = cmd["iova"] if cmd["flags"] & IOMMU_IOAS_MAP_FIXED_IOVA else None
+    prot = conv_iommu_prot(cmd["flags"])
+    return _mapped(cmd, *ioas.iopt.map_file(cmd.process, file, iova, cmd["start"], cmd["length"], prot))
 
 
 def ioas_change_process(cmd: Ucmd) -> int:
@@ -217,10 +222,10 @@ def option_rlimit_mode(cmd: Ucmd) -> int:
     """Whom pinned pages are charged to; can only be chosen before the first object exists."""
     if cmd["object_id"]:
         return -EOPNOTSUPP
-    if cmd["op"] == 1:
+    if cmd["op"] == IOMMU_OPTION_OP_GET:
         cmd["val64"] = cmd.ctx.account_mode
         return cmd.respond()
-    if cmd["op"]:
+    if cmd["op"] != IOMMU_OPTION_OP_SET:
         return -EOPNOTSUPP
     if not cmd.process.cap_sys_resource:
         return -EPERM
@@ -236,10 +241,10 @@ def option_huge_pages(cmd: Ucmd) -> int:
     ioas = cmd.ctx.objects.get(cmd["object_id"], Ioas)
     if ioas is None:
         return -ENOENT
-    if cmd["op"] == 1:
+    if cmd["op"] == IOMMU_OPTION_OP_GET:
         cmd["val64"] = int(not ioas.iopt.disable_large_pages)
         return cmd.respond()
-    if cmd["op"]:
+    if cmd["op"] != IOMMU_OPTION_OP_SET:
         return -EOPNOTSUPP
     if cmd["val64"] > 1:
         return -EINVAL
@@ -247,7 +252,7 @@ def option_huge_pages(cmd: Ucmd) -> int:
         return ioas.iopt.enable_large() if cmd["val64"] else ioas.iopt.disable_large()
 
 
-_OPTIONS = {0: option_rlimit_mode, 1: option_huge_pages}
+_OPTIONS = {IOMMU_OPTION_RLIMIT_MODE: option_rlimit_mode, IOMMU_OPTION_HUGE_PAGES: option_huge_pages}
 
 
 def option(cmd: Ucmd) -> int:

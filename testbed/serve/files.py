@@ -17,18 +17,13 @@ from typing import Final
 
 from abi.errno import EFAULT, EINVAL, EMFILE, ENOMEM
 from base.units import PAGE_SHIFT, PAGE_SIZE
-from guest_driver.iommufd.context import IommufdCtx
 from guest_driver.iommufd.process import UNLIMITED, Process, ReadableFile
-from guest_driver.iommufd.vfio_device import VfioDevice
 from testbed.serve.memory import ProgramMemory, SharedPages
 from testbed.serve.pidfd import take_fd
 from testbed.serve.seccomp import FILES, FIRST_FILE, Call, Listener
 
 _CAP_IPC_LOCK: Final = 14
 _CAP_SYS_RESOURCE: Final = 24
-
-Served = IommufdCtx | VfioDevice | ReadableFile
-"""What can be behind a descriptor of the program."""
 
 
 class Open:
