@@ -14,25 +14,41 @@ from oracle.process import ModelMissing
 from pviommu.options import Json, UsageError
 from testbed import backends
 from testbed.conformance import SUITES, check_backend
+from testbed.conformance.iommufd import check_iommufd
+from testbed.iommufd_machine import MOCK
 
+_IOMMUFD = "iommufd"
+"""The suite that is about what a program gets, whatever is underneath."""
 _SUITES_OF_MODELS = ("hardware", "pair")
 
 
 def conformance(
-    name: Annotated[str, typer.Argument(help="A registered backend, or a model: qemu-vtd, qemu-smmuv3.")],
-    suite: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(SUITES)}; may be repeated.")] = None,
+    name: Annotated[
+        str, typer.Argument(help=f"A registered backend, a model (qemu-vtd, qemu-smmuv3), or {MOCK} for {_IOMMUFD}.")
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One of {', '.join(SUITES)}, or {_IOMMUFD} over its tables; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Hold a backend against the conformance suites; models pass the same ones."""
-    wrong = [one for one in suite or () if one not in SUITES]
+    wrong = [one for one in suite or () if one not in (*SUITES, _IOMMUFD)]
     if wrong:
-        raise UsageError(f"unknown suite {wrong[0]!r}; there are: {', '.join(SUITES)}")
+        raise UsageError(f"unknown suite {wrong[0]!r}; there are: {', '.join((*SUITES, _IOMMUFD))}")
+    named = [one for one in suite or () if one != _IOMMUFD]
+    over_iommufd = _IOMMUFD in (suite or ())
+    if (over_iommufd and name in MODELS) or (name == MOCK and (named or not over_iommufd)):
+        raise UsageError(f"{name} has no such suite")
     try:
-        if name in MODELS:
+        if name == MOCK:
+            results = list(check_iommufd(MOCK))
+        elif name in MODELS:
             backend, elsewhere = MODELS[name]()
             results = list(check_backend(backend, *(suite or _SUITES_OF_MODELS), elsewhere=elsewhere))
         elif name in backends.names():
-            results = list(check_backend(backends.get(name), *(suite or ())))
+            results = list(check_backend(backends.get(name), *named)) if named or not over_iommufd else []
+            results += check_iommufd(name) if over_iommufd else []
         else:
             raise UsageError(f"unknown backend {name!r}; there are: {', '.join((*backends.names(), *MODELS))}")
     except ModelMissing as missing:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The same claims about iommufd over the mock driver and over the real tables of both backends; and they can fail."""
 
+import json
+
 import pytest
+from typer.testing import CliRunner
 
 from guest_driver.iommufd import attach
 from guest_driver.iommufd.io_pagetable import IoPagetable
 from guest_driver.linux.mock_domain import MockIommu
 from guest_driver.xen_iommu import XenIommu
+from pviommu.cli import app
 from testbed.conformance import iommufd
 from testbed.conformance.iommufd import CLAUSES, run_clause
 
@@ -64,3 +68,11 @@ def test_a_driver_that_does_not_map_is_seen_on_real_tables(place, monkeypatch):
 
     monkeypatch.setattr(XenIommu, "xen_iommu_map_pages", pretend)
     assert run_clause(place, iommufd.a_mapping_is_reached_and_nothing_beside_it).failure is not None
+
+
+def test_the_command_line_offers_the_suite():
+    runner = CliRunner()
+    done = runner.invoke(app, ["conformance", "mock", "--suite", "iommufd", "--json"])
+    assert done.exit_code == 0 and [row["failure"] for row in json.loads(done.stdout)] == [None] * len(CLAUSES)
+    for wrong in (["mock"], ["mock", "--suite", "pair"], ["qemu-vtd", "--suite", "iommufd"], ["vtd", "--suite", "x"]):
+        assert runner.invoke(app, ["conformance", *wrong]).exit_code == 2
