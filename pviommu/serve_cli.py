@@ -42,6 +42,8 @@ def serve_iommufd(
     """Run a program that opens /dev/iommu on the Python iommufd, its devices emulated."""
     try:
         if devices is not None:
+            if (machine, kernel, released) != (MOCK, LATEST, False):
+                raise ValueError("machine and kernel are said in the file that --devices names")
             described = read(devices)
         else:
             if machine != MOCK and machine not in backends.names():

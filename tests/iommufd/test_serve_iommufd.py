@@ -150,6 +150,24 @@ def test_a_wrong_description_is_one_line(tmp_path, text, complaint):
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--machine", "amd", "--", "true"], "unknown machine"),
+        (["--kernel", "5.0", "--", "true"], "unknown kernel"),
+        (["--devices", "x.toml", "--machine", "vtd", "--", "true"], "said in the file"),
+        ([], "Missing argument"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, complaint):
+    from typer.testing import CliRunner
+
+    from pviommu.cli import app
+
+    result = CliRunner().invoke(app, ["serve-iommufd", *arguments])
+    assert result.exit_code == 2 and complaint in result.output
+
+
 def test_the_example_is_a_description():
     read = description.read(Path(__file__).parents[2] / "examples" / "iommufd-devices.toml")
     assert read.machine == "vtd" and [spec.group for spec in read.devices] == [0, 0, 1]
