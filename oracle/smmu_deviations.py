@@ -279,7 +279,7 @@ def _stall_bit_of_stage_1(access: Access) -> bool:
 
 def _wide_l2_pointer(access: Access) -> bool:
     step = access.walk.steps[0]
-    return step.name == "L1STD" and step.words[0] >> 52 != 0 and _recorded(access.model) == F_STE_FETCH
+    return step.name == "L1STD" and step.words[0] >> 56 != 0 and _recorded(access.model) == F_STE_FETCH
 
 
 def _bad_span(access: Access) -> bool:
@@ -403,8 +403,8 @@ DEVIATIONS: Final[tuple[Deviation, ...]] = (
         excuses=_stall_bit_of_stage_1,
     ),
     Deviation(
-        name="L2Ptr above bit 51",
-        reason="Bits 63:52 of a first-level descriptor are reserved and ignored (5.1.1).",
+        name="L2Ptr above bit 55",
+        reason="Bits 63:56 of a first-level descriptor are reserved and ignored (5.1.1).",
         evidence="QEMU 7.2 and 10.0: they are part of the address, so the STE is F_STE_FETCH.",
         excuses=_wide_l2_pointer,
     ),
