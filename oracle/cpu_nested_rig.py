@@ -16,7 +16,7 @@ from hypervisor.iommu.context import IommuContext
 from hypervisor.platform import Platform
 from machine.iommu.smmuv3.config import Smmuv3Config
 from machine.iommu.smmuv3.events import C_BAD_CD, F_CD_FETCH
-from machine.iommu.unit import Fault
+from machine.iommu.unit import Fault, Walk
 from oracle import cpu_expect as expect
 from oracle.cpu_rig import ABORTED_WALK, CODES, DATA_FIRST, DATA_LAST, EXTERNAL_ABORT, CpuRig
 from oracle.cpu_walker import FIRST_FREE, HCR_RW, HCR_VM, RAM_SIZE, RAM_START, VTCR_RES1, Regime
@@ -86,11 +86,8 @@ class NestedCpuRig(CpuRig):
             mair=cd[3],
         )
 
-    def expected(self, sid: int, address: int, write: bool) -> expect.Wanted | None:
-        walk = self.ours.walk(sid, address, write)
-        if any(step.maddr < RAM_START for step in walk.steps):
-            return None
-        answer = self.ours.translate(sid, address, write)
+    def expected(self, walk: Walk, write: bool) -> expect.Wanted | None:
+        answer = self.ours.translate(walk.sid, walk.iova, write)
         steps = [step for step in walk.steps if step.level is not None]
         first = [step for step in steps if step.name == STAGE_1]
         last = steps[-1]
@@ -109,7 +106,9 @@ class NestedCpuRig(CpuRig):
             return expect.Wanted(f"our unit: {answer}", descriptor, level)
         code = CODES[answer.code]
         if not answer.record[1] & _S2:
-            level = level if last.name == STAGE_1 or first else 0  # nothing was walked: the address is too wide
+            if not first:  # nothing was walked: the address is too wide
+                return expect.Wanted(expect.fault(code, 0, 1))
+            descriptor, level = first[-1].words[0], first[-1].level or 0
             return expect.Wanted(expect.fault(code, level, 1), descriptor, level)
         where = answer.record[1] & _CLASS
         if where == _CLASS_CD:

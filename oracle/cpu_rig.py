@@ -25,7 +25,7 @@ from machine.firmware import Firmware, SmmuNode
 from machine.interrupts import ITS_DOORBELL_OFFSET, ITS_DOORBELL_PAGE, MessageInterrupts
 from machine.iommu.smmuv3.config import Smmuv3Config
 from machine.iommu.smmuv3.unit import Smmuv3Unit
-from machine.iommu.unit import Fault
+from machine.iommu.unit import Fault, Walk
 from machine.mmio import SystemBus
 from machine.pci import PciFunction, PciTopology
 from oracle import cpu_expect as expect
@@ -225,8 +225,11 @@ class CpuRig:
         requests = array("Q")
         wanted: list[expect.Wanted] = []
         for address in addresses:
+            walk = self.ours.walk(sid, address & -2)  # a write reads the same descriptors
+            if any(step.maddr < RAM_START for step in walk.steps):
+                continue  # what is RAM for our unit only
             for write in (False, True):
-                expected = self.expected(sid, address & -2, write)
+                expected = self.expected(walk, write)
                 if expected is not None and not self._ends_model(expected.par):
                     requests.append(address & -2 | write)
                     wanted.append(expected)
@@ -252,12 +255,10 @@ class CpuRig:
         """Whether QEMU 10 ends itself over an access with this outcome: stage 2 denies it."""
         return self._version == ASSERTS and isinstance(par, int) and expect.is_denied_by_stage_2(par)
 
-    def expected(self, sid: int, address: int, write: bool) -> expect.Wanted | None:
-        """PAR_EL1 as our unit's walk has it; ``None`` if the walk reads what is RAM for our unit only."""
-        walk = self.ours.walk(sid, address, write)
-        if any(step.maddr < RAM_START for step in walk.steps):
-            return None
-        answer = self.ours.translate(sid, address, write)
+    def expected(self, walk: Walk, write: bool) -> expect.Wanted | None:
+        """PAR_EL1 for an access to where ``walk`` went, as our unit has it; ``None``: the processor cannot say."""
+        address = walk.iova
+        answer = self.ours.translate(walk.sid, address, write)
         if address > self.software.xen.backend.max_iova:
             # Wider than the tables: the processor walks nothing.  Our unit says so too, or that it is too wide for it.
             blocked = isinstance(answer, Fault) and answer.code in (_TRANSLATION, ADDRESS_SIZE)

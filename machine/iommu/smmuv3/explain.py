@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Stream table entries and descriptors in words, for the people who look at a walk."""
 
+from functools import lru_cache
 from typing import Final
 
 from machine.iommu.smmuv3.config import Smmuv3Config
 from machine.iommu.smmuv3.contexts import CD, L1CD
-from machine.iommu.smmuv3.explain1 import describe_cd, describe_descriptor1, describe_l1cd
+from machine.iommu.smmuv3.explain1 import REMEMBERED, describe_cd, describe_descriptor1, describe_l1cd
 from machine.iommu.smmuv3.ste import CONFIG_ILLEGAL, Ste0, Ste1, Ste2, Ste3, decode_ste
 from machine.iommu.smmuv3.streams import STE, L1Std
 from machine.iommu.smmuv3.walk import ADDRESS, LAST_LEVEL, LeafDescriptor, Visit
@@ -47,6 +48,7 @@ def describe_l1std(descriptor: int) -> str:
     return f"Span={span} ({1 << span - 1} STEs) L2Ptr={pointer:#x}"
 
 
+@lru_cache(maxsize=REMEMBERED)
 def describe_ste(words: tuple[int, ...], config: Smmuv3Config) -> str:
     """An STE: ``V Config=S2 VMID=3 T0SZ=16 SL0=2 PS=5 S2TTB=0x... R PTW``, and why it is illegal if it is."""
     low, attributes, stage2, table = words[:4]
@@ -88,6 +90,7 @@ def describe_ste(words: tuple[int, ...], config: Smmuv3Config) -> str:
     return " ".join(parts)
 
 
+@lru_cache(maxsize=REMEMBERED)
 def describe_descriptor(descriptor: int, level: int, xnx: bool) -> str:
     """A stage 2 descriptor: ``block 2M -> 0x40000000 RW AF Normal-WB ISH``, ``table -> 0x...``, ``invalid``."""
     kind = descriptor & 3

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Context descriptors, their tables and stage 1 descriptors in words, for the people who look at a walk."""
 
+from functools import lru_cache
 from typing import Final
 
 from machine.iommu.smmuv3.cd import Cd0, CdTable
@@ -8,6 +9,8 @@ from machine.iommu.smmuv3.contexts import L1Cd
 from machine.iommu.smmuv3.walk import ADDRESS, LAST_LEVEL
 from machine.iommu.smmuv3.walk1 import LeafDescriptor1, TableDescriptor1
 
+REMEMBERED: Final = 1024
+"""Texts that are kept: walks meet the same structures again and again."""
 _SIZES: Final = ("512G", "1G", "2M", "4K")
 _SHAREABILITY: Final = ("NSH", "SH-reserved", "OSH", "ISH")
 _DEVICE: Final = ("nGnRnE", "nGnRE", "nGRE", "GRE")
@@ -18,6 +21,7 @@ def describe_l1cd(descriptor: int) -> str:
     return f"V L2Ptr={descriptor & L1Cd.l2ptr.mask:#x}" if L1Cd.v.get(descriptor) else "not valid"
 
 
+@lru_cache(maxsize=REMEMBERED)
 def describe_cd(words: tuple[int, ...]) -> str:
     """``V ASID=5 T0SZ=16 TTB0=0x... EPD1 IPS=5 R A ASET``; which rule an illegal one breaks depends on its stream."""
     low = words[0]
@@ -37,6 +41,7 @@ def describe_cd(words: tuple[int, ...]) -> str:
     return " ".join(parts)
 
 
+@lru_cache(maxsize=REMEMBERED)
 def describe_descriptor1(descriptor: int, level: int, mair: int) -> str:
     """``page 4K -> 0x... RW-EL0 AF nG Normal-WB ISH``, ``table -> 0x... APTable=RO``, ``invalid``."""
     kind = descriptor & 3
