@@ -47,7 +47,7 @@ _SMMUV3: Final = {
     "F_CD_FETCH carries its address one word early": _stage_1((_STE, 43)),
     "addresses of more than 48 bits do not arrive": _stage_1(access=f"write 0 {1 << 48:#x}"),
     "S1ContextPtr above bit 47": _stage_1((_STE, 51)),
-    "TTB0 above bit 47": _stage_1((_CD, 64 + 51)),
+    "TTB0 above bit 50": _stage_1((_CD, 64 + 51)),
     "CD.PAN": _stage_1((_CD, 40)),
     "access flag not checked": _stage_1((_LEAF, 10)),
     "S2TTB above bit 47": _stage_2((_STE, 192 + 50)),
@@ -56,6 +56,9 @@ _SMMUV3: Final = {
     "input range wider than S2PS": _stage_2((_STE, 128 + 50)),
     "S1STALLD without stage 1": _stage_2((_STE, 64 + 27)),
     "beyond the address size with stage 2 alone": _stage_2(access=f"write 0 {1 << 45:#x}"),
+    "a write that stops at a context descriptor is recorded as a read": (
+        f"machine 3 48 0\ncontext 1\nattach 0 1\nflip 0 {_PLACE} 2 0\nforget\nwrite 0 {_PLACE}\n"
+    ),
     "cached denial at stage 2 is silent": _stage_2(access="map 1 0x300 0x40300 1 1\nread 0 0x300000\nwrite 0 0x300000"),
 }
 _CPU: Final = {
