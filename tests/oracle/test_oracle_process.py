@@ -95,6 +95,23 @@ def test_a_model_that_is_not_installed_is_one_line_that_names_the_package():
         find_program(("no-such-model",), "some-package", "PVIOMMU_NO_SUCH_VARIABLE")
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["oracle run qemu-vtd", "oracle run qemu-smmuv3", "oracle run qemu-cpu-s2", "conformance qemu-vtd"],
+)
+def test_a_command_without_its_model_is_one_line_and_status_2(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pviommu", *command.split()],
+        env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "install the package qemu-system-" in done.stderr
+
+
 def test_a_model_that_cannot_start_says_why():
     ram = SharedRam(1 << 20)
     try:
