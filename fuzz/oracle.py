@@ -33,7 +33,7 @@ CLAUSES: Final[dict[str, str]] = {
     "yields": "A long call lets others run when the vCPU is wanted elsewhere.",
     "idle": "Hardware is told nothing when nothing changed that it could remember.",
     "device-reach": "A device reaches what the guest mapped for it, with those rights, and nothing else, whatever the "
-    "IOTLB may still remember; after a flush that was not confirmed, also pages that nobody else can have.",
+    "IOTLB may still remember; after an unconfirmed flush, also what it remembers, if nobody else can have it.",
     "tree": "The tables that hardware walks map exactly the pages that the guest mapped.",
     "superpage": "Aligned pages of a superpage that lead to aligned frames in a row, alike, are one superpage.",
     "toolstack": "Taking a page from the guest succeeds exactly if it is the guest's.",
@@ -287,8 +287,8 @@ class Oracle:
                 expected = mfn << PAGE_SHIFT if mfn is not None and access >> write & 1 else None
                 actual = found if isinstance(found, int) else None
                 if actual != expected and not self._doorbell(dfn, mfn):
-                    if shadow.unsure and actual is not None and self._is_kept(actual >> PAGE_SHIFT):
-                        continue
+                    if shadow.unsure and (actual is None or self._is_kept(actual >> PAGE_SHIFT)):
+                        continue  # what is remembered may also be that nothing is there
                     kind = "write" if write else "read"
                     got, must = ("nothing" if m is None else f"frame {m >> 12:#x}" for m in (actual, expected))
                     return Broken("device-reach", f"{name}'s {kind} at dfn {dfn:#x} reaches {got}, mapped is {must}")
