@@ -12,6 +12,8 @@ from benchmarks import abi_codec, dma, fuzzing, guest_dma, hypercalls, packets, 
 from benchmarks.figures import Figure
 from benchmarks.lean import Lean
 from benchmarks.report import as_json, print_table
+from hypervisor.defects.catalogue import get
+from testbed.config import SWITCHED_ON
 
 SUBJECTS: Final[dict[str, Callable[[float, Lean], Iterator[Figure]]]] = {
     "hypercalls": hypercalls.figures,
@@ -36,6 +38,10 @@ def main(
         list[str] | None, typer.Option(help=f"Subject to measure, repeatable: {', '.join(SUBJECTS)}.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Measure for a shorter time; the figures jump more.")] = False,
+    defect: Annotated[
+        str,
+        typer.Option("--defect", help="Defects of the hypervisor, as T1,F6, in every test bed."),
+    ] = "",
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure how fast the test bed is on one core."""
@@ -43,6 +49,10 @@ def main(
     for name in chosen:
         if name not in SUBJECTS:
             raise typer.BadParameter(f"unknown subject {name!r}; there are: {', '.join(SUBJECTS)}")
+    try:
+        SWITCHED_ON.set(tuple(get(part.strip()).id for part in defect.split(",") if part.strip()))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     seconds = QUICK_SECONDS if quick else SECONDS
     lean = Lean(seconds / 10)
     found: list[Figure] = []

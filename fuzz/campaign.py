@@ -64,13 +64,16 @@ def run(
     against: str = "",
     level: str = "typed",
     driver: str = "reference",
+    defects: str = "",
     stop_on_first: bool = False,
     max_ops: int | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Fuzz ``profile`` on ``backends`` with ``jobs`` workers; the outcome, findings filed in ``directory``."""
     over = tuple(
-        replace(bench, against=against) for backend in backends for bench in benches(backend, profile, level, driver)
+        replace(bench, against=against, defects=defects)
+        for backend in backends
+        for bench in benches(backend, profile, level, driver)
     )
     options = {
         "backends": backends,
@@ -82,6 +85,7 @@ def run(
         "against": against,
         "level": level,
         "driver": driver,
+        "defects": defects,
         "max_ops": max_ops,
     }
     store = Store(directory)

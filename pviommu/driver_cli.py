@@ -21,7 +21,7 @@ from pviommu.driver_view import (
     report_as_junit,
     report_lines,
 )
-from pviommu.options import Json, UsageError
+from pviommu.options import Defects, Json, UsageError, switch_on
 from testbed import backends
 from testbed.validate.ownership import ownership, rows_as_lines
 from testbed.validate.partial import CAUSES, partial_unmap
@@ -101,6 +101,7 @@ def validate_driver(
     guest: GuestKind = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes to use; more than kinds of guests are of no use.")] = 2,
     as_json: Json = False,
+    defect: Defects = "",
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the outcome as JUnit XML to this file.")] = None,
 ) -> None:
     """Take a driver through its life and report what holds, what does not, and why."""
@@ -109,6 +110,8 @@ def validate_driver(
         raise UsageError(f"unknown profile {profile!r}; there are: all, {', '.join(profiles.names())}")
     guests = ("pv", "pvh") if guest is None else (guest,)
     chosen = profiles.sound() if profile == "all" else (profile,)
+    for name in chosen:
+        switch_on(defect, name, backend)
     reports: list[Report] = []
     for name in chosen:
         reports.append(validate(driver, name, backend, guests, progress=None if as_json else _progress(), jobs=jobs))
@@ -133,12 +136,14 @@ def partial(
     backend: BackendName = "vtd",
     guest: GuestKind = None,
     pages: Annotated[int, typer.Option(min=1, max=64, help="Pages that are unmapped in one call.")] = 8,
+    defect: Defects = "",
     cause: Annotated[str | None, typer.Option(help=f"Only one of: {', '.join(CAUSES)}.")] = None,
     as_json: Json = False,
 ) -> None:
     """An unmap fails at page k: what the guest believes, what the hypervisor has, what the device reaches."""
     _check(driver, backend, guest)
     _speaks(driver, profile)
+    switch_on(defect, profile, backend)
     if cause is not None and cause not in CAUSES:
         raise UsageError(f"unknown cause {cause!r}; there are: {', '.join(CAUSES)}")
     kind = guest or "pvh"
@@ -154,11 +159,15 @@ def partial(
 
 @app.command("ownership")
 def thread_002(
-    driver: DriverName = "reference", profile: ProfileName = "v7-fixed", backend: BackendName = "vtd"
+    driver: DriverName = "reference",
+    profile: ProfileName = "v7-fixed",
+    backend: BackendName = "vtd",
+    defect: Defects = "",
 ) -> None:
     """DMA ownership of a group with two devices: what the mailing list asked, and what merged code answers."""
     _check(driver, backend, None)
     _speaks(driver, profile)
+    switch_on(defect, profile, backend)
     rows = list(ownership(driver, profile, backend))
     print("\n".join(rows_as_lines(rows)))
     if not all(row.ok for row in rows):

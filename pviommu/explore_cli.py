@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pviommu.options import Json, Seed, UsageError
+from pviommu.options import Defects, Json, Seed, UsageError
 from pviommu.program_cli import ProgramFile, read
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def explore(
     seed: Seed = 0,
     schedule: Annotated[str | None, typer.Option(help="Only this one, as printed: '4>1 9>0'.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the first finding here.")] = None,
+    defect: Defects = "",
     as_json: Json = False,
 ) -> None:
     """Run a program's vCPUs at once under many schedules, and look for one that no order of whole calls explains.
@@ -38,7 +39,7 @@ def explore(
     if strategy not in (*STRATEGIES, "all"):
         raise UsageError(f"unknown strategy {strategy!r}; there are: {', '.join(STRATEGIES)}, all")
     try:
-        concurrent = Concurrent(read(file))
+        concurrent = Concurrent(read(file, defect))
         wanted = schedule if schedule is not None else concurrent.parts.schedule
         if schedule is not None or wanted:
             attempt = concurrent.attempt(wanted)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pviommu.options import Backends, Json, Profile, Seed, UsageError, backend_list, make_config
+from pviommu.options import Backends, Defects, Json, Profile, Seed, UsageError, backend_list, make_config
 
 if TYPE_CHECKING:
     from fuzz.campaign import Progress
@@ -41,6 +41,7 @@ def fuzz(
     max_ops: Annotated[
         int | None, typer.Option(min=1, help="Operations of each worker at most; default: as --time allows.")
     ] = None,
+    defect: Defects = "",
     stop_on_first: Annotated[bool, typer.Option("--stop-on-first", help="End with the first finding.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +68,9 @@ def fuzz(
         names, profile, engine, against = kept["backends"], kept["profile"], kept["engine"], kept["against"]
         level, driver = kept["level"], kept["driver"]
         seed = kept["seed"]
-    make_config(names[0], profile, None, seed)
+        defect = kept.get("defects", "")
+    for name in names:
+        make_config(name, profile, None, seed, defect)
     try:
         drivers.get(driver)
     except ValueError as error:
@@ -85,6 +88,7 @@ def fuzz(
                 against=against,
                 level=level,
                 driver=driver,
+                defects=defect,
                 stop_on_first=stop_on_first,
                 max_ops=max_ops,
                 watch=status.show,

@@ -9,7 +9,7 @@ import typer
 
 from abi.versions import Convention
 from hypervisor import profile as profiles
-from pviommu.options import Json, UsageError
+from pviommu.options import Defects, Json, UsageError, switch_on
 from testbed.golden.records import RecordError
 from testbed.golden.replay import Replay, replay
 
@@ -17,6 +17,7 @@ from testbed.golden.replay import Replay, replay
 def golden(
     files: Annotated[list[Path], typer.Argument(help="Records: JSON lines, one file per boot.")],
     profile: Annotated[str, typer.Option(help="The hypervisor that has to answer.")] = "v3",
+    defect: Defects = "",
     as_json: Json = False,
 ) -> None:
     """Replay records of a running Xen and compare return values, structs, invalidations, tables and references.
@@ -27,10 +28,11 @@ def golden(
         raise UsageError(f"unknown profile {profile!r}; there are: {', '.join(profiles.names())}")
     if profiles.get(profile).abi.convention is not Convention.UNION:
         raise UsageError(f"the records are of the tagged union's interface (v1 to v3); {profile} has another")
+    ids = switch_on(defect, profile, "vtd")
     results = []
     for file in files:
         try:
-            results.append(replay(file, profile))
+            results.append(replay(file, profile, ids))
         except RecordError as error:
             raise UsageError(str(error)) from None
     if as_json:

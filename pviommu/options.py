@@ -8,7 +8,7 @@ import typer
 from hypervisor import profile as profiles
 from hypervisor.defects import catalogue as defects
 from testbed import backends
-from testbed.config import GUESTS, Config
+from testbed.config import GUESTS, SWITCHED_ON, Config
 
 
 class UsageError(typer.BadParameter):
@@ -38,10 +38,23 @@ def make_config(backend: str, profile: str, guest: str | None, seed: int, defect
         raise UsageError(f"unknown guest kind {guest!r}; there are: {', '.join(GUESTS)}")
     try:
         backends.get(backend)
-        chosen = tuple(defects.get(name.strip()).id for name in defect.split(",") if name.strip())
+        chosen = defects.chosen(defect, profiles.get(profile), backend)
         return Config(backend=backend, profile=profile, guest=guest, seed=seed, defects=chosen)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def switch_on(defect: str, profile: str, *names: str) -> tuple[str, ...]:
+    """Let every test bed that this command builds have the defects ``defect``, checked against a known profile and the
+    backends."""
+    try:
+        for name in names:
+            defects.chosen(defect, profiles.get(profile), name)
+        ids = tuple(defects.get(part.strip()).id for part in defect.split(",") if part.strip())
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    SWITCHED_ON.set(ids)
+    return ids
 
 
 def backend_list(name: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pviommu.options import UsageError
+from pviommu.options import Defects, UsageError, switch_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ def replay(
     shell: Annotated[
         bool, typer.Option("--shell", help="A prompt to walk through the program and look around.")
     ] = False,
+    defect: Defects = "",
 ) -> None:
     """Run a program under the oracle, swept after every operation, and print what each operation answered.
 
@@ -35,7 +36,7 @@ def replay(
     from fuzz.program import ProgramError
     from fuzz.session import Session
 
-    program = read(file)
+    program = read(file, defect)
     count = len(program.ops)
     for name, value in (("--at", at), ("--until", until)):
         if value is not None and value > count:
@@ -65,13 +66,13 @@ def _show(lines: "Iterator[str]") -> None:
         print(f"  | {line}")
 
 
-def shrink(file: ProgramFile) -> None:
+def shrink(file: ProgramFile, defect: Defects = "") -> None:
     """Print the smallest program with the same finding; exit status 1 if there is one."""
     from fuzz.program import ProgramError
     from fuzz.run import runner_for
     from fuzz.shrink import Shrinker
 
-    program = read(file)
+    program = read(file, defect)
     try:
         runner = runner_for(program.bench)
         found = runner.locate(program.ops)
@@ -88,6 +89,7 @@ def export(
     file: ProgramFile,
     to: Annotated[str, typer.Option("--to", help="c: a C file for dom0's user space, through /dev/xen/privcmd.")] = "c",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write it here instead of printing it.")] = None,
+    defect: Defects = "",
 ) -> None:
     """Write a program down for another place, with the answers that it is expected to get there."""
     from fuzz.export.c_program import CProgram
@@ -96,7 +98,7 @@ def export(
     if to != "c":
         raise UsageError(f"unknown form {to!r}; there is: c")
     try:
-        text = CProgram(read(file)).text()
+        text = CProgram(read(file, defect)).text()
     except ProgramError as error:
         raise UsageError(f"{file}: {error}") from None
     if output is None:
@@ -105,10 +107,21 @@ def export(
         output.write_text(text, encoding="utf-8")
 
 
-def read(file: Path) -> "Program":
+def read(file: Path, defect: str = "") -> "Program":
+    """The program in ``file``, with the hypervisor's defects ``defect`` besides those of its bench."""
     from fuzz.program import ProgramError, parse
 
     try:
-        return parse(file.read_text(encoding="utf-8"))
+        return with_defects(parse(file.read_text(encoding="utf-8")), defect)
     except (OSError, UnicodeDecodeError, ProgramError) as error:
         raise UsageError(f"{file}: {error}") from None
+
+
+def with_defects(program: "Program", defect: str) -> "Program":
+    """``program`` on its bench with further defects."""
+    from dataclasses import replace
+
+    bench = program.bench
+    ids = switch_on(defect, bench.profile, bench.backend)
+    together = ",".join(dict.fromkeys((*filter(None, bench.defects.split(",")), *ids)))
+    return replace(program, bench=replace(bench, defects=together))

@@ -11,7 +11,8 @@ import typer
 
 from guest_driver.defects.iommufd import named
 from guest_driver.iommufd.release import LATEST, RELEASES, as_released, release
-from pviommu.options import UsageError
+from hypervisor.defects.catalogue import DEFECTS
+from pviommu.options import UsageError, switch_on
 from testbed.scenarios import catalogue
 from testbed.scenarios.fail_nth import fail_nth
 from testbed.scenarios.step import Scenario, Step
@@ -42,18 +43,21 @@ def run_scenario(
         bool, typer.Option("--as-released", help="With the faults that kernel was released with.")
     ] = False,
     defect: Annotated[
-        str, typer.Option("--defect", help="With single upstream faults, as L8.2,L8.5; see 'pviommu defects list'.")
+        str,
+        typer.Option("--defect", help="With single faults, upstream's or the hypervisor's, as L8.2,T1."),
     ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="Verdicts only.")] = False,
 ) -> None:
     """Run one scenario and print each step, the state after it, and the verdict."""
     try:
         chosen = list(catalogue.SCENARIOS.values()) if name == "all" else [catalogue.get(name)]
-        words = frozenset(named(part.strip()).word for part in defect.split(",") if part.strip())
+        parts = [part.strip() for part in defect.split(",") if part.strip()]
+        words = frozenset(named(part).word for part in parts if part not in DEFECTS)
         made = as_released(kernel) if released else release(kernel)
         made = replace(made, defects=made.defects | words)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    switch_on(",".join(part for part in parts if part in DEFECTS), "v7-fixed")
     good = True
     for scenario in chosen:
         if backend not in (*catalogue.PLACES, "all", ""):

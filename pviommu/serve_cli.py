@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from guest_driver.iommufd.release import LATEST, RELEASES, as_released, release
-from pviommu.options import UsageError
+from pviommu.options import Defects, UsageError, switch_on
 from testbed import backends
 from testbed.iommufd_machine import MOCK
 from testbed.serve.description import Description, read
@@ -37,6 +37,7 @@ def serve_iommufd(
     ] = LATEST,
     released: Annotated[bool, typer.Option("--as-released", help="With the faults of that kernel.")] = False,
     test_commands: Annotated[bool, typer.Option("--test", help="Offer IOMMU_TEST_CMD and its mock devices.")] = False,
+    defect: Defects = "",
     trace: Annotated[bool, typer.Option("--trace", help="A line on standard error for each ioctl.")] = False,
 ) -> None:
     """Run a program that opens /dev/iommu on the Python iommufd, its devices emulated."""
@@ -49,6 +50,8 @@ def serve_iommufd(
             if machine != MOCK and machine not in backends.names():
                 raise ValueError(f"unknown machine {machine!r}; there are: {MOCK}, {', '.join(backends.names())}")
             described = Description(machine, as_released(kernel) if released else release(kernel))
+        if described.machine != MOCK:
+            switch_on(defect, "v7-fixed", described.machine)
         outcome = serve(described, program, test_commands, _note if trace else None)
     except (ValueError, Unsupported) as error:
         raise UsageError(str(error)) from None

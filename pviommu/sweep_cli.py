@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pviommu.options import Json, UsageError
+from pviommu.options import Defects, Json, UsageError
+from pviommu.program_cli import with_defects
 
 if TYPE_CHECKING:
     from fuzz.program import Program
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def sweep(
     path: Annotated[Path, typer.Argument(help="A program, or a directory: every program below it.")],
+    defect: Defects = "",
     as_json: Json = False,
 ) -> None:
     """Run programs again and again, each time with one more place failing: copies, allocations, tags, invalidations.
@@ -29,7 +31,7 @@ def sweep(
 
     total, found, results = 0, 0, []
     seen: set[tuple[str, ...]] = set()
-    for file, program in programs_below(path):
+    for file, program in programs_below(path, defect):
         try:
             engine = FailNth(program)
         except ProgramError as error:
@@ -68,7 +70,7 @@ def sweep(
     raise typer.Exit(1 if found else 0)
 
 
-def programs_below(path: Path) -> Iterator[tuple[Path, "Program"]]:
+def programs_below(path: Path, defect: str = "") -> Iterator[tuple[Path, "Program"]]:
     """A program file, or every text below a directory that is a program; ``UsageError`` if there is none."""
     from fuzz.program import MAGIC, ProgramError, parse
 
@@ -80,7 +82,7 @@ def programs_below(path: Path) -> Iterator[tuple[Path, "Program"]]:
             if path.is_dir() and not text.startswith(MAGIC):
                 continue
             any_yet = True
-            yield file, parse(text)
+            yield file, with_defects(parse(text), defect)
         except (OSError, UnicodeDecodeError, ProgramError) as error:
             raise UsageError(f"{file}: {error}") from None
     if not any_yet:

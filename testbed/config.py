@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A test bed as a value: everything that :func:`testbed.build.build` needs to know, and nothing that it decides."""
 
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Final
 
 from base.units import Sbdf
@@ -12,6 +13,10 @@ from testbed.units import ONE_UNIT, UnitSpec, check_units
 MIB: Final = 1 << 20
 
 GUESTS: Final = ("pv", "pvh")
+
+
+SWITCHED_ON: Final[ContextVar[tuple[str, ...]]] = ContextVar("defects of every configuration", default=())
+"""What :attr:`Config.defects` is unless somebody says otherwise; the command line's ``--defect`` sets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Config:
     """Guest domains, with ids from 1 on."""
     device_tlb: bool = False
     """The copier keeps translations in a cache of its own (ATS), which its unit has to support."""
-    defects: tuple[str, ...] = ()
+    defects: tuple[str, ...] = field(default_factory=SWITCHED_ON.get)
     """Ids of :mod:`hypervisor.defects.catalogue`, switched on over those that the profile has."""
     rmrrs: tuple[Rmrr, ...] = ()
     """Reserved memory regions that firmware declares, outside the hardware domain's RAM."""

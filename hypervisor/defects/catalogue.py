@@ -21,6 +21,7 @@ from hypervisor.defects import (
 )
 from hypervisor.defects.model import Defect
 from hypervisor.defects.seams import Seams
+from hypervisor.profile import Profile
 
 if TYPE_CHECKING:
     from hypervisor.xen import Xen
@@ -64,6 +65,19 @@ def of_version(version: str) -> tuple[str, ...]:
         for defect in DEFECTS.values()
         if defect.id not in mended and not defect.only_on and (base in defect.versions or version in defect.versions)
     )
+
+
+def chosen(text: str, profile: Profile, backend: str) -> tuple[str, ...]:
+    """The ids in ``text``, joined by commas; ``ValueError`` for one that there is not, or that ``profile`` over
+    ``backend`` cannot show."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for defect in map(get, names):
+        if backend not in defect.backends:
+            raise ValueError(f"{defect.id} is in the {' and '.join(defect.backends)} driver, {backend} has none of it")
+        missing = [subop for subop in defect.subops if not profile.abi.has(subop)]
+        if missing:
+            raise ValueError(f"{defect.id} cannot be shown by {profile.name}, whose interface has no {missing[0]}")
+    return names
 
 
 def complete(ids: Iterable[str]) -> list[Defect]:

@@ -149,5 +149,6 @@ DEFECTS: Final = (
         "an arena of 2^60 pages is -ENOMEM; a modest wish after it is -EACCES, for ever",
         "catalogue C8 and 2.2",
         failed_init_counts,
+        subops=("init",),
     ),
 )

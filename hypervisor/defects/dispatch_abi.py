@@ -133,6 +133,7 @@ DEFECTS: Final = (
         "catalogue A2",
         init_goes_on_into_alloc,
         needs=("A6",),
+        subops=("init",),
     ),
     Defect(
         "A3",
@@ -141,6 +142,7 @@ DEFECTS: Final = (
         "max_ctx_no 0xffff stops the host; 0x10000 is 0 contexts for ever",
         "catalogue A3",
         count_is_truncated,
+        subops=("init",),
     ),
     Defect(
         "A4",
@@ -149,6 +151,7 @@ DEFECTS: Final = (
         "the padding of the struct is not zero",
         "catalogue A4",
         stack_in_the_answer,
+        subops=("init",),
     ),
     Defect(
         "A5",
@@ -174,6 +177,7 @@ DEFECTS: Final = (
         "map_pages of a 32-bit guest takes its dfn for the gfn and the flags for the dfn, and writes behind the struct",
         "catalogue A7 and 1.4",
         no_layout_for_32_bits,
+        subops=("init",),
     ),
     Defect(
         "A8",
@@ -190,6 +194,7 @@ DEFECTS: Final = (
         "mapped = 7 comes back as 7 more than was mapped; a preempted call's gfn, dfn, nr_pages are its last pass's",
         "catalogue A9",
         count_is_added,
+        subops=("init",),
     ),
     Defect(
         "A10",
@@ -198,5 +203,6 @@ DEFECTS: Final = (
         "-E2BIG with mapped = 9 leaves 9",
         "catalogue A10; golden record sys",
         early_errors_leave_the_count,
+        subops=("lookup_page",),
     ),
 )

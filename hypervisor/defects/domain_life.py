@@ -122,6 +122,7 @@ DEFECTS: Final = (
         "IOMMU_init of a guest domain with arena order 11 takes 8 MiB of Xen's memory",
         "catalogue C10",
         arena_is_not_accounted,
+        subops=("init",),
     ),
     Defect(
         "F8",
@@ -146,5 +147,6 @@ DEFECTS: Final = (
         "query_capabilities on behalf of a domain without one stops the host",
         "catalogue H5",
         target_is_not_checked,
+        subops=("remote_cmd",),
     ),
 )

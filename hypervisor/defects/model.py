@@ -30,6 +30,8 @@ class Defect:
     """Changes one seam of an assembled hypervisor."""
     needs: tuple[str, ...] = ()
     """Entries without which it cannot show; they are applied first."""
+    subops: tuple[str, ...] = ()
+    """Sub-ops without which an interface cannot show it."""
     only_on: str = ""
     """Hardware without which a version has not got it; a profile on other hardware is without it, and a test bed can be
     asked to behave as that hardware would make it."""

@@ -270,5 +270,6 @@ DEFECTS: Final = (
         "lookup of a page that a translated domain gave back since it was mapped",
         "catalogue D6; section 8, 14: a PV domain has no M2P to be looked into",
         lookup_trusts_the_m2p,
+        subops=("lookup_page",),
     ),
 )

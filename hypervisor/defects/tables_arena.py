@@ -145,6 +145,7 @@ DEFECTS: Final = (
         "the first alloc_context stops the host",
         "catalogue T4",
         arena_of_order_0,
+        subops=("init",),
     ),
     Defect(
         "T5",

@@ -63,7 +63,7 @@ FUNCTIONS: Final = (
 class GoldenMachine:
     """The machine of ``record`` with a hypervisor of ``profile`` on it."""
 
-    def __init__(self, record: Record, profile: str) -> None:
+    def __init__(self, record: Record, profile: str, defects: tuple[str, ...] = ()) -> None:
         owned = sorted(_owned(record))
         buffers = max((mfn + 1 for mfn in owned), default=XEN_FRAMES)
         top = buffers + BUFFER_PAGES + (2 << max(record.arena_order, 0)) + 0x4000
@@ -81,7 +81,7 @@ class GoldenMachine:
         chosen = profiles.get(profile)
         chosen = profiles.with_arena(chosen, record.arena_order)
         self.xen: Final = Xen(platform, chosen, VtdBackend)
-        self.seams: Final = catalogue.apply(self.xen, chosen.defects, debug_build=record.debug_build)
+        self.seams: Final = catalogue.apply(self.xen, (*chosen.defects, *defects), debug_build=record.debug_build)
         frames = self.xen.frames
         for first, count in _stretches([*owned, *range(buffers, buffers + BUFFER_PAGES)]):
             frames.allocate_at(DomId(0), first, count)

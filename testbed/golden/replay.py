@@ -76,12 +76,12 @@ class _Differs(Exception):
         self.replayed = replayed if isinstance(replayed, str) else repr(replayed)
 
 
-def replay(path: Path, profile: str) -> Replay:
-    """Replay one file on a hypervisor of ``profile``; :class:`RecordError` if it is none."""
+def replay(path: Path, profile: str, defects: tuple[str, ...] = ()) -> Replay:
+    """Replay one file on a hypervisor of ``profile`` with ``defects`` besides; :class:`RecordError` if it is none."""
     record = Record(path)
     result = Replay(path)
     try:
-        machine = GoldenMachine(record, profile)
+        machine = GoldenMachine(record, profile, defects)
     except _NOT_UNDERSTOOD as error:
         raise RecordError(f"{path}:1: no machine can be built like this: {error}") from error
     player = _Player(record, machine, result)

@@ -26,7 +26,7 @@ from hypervisor.iommu.context import IommuContext
 from hypervisor.iommu.moves import move_device
 from machine.firmware import Rmrr
 from testbed.build import COPIER, NIC, ROGUE, TestBed, build
-from testbed.config import MIB, Config
+from testbed.config import MIB, SWITCHED_ON, Config
 from testbed.guest import HypercallCall, ObservedHypercalls
 from testbed.reachable import reachable
 from testbed.validate.faults import FaultyHypercalls
@@ -69,7 +69,7 @@ class World:
             ram=_RAM,
             guest_ram=_GUEST_RAM,
             rmrrs=(RMRR,) if rmrr else (),
-            defects=defects,
+            defects=(*SWITCHED_ON.get(), *defects),
         )
         self.testbed: TestBed
         self.faults: FaultyHypercalls
