@@ -15,6 +15,7 @@ from abi.errno import ENOSYS
 from abi.memory_op import MEMORY_OP
 from abi.versions import Abi
 from base.units import U32_MAX, U64_MAX, CtxNo, DomId, Sbdf
+from hypervisor.dom0_options import Dom0Options
 from hypervisor.domain import Domain, DomainIommu, Vcpu
 from hypervisor.domain_state import restore_domain, save_domain
 from hypervisor.errors import XenBug
@@ -49,8 +50,13 @@ class Xen:
     """One host's hypervisor: ``platform`` underneath, ``profile`` for the hypercall, a backend for the IOMMUs."""
 
     def __init__(
-        self, platform: Platform, profile: Profile, make_backend: Callable[[Platform, "FrameTable"], Backend]
+        self,
+        platform: Platform,
+        profile: Profile,
+        make_backend: Callable[[Platform, "FrameTable"], Backend],
+        options: Dom0Options = Dom0Options(),  # noqa: B008 - a value
     ) -> None:
+        self.options = options
         self.platform: Final = platform
         self.profile: Final = profile
         self.abi: Final = profile.abi
@@ -245,9 +251,10 @@ class Xen:
         domain.mmio.extend(mmio_ranges)
         self.domains[domid] = domain
         if domain_iommu is not None and self.profile.contexts_at_creation and hardware:
-            error = pviommu_contexts.set_up(
-                self, domain, self.profile.contexts_at_creation, self.profile.arena_order_at_creation
-            )
+            contexts, order = self.options.contexts, self.options.arena_order
+            contexts = self.profile.contexts_at_creation if contexts is None else contexts
+            order = self.profile.arena_order_at_creation if order is None else order
+            error = pviommu_contexts.set_up(self, domain, contexts, order)
             if error:
                 raise ValueError(f"no memory for the PV-IOMMU arena of domain {domid} ({error})")
         return domain

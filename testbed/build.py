@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from base.units import PAGE_SHIFT, DomId, Sbdf, make_sbdf
+from hypervisor import dom0_options
 from hypervisor import profile as profiles
 from hypervisor.defects import catalogue as defects
 from hypervisor.defects.seams import Seams
@@ -91,7 +92,9 @@ class TestBed:
         self.platform: Final = Platform(
             self.memory, self.bus, self.pci, firmware, self.interrupts, self.backend.doorbell
         )
-        self.xen: Final = Xen(self.platform, profile, self.backend.make_driver)
+        self.xen: Final = Xen(
+            self.platform, profile, self.backend.make_driver, dom0_options.parse(config.dom0_iommu, profile)
+        )
         self.faults: Final[Seams | None] = defects.apply(self.xen, (*profile.defects, *config.defects))
         """What defects replaced; ``None`` without any."""
         self.mfns: Final = _scatter(config, XEN_FRAMES)
@@ -233,17 +236,19 @@ class TestBed:
         return ranges
 
     def _give_memory(self) -> None:
-        """Fill dom0's p2m and its default context (one to one in its own frame numbers)."""
+        """Fill dom0's p2m and, unless ``dma=no``, its default context (one to one in its own frame numbers)."""
         xen, dom0, mfns = self.xen, self.dom0, self.mfns
         base = min(mfns)
         if dom0.pv:
-            xen.map_default(dom0, base, base, len(mfns))
+            if xen.options.dma:
+                xen.map_default(dom0, base, base, len(mfns))
             return
         start = 0
         for pfn in range(1, len(mfns) + 1):
             if pfn == len(mfns) or mfns[pfn] != mfns[pfn - 1] + 1:
                 dom0.p2m.set(start, mfns[start], pfn - start)
-                xen.map_default(dom0, start, mfns[start], pfn - start)
+                if xen.options.dma:
+                    xen.map_default(dom0, start, mfns[start], pfn - start)
                 start = pfn
 
     def _xen_device(self, sbdf: Sbdf) -> PciDevice:

@@ -66,6 +66,8 @@ class Config:
     """The copier keeps translations in a cache of its own (ATS), which its unit has to support."""
     defects: tuple[str, ...] = field(default_factory=SWITCHED_ON.get)
     """Ids of :mod:`hypervisor.defects.catalogue`, switched on over those that the profile has."""
+    dom0_iommu: str = ""
+    """Xen's ``dom0-iommu=`` option (:mod:`hypervisor.dom0_options`)."""
     rmrrs: tuple[Rmrr, ...] = ()
     """Reserved memory regions that firmware declares, outside the hardware domain's RAM."""
 

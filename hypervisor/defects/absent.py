@@ -5,7 +5,6 @@ from typing import Final
 
 ABSENT: Final[dict[str, str]] = {
     "A11": "not applicable: of the first prototype's batch interface, which no profile speaks",
-    "B5": "nothing to show: an option of Xen's command line without effect",
     "T8": "cannot be shown: Xen's own heap is not modelled",
     "H6": "nothing to show: the text of a log line",
     "H10": "nothing to show by itself: the posted loop of v1 to v3 is not preempted",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A: what is accepted and what is answered."""
 
+import dataclasses
 from typing import Final
 
 from abi.errno import ENOENT
@@ -116,7 +117,21 @@ def early_errors_leave_the_count(seams: Seams) -> None:
     replace(seams.loop, "untouched", lambda given: given)
 
 
+def option_without_effect(seams: Seams) -> None:
+    """B5."""
+    replace(seams.xen, "options", dataclasses.replace(seams.xen.options, contexts=None))
+
+
 DEFECTS: Final = (
+    Defect(
+        "B5",
+        V1_TO_3,
+        "dom0-iommu=nb-ctx= is read and has no effect",
+        "with nb-ctx=3 query_capabilities says 255 contexts",
+        "catalogue B5",
+        option_without_effect,
+        subops=("lookup_page",),
+    ),
     Defect(
         "A1",
         V1_TO_3,

@@ -27,7 +27,7 @@ TEARDOWN_LEAVES: Final = 1024
 def query_capabilities(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
     """What this hypervisor offers the caller."""
     assert domain.iommu is not None
-    flags = xen.abi.caps.get("default_identity", 0) if domain.hardware else 0
+    flags = xen.abi.caps.get("default_identity", 0) if domain.hardware and xen.options.dma else 0
     if nesting_of(xen.backend) is not None and xen.abi.by_name["alloc_nested"].implemented:
         flags |= xen.abi.caps["nested"]
     pasids = offered_pasids(xen)

@@ -71,6 +71,7 @@ def happen(defect: Defect, backend: str, *, present: bool) -> Happening:
             defects=(defect.id,) if present else (),
             vcpus=2 if busy else 1,
             domus=(NEIGHBOUR,) if busy else (),
+            dom0_iommu="nb-ctx=3" if defect.id == "B5" else "",
             units=(UnitSpec(_UNITS.get(defect.id, DEFAULT) if backend == "vtd" else DEFAULT),),
         )
     )

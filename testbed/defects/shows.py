@@ -127,6 +127,11 @@ def b2(stage: Stage) -> bool:
     return stage.call("alloc_context")[0] == 0
 
 
+def b5(stage: Stage) -> bool:
+    stage.note("Xen was started with dom0-iommu=nb-ctx=3")
+    return stage.call("query_capabilities")[1]["max_ctx_no"] == 2
+
+
 def c1(stage: Stage) -> bool:
     stage.set_up()
     context = stage.alloc()
