@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from hypervisor.defects.catalogue import DEFECTS
 from oracle.conformance import MODELS
 from oracle.process import ModelMissing
-from pviommu.options import Json, UsageError
+from pviommu.options import Json, UsageError, make_config
 from testbed import backends
 from testbed.conformance import SUITES, check_backend
 from testbed.conformance.iommufd import check_iommufd
+from testbed.conformance.profile import check_profile, expected_failures
 from testbed.iommufd_machine import MOCK
 
 _IOMMUFD = "iommufd"
@@ -30,9 +32,17 @@ def conformance(
         list[str] | None,
         typer.Option(help=f"One of {', '.join(SUITES)}, or {_IOMMUFD} over its tables; may be repeated."),
     ] = None,
+    profile: Annotated[
+        str, typer.Option(help="Ask a hypervisor of this profile over the backend instead: a clause for each defect.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Hold a backend against the conformance suites; models pass the same ones."""
+    """Hold a backend against the conformance suites; models pass the same ones.
+
+    With --profile: exit status 0 if exactly those clauses fail that the profile's own defects explain.
+    """
+    if profile:
+        _ask_profile(profile, name, as_json)
     wrong = [one for one in suite or () if one not in (*SUITES, _IOMMUFD)]
     if wrong:
         raise UsageError(f"unknown suite {wrong[0]!r}; there are: {', '.join((*SUITES, _IOMMUFD))}")
@@ -59,3 +69,22 @@ def conformance(
         for result in results:
             print(result)
     raise typer.Exit(1 if any(result.failure is not None for result in results) else 0)
+
+
+def _ask_profile(profile: str, backend: str, as_json: bool) -> None:
+    """Every clause of the profile's suite, and whether its defects explain the outcome."""
+    make_config(backend, profile, None, 0)
+    explained = expected_failures(profile, backend)
+    good, rows = True, []
+    for result in check_profile(profile, backend):
+        failed = result.failure is not None
+        good = good and failed == (result.clause in explained)
+        said = "holds" if not failed else f"fails, explained: {DEFECTS[result.clause].title}"
+        if failed != (result.clause in explained):
+            said = f"{'FAILS' if failed else 'HOLDS'}, not as its defects say: {DEFECTS[result.clause].title}"
+        rows.append({"clause": result.clause, "failed": failed, "explained": result.clause in explained})
+        if not as_json:
+            print(f"{result.clause:4} {said}")
+    if as_json:
+        print(json.dumps({"profile": profile, "backend": backend, "clauses": rows}, indent=2))
+    raise typer.Exit(0 if good else 1)

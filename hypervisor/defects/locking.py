@@ -10,7 +10,7 @@ from hypervisor.defects.seams import Seams, replace
 from hypervisor.domain import Domain
 from hypervisor.errors import XenBug
 from hypervisor.iommu.context import PciDevice
-from hypervisor.locking.guards import GUARDS, Call, Guard, domain_lock, in_order, p2m_locks
+from hypervisor.locking.guards import Call, Guard, domain_lock, in_order, p2m_locks
 from hypervisor.locking.locks import PCIDEVS, Lock, Locks
 from hypervisor.locking.toolstack import MOVES, owner
 from hypervisor.locking.toolstack import Guard as ToolstackGuard
@@ -147,7 +147,7 @@ def locks_in_the_order_of_arguments(seams: Seams) -> None:
 
 def p2m_stays_locked(seams: Seams) -> None:
     """F4."""
-    loop, guard = seams.loop, GUARDS["map_pages"]
+    loop, guard = seams.loop, seams.guards["map_pages"]
     frame = loop.frame
     foreign: list[Domain] = []
 
@@ -171,6 +171,16 @@ def p2m_stays_locked(seams: Seams) -> None:
     seams.guards["map_pages"] = keeping
     assert seams.locks
 
+
+P2M_STAYS_LOCKED: Final = Defect(
+    "F4",
+    ("v7",),
+    "map_pages of another domain's frame answers -EPERM with the caller's p2m locked",
+    "the next call of another vCPU that needs the p2m never returns",
+    "catalogue F4",
+    p2m_stays_locked,
+)
+"""F4: applied after what else decides about a frame, and after whose locks guard map_pages."""
 
 DEFECTS: Final = (
     Defect(
@@ -215,13 +225,5 @@ DEFECTS: Final = (
         "catalogue B4",
         locks_in_the_order_of_arguments,
         needs=("S6",),
-    ),
-    Defect(
-        "F4",
-        ("v7",),
-        "map_pages of another domain's frame answers -EPERM with the caller's p2m locked",
-        "the next call of another vCPU that needs the p2m never returns",
-        "catalogue F4",
-        p2m_stays_locked,
     ),
 )

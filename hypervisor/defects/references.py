@@ -3,6 +3,7 @@
 
 from typing import Final
 
+from hypervisor.defects.locking import P2M_STAYS_LOCKED
 from hypervisor.defects.model import V1_TO_3, V1_TO_7, V4_TO_7, Defect
 from hypervisor.defects.seams import Seams, replace
 from hypervisor.domain import Domain
@@ -136,4 +137,5 @@ DEFECTS: Final = (
         "catalogue F7",
         read_only_is_not_looked_at,
     ),
+    P2M_STAYS_LOCKED,
 )

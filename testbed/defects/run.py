@@ -33,6 +33,9 @@ _PVH: Final = frozenset({"D6", "F4", "F7", "R4"})
 _WITH_NEIGHBOURS: Final = (shows_domains.__name__, shows_locks.__name__)
 """Shown with two vCPUs and a guest domain beside the hardware domain."""
 _PV: Final = frozenset({"F2", "F3", "F5", "H8", "R1", "R5", "S6"})
+_FULL_ARENA: Final = frozenset({"F1", "S1", "T3"})
+"""Shown with an arena of 4 pages, which v1 to v3 take from the command line."""
+_SHOWN_WITH_INIT: Final = frozenset({"T7"})
 _REGIONS: Final = frozenset({"S4", "S5"})
 _UNITS: Final = {"G3": "few-domains", "G5": "39-bit"}
 """Shown on units of another kind than the usual one."""
@@ -57,21 +60,40 @@ def backends_for(defect: Defect) -> tuple[str, ...]:
 
 def happen(defect: Defect, backend: str, *, present: bool) -> Happening:
     """Play the demonstration on a hypervisor with the defect, or on the one without."""
+    return play(defect, backend, profile_for(defect, backend), (defect.id,) if present else ())
+
+
+def asked_of(defect: Defect, profile: str, backend: str) -> bool:
+    """Whether the guarantee that the defect breaks is one that a hypervisor of ``profile`` can be asked for: its
+    interface is that of a version that has the defect."""
+    abi = profiles.get(profile).abi
+    kinds = {versions.get(version).convention for version in defect.versions if version in versions.names()}
+    if defect.only_on or (defect.id in _SHOWN_WITH_INIT and not abi.has("init")):
+        return False
+    if defect.id == "G5" and backend != "vtd" and abi.has("init"):
+        return False
+    return all(map(abi.has, defect.subops)) and (not kinds or abi.convention in kinds)
+
+
+def play(defect: Defect, backend: str, profile: str, defects: tuple[str, ...] = ()) -> Happening:
+    """Play the demonstration of ``defect`` on a hypervisor of ``profile`` with ``defects``."""
     guest = "pvh" if defect.id in _PVH else "pv" if defect.id in _PV else None
     busy = SHOWS[defect.id].__module__ in _WITH_NEIGHBOURS
     region = Rmrr(RMRR_BASE, RMRR_BASE + 0x3FFF, (NIC,))
+    creation = profiles.get(profile).contexts_at_creation
+    option = "nb-ctx=3" if defect.id == "B5" else "arena-order=2" if creation and defect.id in _FULL_ARENA else ""
     stage = Stage(
         Config(
             backend=backend,
-            profile=profile_for(defect, backend),
+            profile=profile,
             guest=guest,
             ram=32 << 20,
             guest_ram=16 << 20,
             rmrrs=(region,) if defect.id.startswith("D") or defect.id in _REGIONS else (),
-            defects=(defect.id,) if present else (),
+            defects=defects,
             vcpus=2 if busy else 1,
             domus=(NEIGHBOUR,) if busy else (),
-            dom0_iommu="nb-ctx=3" if defect.id == "B5" else "",
+            dom0_iommu=option,
             units=(UnitSpec(_UNITS.get(defect.id, DEFAULT) if backend == "vtd" else DEFAULT),),
         )
     )

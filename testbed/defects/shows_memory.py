@@ -168,8 +168,8 @@ def g3(stage: Stage) -> bool:
 def g4(stage: Stage) -> bool:
     stage.set_up()
     unit = _vtd(stage).units[0]
-    for _ in range(0x8000 - 1):
-        unit.take_did()
+    while unit.take_did() != 0x7FFF:
+        pass
     stage.note("domain ids below 0x8000 are in use by others, 0 by dom0's default context")
     stage.call("free_context", ctx_no=stage.alloc())
     context = stage.alloc()
@@ -237,9 +237,8 @@ def h4(stage: Stage) -> bool:
 def h8(stage: Stage) -> bool:
     stage.set_up()
     context = stage.alloc()
-    stage.xen.frames.owner[0] = DOMID_IO
-    stage.dom0.mmio.append((0, 0))
-    stage.note("machine frame 0 is dom0's to access, as the first megabyte of a PC is")
+    stage.xen.frames.owner[0] = stage.dom0.domid
+    stage.note("machine frame 0 is dom0's")
     stage.call("map_pages", ctx_no=context, gfn=0, dfn=0x10, flags=3, nr_pages=1)
     return stage.unmap(context, 0x10)[0] == 0
 
