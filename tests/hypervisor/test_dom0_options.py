@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What Xen's command line says about the hardware domain, and 32-bit callers."""
+
+import pytest
+from guest_calls import RW, bed
+
+from abi.canonical import CANONICAL
+from hypervisor import profile as profiles
+from hypervisor.dom0_options import Dom0Options, parse
+from testbed.build import COPIER
+
+LOW = 0x4000_0000
+
+
+@pytest.mark.parametrize(
+    ("text", "profile", "meant"),
+    [
+        ("", "v3", Dom0Options()),
+        ("nb-ctx=3, arena-order=2", "v3-fixed", Dom0Options(2, 2)),
+        ("dma=no", "v7-fixed", Dom0Options(dma=False)),
+        ("no-dma", "v4", Dom0Options(dma=False)),
+        ("dma", "v7", Dom0Options()),
+    ],
+)
+def test_the_option_is_read(text, profile, meant):
+    assert parse(text, profiles.get(profile)) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "profile"),
+    [
+        ("nb-ctx=0", "v3"),
+        ("nb-ctx=65535", "v3"),
+        ("arena-order=0", "v3"),
+        ("arena-order=x", "v3"),
+        ("dma=no", "v3"),
+        ("nb-ctx=3", "v7"),
+        ("dma=maybe", "v7"),
+        ("passthrough", "v7"),
+    ],
+)
+def test_what_the_version_does_not_know_is_refused_in_one_line(text, profile):
+    with pytest.raises(ValueError, match="dom0-iommu=") as refused:
+        parse(text, profiles.get(profile))
+    assert "\n" not in str(refused.value)
+
+
+def test_contexts_and_arena_are_as_asked_for():
+    caller = bed("vtd", "v3-fixed", "pv", dom0_iommu="nb-ctx=3,arena-order=4")
+    assert caller.call("query_capabilities").fields["max_ctx_no"] == 2
+    assert caller.dom0.iommu.arena.pages == 16
+    assert [caller.call("alloc_context").rc for _ in range(3)] == [0, 0, -28]
+
+
+@pytest.mark.parametrize("guest", ["pv", "pvh"])
+def test_without_dma_the_default_context_maps_nothing(guest):
+    caller = bed("vtd", "v7-fixed", guest, dom0_iommu="dma=no")
+    assert not list(caller.context(0).table.leaves())
+    assert not caller.call("query_capabilities").fields["cap_flags"] & caller.abi.caps["default_identity"]
+    assert caller.reach(caller.gfn(9), COPIER) is None
+    context = caller.alloc()
+    assert caller.attach(context, COPIER) == 0
+    assert caller.map(context, 9, 0x10, flags=RW).rc == 0
+    assert caller.reach(0x10, COPIER) == caller.mfn(9)
+
+
+def call32(caller, name, **fields):
+    """One hypercall from 32-bit code: (result, fields)."""
+    codec = caller.abi.by_name[name].codec_on("i386")
+    values = {f.name: f.default for f in CANONICAL[name]} | fields
+    caller.testbed.linear.pages[LOW >> 12] = (5, True)
+    caller.testbed.ram.write(5 << 12, codec.encode(*values.values()) + b"\xee" * 32)
+    rc = caller.xen.hypercall32(caller.vcpu, caller.abi.hypercall, *caller.abi.registers(name, LOW))
+    after = caller.testbed.ram.read(5 << 12, codec.size + 32)
+    assert after[codec.size :] == b"\xee" * 32, "bytes behind the struct were written"
+    return rc, codec.as_dict(after[: codec.size])
+
+
+@pytest.mark.parametrize("profile", ["v3-fixed", "v4-fixed", "v7-fixed", "e3-fixed"])
+def test_a_32_bit_caller_has_its_own_layout(profile):
+    caller = bed("vtd", profile, "pvh")
+    context = call32(caller, "alloc_context")[1]["ctx_no"]
+    rc, fields = call32(caller, "map_pages", ctx_no=context, gfn=9, dfn=0x10, flags=RW, nr_pages=3)
+    assert (rc, fields["mapped"]) == (0, 3)
+    assert caller.lookup(context, 0x12) == caller.mfn(11)
+    rc, fields = call32(caller, "unmap_pages", ctx_no=context, dfn=0x10, nr_pages=3)
+    assert (rc, fields["unmapped"]) == (0, 3)
+    assert call32(caller, "query_capabilities")[0] == 0
+
+
+@pytest.mark.parametrize("profile", ["v7-fixed", "v7"])
+def test_registers_of_32_bit_code_have_32_bits(profile):
+    caller = bed("vtd", profile, "pvh", init=False)
+    caller.testbed.linear.pages[LOW >> 12] = (5, True)
+    noop = caller.abi.by_name["noop"].number
+    assert caller.xen.hypercall32(caller.vcpu, caller.abi.hypercall, 1 << 32 | noop, LOW) == 0
+    assert caller.xen.hypercall32(caller.vcpu, 12, 27, LOW) == -38
+
+
+def test_remote_cmd_of_a_32_bit_caller_reads_its_structs_so_too():
+    caller = bed("vtd", "v7-fixed", "pvh")
+    context = caller.alloc()
+    inner = caller.abi.by_name["map_pages"].codec_on("i386")
+    values = {f.name: f.default for f in CANONICAL["map_pages"]}
+    values |= {"ctx_no": context, "gfn": 9, "dfn": 0x10, "flags": RW}
+    caller.testbed.linear.pages[(LOW >> 12) + 1] = (6, True)
+    caller.testbed.ram.write(6 << 12, inner.encode(*values.values()))
+    number = caller.abi.by_name["map_pages"].number
+    assert call32(caller, "remote_cmd", domid=0, subop=number, arg=LOW + 4096)[0] == 0
+    assert caller.lookup(context, 0x10) == caller.mfn(9)
+    assert not caller.vcpu.narrow
