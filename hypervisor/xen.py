@@ -14,7 +14,7 @@ from typing import Any, Final
 from abi.errno import ENOSYS
 from abi.memory_op import MEMORY_OP
 from abi.versions import Abi
-from base.units import U32_MAX, U64_MAX, CtxNo, DomId, Sbdf
+from base.units import U64_MAX, CtxNo, DomId, Sbdf
 from hypervisor.dom0_options import Dom0Options
 from hypervisor.domain import Domain, DomainIommu, Vcpu
 from hypervisor.domain_state import restore_domain, save_domain
@@ -28,6 +28,7 @@ from hypervisor.iommu.nesting import forget_nested
 from hypervisor.iommu.pool import Arena, HeapPool
 from hypervisor.locking.locks import Locks
 from hypervisor.memory_op import memory_op
+from hypervisor.narrow import hypercall32
 from hypervisor.p2m import P2m, PvFrames, Translation
 from hypervisor.pagetable.format import Format
 from hypervisor.pagetable.radix import Changes
@@ -117,23 +118,8 @@ class Xen:
         return result
 
     def hypercall32(self, vcpu: Vcpu, number: int, *args: int) -> int:
-        """The same from 32-bit code: registers of 32 bits, structs with that layout.  Of other hypercalls there is no
-        32-bit form here."""
-        if number != self._iommu_op:
-            return -ENOSYS
-        registers = (*(arg & U32_MAX for arg in args), 0, 0)
-        vcpu.narrow = True
-        try:
-            entry = self.entry_of(vcpu)
-            result = entry.enter(self, vcpu, registers)
-            while result == RESTART:
-                registers = entry.again(registers, vcpu.restart)
-                if self.rescheduled is not None:
-                    self.rescheduled(vcpu)
-                result = entry.enter(self, vcpu, registers)
-        finally:
-            vcpu.narrow = False
-        return result
+        """The same from 32-bit code (:mod:`hypervisor.narrow`)."""
+        return hypercall32(self, vcpu, number, args)
 
     def entry_of(self, vcpu: Vcpu) -> Entry:
         """The way in for what ``vcpu`` is executing."""
