@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The hypercall from 32-bit code: registers of 32 bits, structs as a 32-bit compiler lays them out.
 
-Xen's hypercall table leads both kinds of callers to the same handlers; from RFC v4 on the structs differ, and a way in of
-its own reads them.  Of other hypercalls there is no 32-bit form here.
+Xen's hypercall table leads both kinds of callers to the same handlers; from RFC v4 on the structs differ, and a way in
+of its own reads them.  Of other hypercalls there is no 32-bit form here.
 """
 
 from typing import TYPE_CHECKING

@@ -242,6 +242,7 @@ class TestBed:
         if dom0.pv:
             if xen.options.dma:
                 xen.map_default(dom0, base, base, len(mfns))
+                self._map_besides(base, base + len(mfns) - 1)
             return
         start = 0
         for pfn in range(1, len(mfns) + 1):
@@ -250,6 +251,21 @@ class TestBed:
                 if xen.options.dma:
                     xen.map_default(dom0, start, mfns[start], pfn - start)
                 start = pfn
+
+    def _map_besides(self, first: int, last: int) -> None:
+        """What ``dom0-iommu=`` adds to dom0's own frames, ``first`` to ``last``, in its default context."""
+        in_ram = [(r.base >> PAGE_SHIFT, r.last >> PAGE_SHIFT) for r in self.config.rmrrs if r.base < self.memory.size]
+        there = [(first, last)]
+        for start, end in dom0_options.ranges(self.xen.options, XEN_FRAMES, self.memory.frames, in_ram):
+            whole = (start, end)
+            for known in sorted(there):
+                if start < known[0] <= end:
+                    self.xen.map_default(self.dom0, start, start, known[0] - start)
+                if start <= known[1] and known[0] <= end:
+                    start = known[1] + 1
+            if start <= end:
+                self.xen.map_default(self.dom0, start, start, end - start + 1)
+            there.append(whole)
 
     def _xen_device(self, sbdf: Sbdf) -> PciDevice:
         regions = [

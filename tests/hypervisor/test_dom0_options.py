@@ -2,11 +2,12 @@
 """What Xen's command line says about the hardware domain, and 32-bit callers."""
 
 import pytest
-from guest_calls import RW, bed
+from guest_calls import RMRR_BASE, RW, SCATTERED, bed
 
 from abi.canonical import CANONICAL
 from hypervisor import profile as profiles
 from hypervisor.dom0_options import Dom0Options, parse
+from machine.firmware import Rmrr
 from testbed.build import COPIER
 
 LOW = 0x4000_0000
@@ -37,6 +38,7 @@ def test_the_option_is_read(text, profile, meant):
         ("nb-ctx=3", "v7"),
         ("dma=maybe", "v7"),
         ("passthrough", "v7"),
+        ("strict=2", "v7"),
     ],
 )
 def test_what_the_version_does_not_know_is_refused_in_one_line(text, profile):
@@ -62,6 +64,23 @@ def test_without_dma_the_default_context_maps_nothing(guest):
     assert caller.attach(context, COPIER) == 0
     assert caller.map(context, 9, 0x10, flags=RW).rc == 0
     assert caller.reach(0x10, COPIER) == caller.mfn(9)
+
+
+@pytest.mark.parametrize(
+    ("option", "seen", "unseen"),
+    [
+        ("", (), (0x1F00, 0xF0000)),
+        ("strict=no", (0x1F00, 0x1800), (0x20, 0xF0000)),
+        ("map-reserved", (0x1800,), (0x1F00, 0xF0000)),
+        ("map-inclusive", (0x1F00, 0xF0000, 0xFEF00), (0x20, 0xFEE00, 1 << 20)),
+        ("strict=no,map-reserved,map-inclusive", (0x1F00, 0x1800, 0xF0000), (0x20, 0xFEE00)),
+    ],
+)
+def test_what_the_default_context_maps_besides_dom0s_own(option, seen, unseen):
+    caller = bed("vtd", "v7-fixed", "pv", dom0_iommu=option, rmrrs=(Rmrr(RMRR_BASE, RMRR_BASE + 0x3FFF, ()),))
+    assert all(caller.lookup(0, caller.mfn(pfn)) == caller.mfn(pfn) for pfn in (0, 9, SCATTERED + 5))
+    assert [caller.lookup(0, dfn) for dfn in seen] == list(seen)
+    assert [caller.lookup(0, dfn) for dfn in unseen] == [None] * len(unseen)
 
 
 def call32(caller, name, **fields):
