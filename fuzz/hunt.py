@@ -35,6 +35,7 @@ OUT_OF_SIGHT: Final[dict[str, str]] = {
     "S6": "which locks guard what is how posted code is built, and what other entries go wrong by; no fault in itself",
     "S7": "as S6, of later versions",
     "A7": "programs are those of 64-bit callers",
+    "B5": "no machine of a program is started with that option",
     "G1": "no device of these machines has phantom functions",
     "G2": "a unit covers every device of these machines",
     "G3": "the units of these machines have more ids than a program makes contexts",
