@@ -22,13 +22,13 @@ _HEAD: Final = """<!-- SPDX-License-Identifier: GPL-2.0-or-later -->
 
 Each entry is a small function in `hypervisor/defects/` that changes one replaceable part of a sound hypervisor.  The
 profiles `v1` to `v7` have those of their version, `vN-fixed` none.  `pviommu defects run ID` shows one happening beside
-the hypervisor that has not got it; `--defect ID,ID` on any command that builds a test bed switches single ones on.  S1 to
-S7 are posted rules that are no faults by themselves.  Profile `v3` answers the golden records call by call
+the hypervisor that has not got it; `--defect ID,ID` on any command that builds a test bed switches single ones on.  S1
+to S7 are posted rules that are no faults by themselves.  Profile `v3` answers the golden records call by call
 (`pviommu golden`).
 
 Where the running RFC v3 proved the reading of its text wrong, the entry follows the records: bridges (R6), the kinds of
-flush (R7), T1's end in a panic instead of an endless loop, and ids that are handed out by next fit (S2).  Two entries are
-in more versions than the catalogue has them in: A6 (v1 to v3 ignore flags without a meaning as well) and G5 (v1 to v3
+flush (R7), T1's end in a panic instead of an endless loop, and ids that are handed out by next fit (S2).  Two entries
+are in more versions than the catalogue has them in: A6 (v1 to v3 ignore flags without a meaning as well) and G5 (v1 to v3
 say 39 bits whatever the units walk), both in golden record sys.  `pviommu conformance vtd --profile v6` asks a whole
 profile.
 
