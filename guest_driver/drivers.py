@@ -170,6 +170,14 @@ _POSTED: Final = (
         _of("edera"),
     ),
     DriverVersion(
+        "edera-single-page",
+        "the same tree with its module parameter for single pages",
+        "as edera, but PV guests map page by page in RFC v3's loop",
+        Convention.SUBOP,
+        (_identity_is_context_0, _pv_prefers_identity),
+        (*_of("edera"), *_of("edera-single-page")),
+    ),
+    DriverVersion(
         "reference",
         "this project",
         "what the reviews asked for; every ABI version with contexts",

@@ -11,6 +11,7 @@ from guest_driver import drivers
 from guest_driver.defects.iommufd import IOMMUFD, named
 from guest_driver.defects.sva import SVA
 from hypervisor.defects import catalogue
+from pviommu.driver_defects import run_driver_defect
 from pviommu.iommufd_defects import run_iommufd_defect
 from pviommu.options import Json, UsageError
 from testbed.defects.run import happen, profile_for
@@ -37,6 +38,8 @@ class Entry:
     source: str
     needs: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    """Other ids for the same fault."""
 
 
 def entries() -> dict[str, Entry]:
@@ -46,7 +49,7 @@ def entries() -> dict[str, Entry]:
         for d in catalogue.DEFECTS.values()
     }
     for d in drivers.DEFECTS.values():
-        found.setdefault(d.id, Entry(d.id, "driver", d.versions, d.title, d.seen, d.source))
+        found.setdefault(d.id, Entry(d.id, "driver", d.versions, d.title, d.seen, d.source, d.needs, also=d.also))
     for fault in IOMMUFD:
         found[fault.id] = Entry(fault.id, "iommufd", fault.versions, fault.title, fault.seen, fault.source)
     for flaw in SVA:
@@ -56,12 +59,12 @@ def entries() -> dict[str, Entry]:
 
 @app.command("list")
 def list_defects(as_json: Json = False) -> None:
-    """Every defect: id, the versions that have it, one sentence."""
+    """Every defect: id, whose it is, the versions that have it, one sentence."""
     if as_json:
         print(json.dumps([_as_dict(entry) for entry in entries().values()], indent=2))
         return
     for entry in entries().values():
-        print(f"{entry.id:8} {_span(entry.versions):16} {entry.title}")
+        print(f"{entry.id:8} {entry.side:10} {_span(entry.versions):16} {entry.title}")
 
 
 @app.command()
@@ -73,6 +76,8 @@ def show(name: Id, as_json: Json = False) -> None:
         return
     print(f"{entry.id} ({entry.side}: {', '.join(entry.versions)})\n  {entry.title}")
     print(f"  seen: {entry.seen}\n  read: {entry.source}")
+    if entry.also:
+        print(f"  also: {', '.join(entry.also)}")
     if entry.needs:
         print(f"  comes with: {', '.join(entry.needs)}")
 
@@ -83,13 +88,13 @@ def run(
     backend: Annotated[str, typer.Option(help="Translation backend: vtd or smmuv3.")] = "vtd",
     as_json: Json = False,
 ) -> None:
-    """Let one happen, and show the same calls on the hypervisor without it.
+    """Let one happen, and show the same calls without it.
 
     Exit status 0 if the two differ as they should, 1 if not.
     """
     entry = _entry(name)
     if entry.side == "driver":
-        raise UsageError(f"{name} is a driver's; 'pviommu driver validate --driver reference+{name}' shows it")
+        raise typer.Exit(run_driver_defect(name, backend, as_json))
     if entry.side == "iommufd":
         raise typer.Exit(run_iommufd_defect(named(name), as_json))
     if entry.side == "sva":
@@ -115,7 +120,8 @@ def run(
 
 
 def _entry(name: str) -> Entry:
-    found = entries().get(name)
+    known = entries()
+    found = known.get(name) or next((known[d.id] for d in drivers.DEFECTS.values() if name in d.also), None)
     if found is None:
         raise UsageError(f"unknown defect {name!r}; there are: {', '.join(entries())}")
     return found

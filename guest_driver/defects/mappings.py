@@ -89,7 +89,8 @@ MAPPINGS: Final = (
     ),
     Defect(
         id="L1.2-2",
-        versions=("rfc-v3",),
+        versions=("rfc-v3", "edera-single-page"),
+        needs=("K10",),
         title="the page-by-page loop advances by one 4 KiB frame whatever the page size is",
         seen="PV, 2 MiB pages: the second page of a call lands 4 KiB behind the first and is refused",
         source="reading of RFC v3; in the Edera tree only with its single-page module parameter",
@@ -124,7 +125,7 @@ MAPPINGS: Final = (
     ),
     Defect(
         id="K10",
-        versions=("rfc-v1", "rfc-v2", "rfc-v3"),
+        versions=("rfc-v1", "rfc-v2", "rfc-v3", "edera-single-page"),
         title="PV guests map page by page, one hypercall each, although frames are neighbours",
         seen="PV: n contiguous pages take n map_pages calls",
         source="reading of the posted loops; the Edera tree groups runs",

@@ -27,6 +27,8 @@ class Defect:
     """Where it was read, or whose review it answers."""
     also: tuple[str, ...] = ()
     """Other ids for the same fault."""
+    needs: tuple[str, ...] = ()
+    """Defects without which it cannot show."""
     build: Callable[[XenIommu], None] | None = None
     """Changes the driver between its making and its registration."""
     port: Callable[[HypercallPort, Abi, GuestRam], HypercallPort] | None = None

@@ -13,7 +13,7 @@ from typing import Final
 
 from abi.errno import EBUSY, EINVAL, EIO, ENODEV, ENOMEM, ENOSPC, EPERM
 from testbed.validate.program import Program, call
-from testbed.validate.world import RMRR
+from testbed.validate.world import RMRR, World
 
 BASE: Final = 0x4000_0000
 """An IOVA aligned to 1 GiB."""
@@ -30,6 +30,17 @@ class Traits:
     has_init: bool
     limit: int
     """Pages per call."""
+
+    @classmethod
+    def of(cls, world: World) -> Traits:
+        """Those of a world's guest and hypervisor."""
+        abi = world.testbed.xen.abi
+        return cls(
+            pv=world.guest_kind == "pv",
+            superpages=world.testbed.xen.profile.superpage_units,
+            has_init=abi.has("init"),
+            limit=abi.max_nr_pages or 1 << 32,
+        )
 
 
 @dataclass(frozen=True, slots=True)

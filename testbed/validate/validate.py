@@ -130,7 +130,7 @@ def validate(
                 report.declined = -EOPNOTSUPP
                 report.worlds.clear()
                 return report
-            for program in area.programs(_traits(world)):
+            for program in area.programs(Traits.of(world)):
                 outcome.programs += 1
                 outcome.calls += len(program)
                 outcome.failed += laboratory.investigate(program)
@@ -161,13 +161,3 @@ def _joined(guests: tuple[str, ...], parts: list[Report]) -> Report:
         have = {(found.key, tuple(found.defects)) for found in whole.findings}
         whole.findings += [found for found in part.findings if (found.key, tuple(found.defects)) not in have]
     return whole
-
-
-def _traits(world: World) -> Traits:
-    abi = world.testbed.xen.abi
-    return Traits(
-        pv=world.guest_kind == "pv",
-        superpages=world.testbed.xen.profile.superpage_units,
-        has_init=abi.has("init"),
-        limit=abi.max_nr_pages or 1 << 32,
-    )

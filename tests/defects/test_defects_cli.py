@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from guest_driver import drivers
 from hypervisor.defects.absent import ABSENT
 from hypervisor.defects.catalogue import DEFECTS
 from hypervisor.defects.pages import PAGE, page
 from pviommu.cli import app
+from testbed.validate.show import show
 
 RECORDS = Path(__file__).parents[1] / "golden" / "xen-v3"
 
@@ -51,10 +53,28 @@ def test_run_of_a_deadlock_ends_with_its_name():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("defects", "show", "Z1"), ("defects", "run", "S2", "--backend", "smmuv3"), ("defects", "run", "K3")]
+    "arguments", [("defects", "show", "Z1"), ("defects", "run", "S2", "--backend", "smmuv3"), ("defects", "run", "K8")]
 )
 def test_wrong_names_are_refused(arguments):
     assert pviommu(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("name", [d.id for d in drivers.DEFECTS.values() if not d.judged])
+def test_every_defect_of_a_driver_happens_and_does_not_without_it(name):
+    found = show(drivers.DEFECTS[name])
+    assert found is not None and len(found.program) <= 8
+    assert found.with_it != found.without
+
+
+def test_a_drivers_defect_by_another_name_is_each_that_is_called_so():
+    done = pviommu("defects", "run", "K12", "--json")
+    assert done.exit_code == 0
+    (shown,) = json.loads(done.stdout)
+    assert (shown["id"], shown["differs"]) == ("L1.2-8", True)
+    assert any("does not hold" in line for line in shown["with"]) and not any(
+        "hold" in line for line in shown["without"]
+    )
+    assert "also: K12" in pviommu("defects", "show", "K12").stdout
 
 
 def test_golden_answers_with_its_status():

@@ -26,7 +26,7 @@ RW = 3
 NEW = ("v4", "v5", "v6", "v7", "E3")
 OLD = ("H0", "v1", "v2", "v3")
 SPEAKS = {"rfc-v1": OLD, "rfc-v2": OLD, "rfc-v3": NEW, "edera": NEW, "reference": (*OLD, *NEW, "N")}
-SPEAKS["lazy"] = SPEAKS["reference"]
+SPEAKS |= {"lazy": SPEAKS["reference"], "edera-single-page": NEW}
 
 
 def start(driver, version="v7", pv=False, setup=None, **kwargs):
