@@ -157,10 +157,12 @@ def outcome_lines(driver: str, profile: str, guest: str, outcomes: list[Outcome]
                 outcome.believed,
                 outcome.mapped,
                 outcome.reached,
-                outcome.errno if not outcome.errno.startswith("died") else "died",
+                "-" if outcome.errno.startswith("died") else outcome.errno,
                 outcome.noticed,
             )
-            wrong = "" if outcome.honest else "   <-- what the guest believes is wrong"
+            died = outcome.errno.startswith("died")
+            note = outcome.errno if died else "" if outcome.honest else "what the guest believes is wrong"
+            wrong = f"   <-- {note}" if note else ""
             yield "  " + "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, _WIDTHS)) + wrong
 
 

@@ -83,6 +83,18 @@ def _no_memory(world: World, step: Step) -> int:
     return 0
 
 
+@_calls("no-arena")
+def _no_arena(world: World, step: Step) -> int:
+    """Others take what is left of the arena; how many pages that was."""
+    iommu = world.testbed.dom0.iommu
+    if iommu is None or iommu.arena is None:
+        return 0
+    taken = 0
+    while iommu.arena.allocate() is not None:
+        taken += 1
+    return taken
+
+
 @_calls("no-cache-cap")
 def _no_cache_cap(world: World, step: Step) -> int:
     world.faults.hidden_caps |= world.testbed.xen.abi.caps.get("cache", 0)

@@ -120,7 +120,9 @@ class Laboratory:
                 if set(old.defects) == set(defects):
                     return old
         world = self.world(version)
-        short = shrink(world, program, key, self.world(reference) if own else None, known)
+        short = shrink(
+            world, program, key, self.world(reference) if own else self._contrast(program, key, known), known
+        )
         what = next((c.what for c in run(world, short, known) if c.key == key), complaint.what)
         found = Finding(key, self.area.name, self.guest, what, short)
         found.defects, found.either, found.hypervisor = defects, either, not own
@@ -131,6 +133,14 @@ class Laboratory:
                     return old
         self.report.findings.append(found)
         return found
+
+    def _contrast(self, program: Program, key: Key, known: Container[Key]) -> World | None:
+        """The reference driver on a sound hypervisor of the same kind, if it passes ``program``."""
+        profile = profiles.get(self.report.profile)
+        if not profile.defects:
+            return None
+        world = self.world(drivers.get("reference"), _sound(profile))
+        return None if key in keys(world, program, known) else world
 
     def _blame_hypervisor(self, finding: Finding, known: Container[Key]) -> None:
         """Find the posted hypervisor's defects behind a finding of the reference driver, in the same two ways."""

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from abi.errno import ENOMEM, errno_name
+from base.units import PAGE_SIZE
 from guest_driver import drivers
 from guest_driver.linux.iommu_map import iommu_iova_to_phys
 from guest_driver.linux.oops import KernelOops
-from hypervisor.errors import XenBug
+from hypervisor.errors import HostStopped
 from testbed.validate.calls import perform
 from testbed.validate.program import Program, call
 from testbed.validate.scenarios import BASE
 from testbed.validate.world import RMRR, World
 
 CAUSES: Final = {
-    "no memory": "a superpage has to be split and no table page is to be had: the unmap hypercall fails at page k",
+    "no memory": "a superpage begins at page k, the unmap ends inside it, and the arena has no page for splitting it",
+    "refused": "the unmap hypercall fails at page k, whatever the reason, and every later one at its first page",
     "hole": "nothing is mapped at page k",
     "rmrr": "page k belongs to firmware's reserved region",
     "preemption": "the vCPU is made to yield at page k; the call goes on by itself",
@@ -87,26 +89,27 @@ def partial_unmap(
                 continue  # the guest cannot have mapped such a range
             try:
                 yield _one(world, cause, k, pages)
-            except (KernelOops, XenBug) as death:
+            except (KernelOops, HostStopped) as death:
                 world.rebuild()
                 yield Outcome(cause, k, pages, 0, 0, 0, 0, 0, f"died: {death}", "")
 
 
 def _setup(cause: str, k: int, pages: int) -> tuple[int, Program]:
     """(first IOVA of the range, the calls before the unmap)."""
-    iova = RMRR.base - k * 4096 if cause == "rmrr" else BASE
+    iova = RMRR.base - k * PAGE_SIZE if cause == "rmrr" else BASE
     start: Program = (call("boot"), call("alloc", 0, "copier"), call("attach", 0, "copier"))
     if cause == "rmrr":
         return iova, (*start, call("map", 0, iova, "near", k))
     if cause == "hole":
-        parts = [(iova, "near", k), (iova + (k + 1) * 4096, f"near+{k + 1}", pages - k - 1)]
+        parts = [(iova, "near", k), (iova + (k + 1) * PAGE_SIZE, f"near+{k + 1}", pages - k - 1)]
         return iova, (*start, *(call("map", 0, at, frames, count) for at, frames, count in parts if count))
     if cause == "no memory":
-        return iova, (
-            *start,
-            call("map", 0, iova, "near", 512),
-            call("fail", "unmap_pages", -ENOMEM, k, 0, 99),
-        )
+        iova -= k * PAGE_SIZE
+        # One page more than the range has, so that its table does not become free on the way.
+        before = call("map", 0, iova - PAGE_SIZE, "near+512", k + 1)
+        return iova, (*start, before, call("map", 0, BASE, "near", 512), call("no-arena"))
+    if cause == "refused":
+        return iova, (*start, call("map", 0, iova, "near", 512), call("fail", "unmap_pages", -ENOMEM, k, 0, 99))
     return iova, (*start, call("map", 0, iova, "near", pages))
 
 

@@ -206,6 +206,19 @@ def _exhaustion(traits: Traits) -> Iterator[Program]:
     yield call("boot"), call("fail", "alloc_context", -ENOSPC), call("alloc", 0, "copier", expect=-ENOSPC)
     yield call("boot"), call("fill", "copier"), call("unplug", "rogue"), call("plug", "rogue")
     yield (
+        *_START,
+        call("map", 0, BASE, "near", 4),
+        call("no-arena"),
+        call("map", 0, BASE << 2, "near", 2, expect=-ENOMEM, why="that the arena is used up is not said"),
+        call("unmap", 0, BASE, 4, expect=4 * 4096, why="what was mapped is not all unmapped"),
+        call("map", 0, BASE, "near", 2, expect=0, why="what the unmap gave back is not there"),
+    )
+    yield (
+        call("boot"),
+        call("no-arena"),
+        call("alloc", 0, "copier", expect=-ENOMEM, why="a context without a table is handed out"),
+    )
+    yield (
         call("boot"),
         call("fail", "alloc_context", -ENOMEM, 0, 0, 9),
         call("claim", "copier", expect=0, why="blocking a device needs a context"),

@@ -10,24 +10,13 @@ Whatever else does not hold is a finding.
 from typing import Final
 
 SPECIFIED: Final[dict[tuple[str, str], str]] = {
-    (
-        "A2",
-        "leak",
-    ): "init took a context that the driver was never told of and so cannot give back; it does with one less",
-    (
-        "R6",
-        "13",
-    ): "the answer was 0 and is believed; a bridge does no DMA of its own, its devices are where they should be",
+    ("A2", "leak"): "init took a context that the driver was never told of; it cannot give it back and has one less",
+    ("R6", "13"): "the 0 is believed; a bridge does no DMA of its own, and other devices are where they should be",
     ("B1", "xen"): "the caller gets -ENOSPC; that the lock is still held, no driver can know before the next hypercall",
-    (
-        "D2",
-        "xen",
-    ): "only a caller that maps up to a reserved region gets there: the DMA API keeps its IOVAs out of them",
-    ("D3", "xen"): "only a caller that unmaps a reserved region gets there: the DMA API keeps its IOVAs out of them",
-    (
-        "S1",
-        "xen",
-    ): "a device with a reserved region cannot leave the default context of a PV guest; no call avoids that",
+    ("D2", "xen"): "only a caller that maps up to a reserved region gets there: the DMA API keeps out of them",
+    ("D3", "xen"): "only a caller that unmaps a reserved region gets there: the DMA API keeps out of them",
+    ("T3", "expect"): "the 0 is believed; what is mapped there fails, and its errno reaches the caller",
+    ("S1", "xen"): "no call avoids it: a device with a reserved region cannot leave a PV guest's default context",
 }
 """(id in :mod:`hypervisor.defects.catalogue`, property) to a sentence."""
 

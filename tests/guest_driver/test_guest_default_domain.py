@@ -30,6 +30,8 @@ from guest_driver.linux.iommu_probe import (
 from guest_driver.linux.iommu_resv import reserved_regions_show
 from guest_driver.port import PciInfo
 
+pytestmark = pytest.mark.core
+
 NAME = "0000:00:01.0"
 
 

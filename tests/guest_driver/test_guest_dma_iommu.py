@@ -38,6 +38,8 @@ from guest_driver.linux.kernel import CommandLine, Kernel
 from guest_driver.linux.scatterlist import Scatterlist
 from guest_driver.port import PciInfo
 
+pytestmark = pytest.mark.core
+
 MASK64 = dma_bit_mask(64)
 
 

@@ -29,6 +29,8 @@ from guest_driver.linux.iommu_owner import (
     iommu_group_release_dma_owner,
 )
 
+pytestmark = pytest.mark.core
+
 
 def group_of(count, mock=None):
     kernel, mock = mock_kernel(one_group(count), mock)

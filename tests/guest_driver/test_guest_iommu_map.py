@@ -19,6 +19,8 @@ from guest_driver.linux.iommu_map import (
 from guest_driver.linux.page_alloc import GFP_DMA32, GFP_KERNEL
 from guest_driver.linux.scatterlist import Scatterlist
 
+pytestmark = pytest.mark.core
+
 RW = 3
 SMALL = 0x1000
 BITMAPS = [0x1000, 0x1000 | 0x200000, 0x1000 | 0x200000 | 0x40000000, 0x800 | 0x100000, 0x1000 | 0x10000 | 0x2000000]

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The IOVA allocator: what it hands out is aligned, within limits and never shared."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guest_driver.linux.iova import IOVA_MAG_SIZE, IovaDomain
+
+pytestmark = pytest.mark.core
 
 LIMIT32 = (1 << 20) - 1
 

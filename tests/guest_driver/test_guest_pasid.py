@@ -15,6 +15,8 @@ from guest_driver.linux.iommu_pasid import (
 )
 from guest_driver.port import PciInfo
 
+pytestmark = pytest.mark.core
+
 
 def pasid_group(count=3, limits=(16, 16, 16)):
     mock = MockIommu()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which PCI functions share a group, whatever order they are probed in."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_domain import MockIommu, make_kernel
@@ -9,6 +10,8 @@ from base.units import format_sbdf, make_sbdf, parse_sbdf
 from guest_driver.linux.iommu_probe import iommu_device_register, pci_bus_add_device, pci_stop_and_remove_bus_device
 from guest_driver.linux.pci_group import pci_dma_aliases, pci_isolation_sets
 from guest_driver.port import PciInfo
+
+pytestmark = pytest.mark.core
 
 
 def fn(address, **kwargs):
