@@ -4,9 +4,10 @@
 from typing import Any, Final
 
 from abi.errno import errno_name
+from abi.versions import DEFAULT_CONTEXT
 from guest_driver.defects.model import Defect
 from guest_driver.linux.device import Device
-from guest_driver.linux.iommu import IOMMU_DOMAIN_BLOCKED, IommuDomain
+from guest_driver.linux.iommu import IOMMU_DOMAIN_BLOCKED, IOMMU_DOMAIN_IDENTITY, IommuDomain, IommuDomainOps
 from guest_driver.linux.oops import KernelOops, NullTable
 from guest_driver.xen_iommu import XenIommu, XenIommuDomain
 
@@ -26,6 +27,22 @@ def _unchecked_kzalloc(driver: XenIommu) -> None:
 def _no_blocked_domain(driver: XenIommu) -> None:
     makers = driver.static_domains
     makers[:] = [make for make in makers if make.__name__ != "_make_blocked"]
+
+
+def _allocates_by_type(driver: XenIommu) -> None:
+    """domain_alloc(type): the default context for IDENTITY, a context of its own for everything else."""
+    _no_blocked_domain(driver)
+    paging = driver.ops.domain_alloc_paging
+    assert paging is not None
+
+    def domain_alloc(type: int) -> IommuDomain | None:
+        if type & IOMMU_DOMAIN_IDENTITY:
+            return XenIommuDomain(DEFAULT_CONTEXT, type, IommuDomainOps(attach_dev=driver.xen_iommu_attach_dev))
+        domain = paging(None)  # type: ignore[arg-type]  # the old op is not told the device, and ours does not ask
+        return None if isinstance(domain, int) else domain
+
+    driver.ops.domain_alloc = domain_alloc
+    driver.ops.domain_alloc_paging = None
 
 
 def _after_identity(driver: XenIommu, change: Any) -> None:
@@ -76,9 +93,9 @@ DOMAINS: Final = (
         id="K2",
         versions=("rfc-v1",),
         title="domain_alloc looks for the IDENTITY bit only, so a BLOCKED domain is an ordinary paging context",
-        seen="a DMA-ownership claim takes a context, and fails with -ENOSPC when all are taken",
+        seen="a DMA-ownership claim takes a context, and fails when all are taken, whatever the reason with -ENOMEM",
         source="Jason Gunthorpe on RFC v1: static domains and domain_alloc_paging instead of domain_alloc(type)",
-        build=_no_blocked_domain,
+        build=_allocates_by_type,
     ),
     Defect(
         id="L1.2-7",

@@ -200,6 +200,9 @@ class IommuOps:
     device_group: Callable[[Device], IommuGroup | int]
     default_domain_ops: IommuDomainOps
     """For the domains that domain_alloc_paging makes."""
+    domain_alloc: Callable[[int], IommuDomain | None] | None = None
+    """Up to Linux 6.6: a domain of any type, which the core writes into it; ``None`` (NULL) for failure.  Static
+    domains and domain_alloc_paging go before it."""
     domain_alloc_paging: Callable[[Device], IommuDomain | int] | None = None
     domain_alloc_paging_flags: Callable[[Device, int], IommuDomain | int] | None = None
     """(dev, the uAPI's IOMMU_HWPT_ALLOC_* bits): a paging domain on user space's behalf."""

@@ -98,9 +98,16 @@ def paging_domain_alloc(dev: Device, type: int) -> IommuDomain | int:
     ops = dev_iommu_ops(dev)
     if ops is None:
         return -ENODEV
-    if ops.domain_alloc_paging is None:
+    if ops.domain_alloc_paging is not None:
+        return _adopt(dev, ops, ops.domain_alloc_paging(dev), type)
+    return domain_alloc_by_type(dev, ops, type)
+
+
+def domain_alloc_by_type(dev: Device, ops: IommuOps, type: int) -> IommuDomain | int:
+    """What drivers had before there were static domains: one function for all types; -EOPNOTSUPP without it."""
+    if ops.domain_alloc is None:
         return -EOPNOTSUPP
-    return _adopt(dev, ops, ops.domain_alloc_paging(dev), type)
+    return _adopt(dev, ops, ops.domain_alloc(type) or -ENOMEM, type)
 
 
 def _adopt(dev: Device, ops: IommuOps, domain: IommuDomain | int, type: int) -> IommuDomain | int:

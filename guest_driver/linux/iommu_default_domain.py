@@ -5,7 +5,7 @@ The choice: the driver's word, else the command line's; the switch: mappings tha
 domain before the first device moves to it, and the old domain is freed only when all have moved.
 """
 
-from abi.errno import EINVAL, EOPNOTSUPP, EPERM
+from abi.errno import EINVAL, EPERM
 from guest_driver.linux.device import Device
 from guest_driver.linux.dma_cookie import iommu_get_dma_cookie
 from guest_driver.linux.dma_domain import iommu_dma_init_fq, iommu_setup_dma_ops
@@ -17,7 +17,7 @@ from guest_driver.linux.iommu import (
     IOMMU_DOMAIN_IDENTITY,
     IommuDomain,
 )
-from guest_driver.linux.iommu_core import dev_iommu_ops, iommu_domain_free, paging_domain_alloc
+from guest_driver.linux.iommu_core import dev_iommu_ops, domain_alloc_by_type, iommu_domain_free, paging_domain_alloc
 from guest_driver.linux.iommu_group import IommuGroup, iommu_group_set_domain
 from guest_driver.linux.iommu_resv import iommu_create_device_direct_mappings
 
@@ -70,9 +70,9 @@ def _domain_alloc(group: IommuGroup, type: int) -> IommuDomain | int:
     ops = dev_iommu_ops(dev)
     assert ops is not None
     if type == IOMMU_DOMAIN_IDENTITY:
-        return ops.identity_domain if ops.identity_domain is not None else -EOPNOTSUPP
+        return ops.identity_domain or domain_alloc_by_type(dev, ops, type)
     if type == IOMMU_DOMAIN_BLOCKED:
-        return ops.blocked_domain if ops.blocked_domain is not None else -EOPNOTSUPP
+        return ops.blocked_domain or domain_alloc_by_type(dev, ops, type)
     return paging_domain_alloc(dev, type)
 
 

@@ -5,11 +5,12 @@ drivers/iommu/iommu.c, the iommu_*_dma_owner functions.  ``owner_cnt`` counts bo
 is None, and claims of one owner otherwise.
 """
 
-from abi.errno import EBUSY, EINVAL, ENODEV, EPERM
+from abi.errno import EBUSY, EINVAL, ENODEV, EOPNOTSUPP, EPERM
 from guest_driver.linux.device import Device
 from guest_driver.linux.errno import EPROBE_DEFER
+from guest_driver.linux.iommu import IOMMU_DOMAIN_BLOCKED, IommuDomain
 from guest_driver.linux.iommu_attach import iommu_group_set_domain_nofail
-from guest_driver.linux.iommu_core import dev_iommu_ops, iommu_paging_domain_alloc
+from guest_driver.linux.iommu_core import dev_iommu_ops, domain_alloc_by_type, iommu_paging_domain_alloc
 from guest_driver.linux.iommu_group import IommuGroup, iommu_group_set_domain
 
 
@@ -80,7 +81,8 @@ def _take_ownership(group: IommuGroup, owner: object | None) -> int:
 
 
 def group_alloc_blocking_domain(group: IommuGroup) -> int:
-    """Make sure that ``group.blocking_domain`` is there: the driver's static one, or an empty paging domain."""
+    """Make sure that ``group.blocking_domain`` is there: the driver's static one, one that an old driver makes for the
+    type BLOCKED, or an empty paging domain."""
     if group.blocking_domain is not None:
         return 0
     if not group.devices:
@@ -90,7 +92,11 @@ def group_alloc_blocking_domain(group: IommuGroup) -> int:
     if ops is not None and ops.blocked_domain is not None:
         group.blocking_domain = ops.blocked_domain
         return 0
-    domain = iommu_paging_domain_alloc(dev)
+    domain: IommuDomain | int = -EOPNOTSUPP
+    if ops is not None:
+        domain = domain_alloc_by_type(dev, ops, IOMMU_DOMAIN_BLOCKED)
+    if isinstance(domain, int):
+        domain = iommu_paging_domain_alloc(dev)
     if isinstance(domain, int):
         return domain
     group.blocking_domain = domain

@@ -10,17 +10,21 @@ from guest_driver.linux.dd import device_driver_attach
 from guest_driver.linux.dma import dma_map_single, dma_unmap_single
 from guest_driver.linux.dma_iommu import DMA_TO_DEVICE
 from guest_driver.linux.iommu import (
+    IOMMU_DOMAIN_BLOCKED,
     IOMMU_DOMAIN_DMA,
     IOMMU_DOMAIN_DMA_FQ,
     IOMMU_DOMAIN_IDENTITY,
+    IOMMU_DOMAIN_UNMANAGED,
     IOMMU_RESV_DIRECT,
     IOMMU_RESV_DIRECT_RELAXABLE,
     IOMMU_RESV_MSI,
     IOMMU_RESV_RESERVED,
     IommuResvRegion,
 )
+from guest_driver.linux.iommu_core import iommu_paging_domain_alloc
 from guest_driver.linux.iommu_default_domain import iommu_group_store_type
 from guest_driver.linux.iommu_map import iommu_iova_to_phys
+from guest_driver.linux.iommu_owner import iommu_group_claim_dma_owner, iommu_group_release_dma_owner
 from guest_driver.linux.iommu_probe import (
     iommu_device_register,
     iommu_device_unregister,
@@ -263,3 +267,52 @@ def test_reserved_regions_file_merges_and_sorts():
         "0x0000000000002000 0x0000000000002fff direct-relaxable",
         "0x00000000fee00000 0x00000000feefffff msi",
     ]
+
+
+def alone():
+    kernel, mock = mock_kernel(endpoints(1))
+    return kernel.devices[0], mock
+
+
+def by_type(mock, dev, refused=()):
+    """The driver of a kernel up to 6.6: one allocation for all types, no static domains."""
+    asked = []
+
+    def domain_alloc(type):
+        asked.append(type)
+        if type in refused:
+            return None
+        return mock.domain_alloc_paging(dev)
+
+    mock.ops.domain_alloc, mock.ops.domain_alloc_paging = domain_alloc, None
+    mock.ops.identity_domain = mock.ops.blocked_domain = mock.ops.release_domain = None
+    return asked
+
+
+def test_an_old_driver_is_asked_for_each_type():
+    dev, mock = alone()
+    asked = by_type(mock, dev)
+    group = dev.iommu_group
+    assert iommu_group_claim_dma_owner(group, "user space") == 0
+    assert asked == [IOMMU_DOMAIN_BLOCKED] and group.domain.type == IOMMU_DOMAIN_BLOCKED
+    iommu_group_release_dma_owner(group)
+    domain = iommu_paging_domain_alloc(dev)
+    assert domain.type == IOMMU_DOMAIN_UNMANAGED and asked[-1] == IOMMU_DOMAIN_UNMANAGED
+    assert iommu_group_store_type(group, "identity") == 0
+    assert group.domain.type == IOMMU_DOMAIN_IDENTITY and asked[-1] == IOMMU_DOMAIN_IDENTITY
+
+
+def test_an_old_driver_without_a_blocking_type_blocks_by_an_empty_domain():
+    dev, mock = alone()
+    asked = by_type(mock, dev, refused=(IOMMU_DOMAIN_BLOCKED,))
+    assert iommu_group_claim_dma_owner(dev.iommu_group, "user space") == 0
+    assert asked == [IOMMU_DOMAIN_BLOCKED, IOMMU_DOMAIN_UNMANAGED]
+    assert dev.iommu_group.domain.type == IOMMU_DOMAIN_UNMANAGED
+
+
+def test_an_old_driver_that_has_none_of_a_type_answers_null_which_is_enomem():
+    dev, mock = alone()
+    by_type(mock, dev, refused=(IOMMU_DOMAIN_UNMANAGED, IOMMU_DOMAIN_BLOCKED))
+    assert iommu_paging_domain_alloc(dev) == -ENOMEM
+    assert iommu_group_claim_dma_owner(dev.iommu_group, "user space") == -ENOMEM
+    assert dev.iommu_group.owner is None and dev.iommu_group.domain is dev.iommu_group.default_domain
