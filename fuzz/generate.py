@@ -47,6 +47,7 @@ _WEIGHTS: Final = {
     "preempt": 1,
     "lookup": 2,
     "query": 0.3,
+    "regions": 0.2,
     "noop": 0.3,
     "init": 0.3,
     "raw": 0.7,
@@ -93,6 +94,12 @@ class Generator:
             "progress": lambda: ("progress", self._pick((0x100, 0x100, 0x200, 0x300, 0x1000, 0xFFFF_FF00))),
             "preempt": lambda: ("preempt", self._pick(PATTERNS)),
             "lookup": lambda: ("lookup", self._ctx(), self._somewhere(), *self._arg()),
+            "regions": lambda: (
+                "regions",
+                self._rng.choice(DEVICES),
+                self._pick((0, 0, 1, 1, 2)),
+                self._pick((0, 1, 8)),
+            ),
             "query": lambda: ("query", *self._arg()),
             "noop": lambda: ("noop", "plain", 0),
             "init": lambda: (

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from abi.errno import errno_name
 from abi.versions import Abi
-from fuzz import events, watchdog
+from fuzz import events, memory_ops, watchdog
 from fuzz.faults import PlannedFaults
 from fuzz.oracle import Oracle
 from fuzz.program import Bench, Program, format_op
@@ -123,6 +123,7 @@ class Runner:
             "fail": self._fail,
             "preempt": self._preempt,
             "fault": self._fault,
+            "regions": lambda operation: memory_ops.ask(self.target, *operation[1:]),
         }
 
     @property
