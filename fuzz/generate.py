@@ -23,6 +23,7 @@ from fuzz.numbers import (
     PAGES,
     PATTERNS,
     SIZES,
+    fitting,
 )
 from fuzz.program import Bench
 from fuzz.verbs import Op
@@ -62,7 +63,6 @@ class Generator:
         self.bench: Final = bench
         self._abi: Final = abi
         self._rng: Final = random.Random(seed)
-        rng = self._rng
         self._limited: Final = abi.max_nr_pages
         self._verbs: Final[set[str]] = set(_WEIGHTS) - {
             verb
@@ -88,7 +88,7 @@ class Generator:
             "slice": self._slice,
             "long": self._long,
             "remove": lambda: ("remove", ("ram", 8 + self._below(PAGES - 8))),
-            "fail": lambda: ("fail", 1 + self._below(4), 0) if rng.random() < 0.8 else ("fail", 0, 1 + self._below(3)),
+            "fail": self._fail,
             "p2m": self._retype,
             "remote": lambda: ("remote", self._pick((0, 0, 0, 0, 1, 0x7FF0))),
             "progress": lambda: ("progress", self._pick((0x100, 0x100, 0x200, 0x300, 0x1000, 0xFFFF_FF00))),
@@ -141,9 +141,9 @@ class Generator:
             ops.append(("attach", rng.choice(DEVICES), self._ctx(), 0, "plain", 0))
         make = [self._make[name] for name in names]
         for maker in rng.choices(make, weights, k=length):
-            ops.append(_fitting(maker()))
+            ops.append(fitting(maker()))
             while self._pending and len(ops) < length:
-                ops.append(_fitting(self._pending.pop()))
+                ops.append(fitting(self._pending.pop()))
             if len(ops) >= length:
                 break
         return tuple(ops)
@@ -360,6 +360,15 @@ class Generator:
         self._pending.append(self._touch(ctx, at + skip, count))
         return ("unmap", ctx, at + skip, count, 0x1000, "plain", 0)
 
+    def _fail(self) -> Op:
+        """What fails next; often where a context is being made."""
+        if self._rng.random() < 0.2:
+            return ("fail", 0, 1 + self._below(3))
+        if self._rng.random() < 0.3:
+            self._pending += [("alloc", 0, "plain", 0), ("alloc", 0, "plain", 0)]
+            return ("fail", 1, 0)
+        return ("fail", 1 + self._below(4), 0)
+
     def _long(self) -> Op:
         """Many pages that form no superpage, and their end."""
         number, step = self._ctx(), self._limited or 1000
@@ -395,24 +404,3 @@ class Generator:
             bytes(data),
             "plain",
         )
-
-
-def _fitting(operation: Op) -> Op:
-    """The operation with device frame, frame and count cut to the width of their fields."""
-    places = _WIDE.get(operation[0])
-    if places is not None:
-        at, pages = places
-        if operation[at] >> 64 or (pages and operation[pages] >> 32):
-            row = list(operation)
-            row[at] &= (1 << 64) - 1
-            if pages:
-                row[pages] &= (1 << 32) - 1
-            operation = tuple(row)
-        if operation[0] == "map" and operation[2][1] >> 64:
-            space, number = operation[2]
-            operation = (*operation[:2], (space, number & (1 << 64) - 1), *operation[3:])
-    return operation
-
-
-_WIDE: Final = {"map": (3, 4), "unmap": (2, 3), "dma": (2, 3), "lookup": (2, 0)}
-"""Positions of dfn and count (0: none)."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Numbers at which code goes wrong: edges of fields, of tables, of regions; and where programs put their mappings."""
+"""Numbers at which code goes wrong: edges of fields, of tables, of regions; and where programs put their mappings.  And cutting to what a field can hold."""
 
 from typing import Final
 
 from fuzz.target import GUEST_RAM
 from fuzz.target import RMRR as REGION
+from fuzz.verbs import Op
 from testbed.build import MMIO_START
 
 PAGES: Final = GUEST_RAM >> 12
@@ -34,3 +35,22 @@ COUNTS: Final = (0, 1, 255, 256, 257, 511, 512, 513, 1024, 0xFFFF, 0xFFFF_FFFF)
 SIZES: Final = (0, 1, 0x800, 0x2000, 0x3000, 0x20_0000, 0x4000_0000, 0x8000_0000, 0x20_1000)
 DEVICES: Final = ("nic", "nic", "copier", "copier", "rogue", "port")
 PATTERNS: Final = (0, 1, 2, 5, 9, 0b110, 0x8000)
+_WIDE: Final = {"map": (3, 4), "unmap": (2, 3), "dma": (2, 3), "lookup": (2, 0)}
+"""Positions of dfn and count (0: none)."""
+
+
+def fitting(operation: Op) -> Op:
+    """The operation with device frame, frame and count cut to the width of their fields."""
+    places = _WIDE.get(operation[0])
+    if places is not None:
+        at, pages = places
+        if operation[at] >> 64 or (pages and operation[pages] >> 32):
+            row = list(operation)
+            row[at] &= (1 << 64) - 1
+            if pages:
+                row[pages] &= (1 << 32) - 1
+            operation = tuple(row)
+        if operation[0] == "map" and operation[2][1] >> 64:
+            space, number = operation[2]
+            operation = (*operation[:2], (space, number & (1 << 64) - 1), *operation[3:])
+    return operation
