@@ -238,7 +238,8 @@ def _move(c: Call, sbdf: int, number: int) -> None:
             leaves.update((dfn, Leaf(dfn, READ | WRITE, True)) for dfn in range(first, last + 1))
         c.put(number, replace(c.domain.contexts[number], leaves=leaves))
     old = device.context
-    if old not in (None, 0, number) and old in c.domain.contexts and c.abi.convention is Convention.SUBOP:
+    taken_out = c.contract.fixed or c.abi.convention is Convention.SUBOP  # v1 to v3 as posted leave the regions behind
+    if old not in (None, 0, number) and old in c.domain.contexts and taken_out:
         leaves = dict(c.domain.contexts[old].leaves)
         for first, last in set(device.reserved) - regions(c, old, sbdf):
             for dfn in range(first, last + 1):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Numbers at which code goes wrong: edges of fields, of tables, of regions; and where programs put their mappings.  And cutting to what a field can hold."""
+"""Numbers at which code goes wrong: edges of fields, of tables, of regions; where programs put their mappings.
+
+And cutting an operation to what its fields can hold.
+"""
 
 from typing import Final
 

@@ -28,7 +28,7 @@ to S7 are posted rules that are no faults by themselves.  Profile `v3` answers t
 
 Where the running RFC v3 proved the reading of its text wrong, the entry follows the records: bridges (R6), the kinds of
 flush (R7), T1's end in a panic instead of an endless loop, and ids that are handed out by next fit (S2).  Two entries
-are in more versions than the catalogue has them in: A6 (v1 to v3 ignore flags without a meaning as well) and G5 (v1 to v3
+are in more versions than the catalogue has them in: A6 (v1 to v3 ignore flags without a meaning too) and G5 (v1 to v3
 say 39 bits whatever the units walk), both in golden record sys.  `pviommu conformance vtd --profile v6` asks a whole
 profile.
 

