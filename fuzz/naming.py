@@ -52,7 +52,9 @@ def _shows(finding: Finding, bench: Bench) -> bool:
 def _contexts_at_start(bench: Bench) -> int:
     if bench.level == "driver":
         return 0
-    iommu = _runner(replace(bench, known="")).bed.dom0.iommu
+    runner = _runner(replace(bench, known=""))
+    runner.begin()
+    iommu = runner.bed.dom0.iommu
     return 0 if iommu is None else len(iommu.contexts)
 
 

@@ -16,9 +16,9 @@ from testbed.reachable import reachable
 Known = tuple[str, str, str]
 """(clause, verb, errno)."""
 PASSABLE: Final = frozenset(
-    {"answer", "written-back", "short-of-memory", "confirmed", "idle", "let-go", "device-reach"}
+    {"answer", "written-back", "short-of-memory", "confirmed", "idle", "let-go", "yields", "device-reach", "toolstack"}
 )
-"""Clauses after which a program can go on; what a sweep finds ends it all the same."""
+"""Clauses of single operations after which a program can go on."""
 
 
 def resync(shadow: Shadow, bed: TestBed) -> None:
@@ -63,10 +63,8 @@ def parse_known(text: str) -> set[Known]:
     known = set()
     for word in filter(None, text.split(",")):
         parts = word.split("/")
-        if len(parts) != 3 or parts[0] not in PASSABLE:
-            raise ValueError(
-                f"{word!r} is no fault that can be known: clause/verb/errno, clauses {', '.join(PASSABLE)}"
-            )
+        if len(parts) != 3 or known_as(*parts) != tuple(parts):
+            raise ValueError(f"{word!r} is no fault that can be known: clause/verb/errno, or clause/*/* of a sweep")
         known.add((parts[0], parts[1], parts[2]))
     return known
 
