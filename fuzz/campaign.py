@@ -67,9 +67,11 @@ def run(
     defects: str = "",
     stop_on_first: bool = False,
     max_ops: int | None = None,
+    scheduler: str = "",
     watch: Callable[[Progress], None] | None = None,
 ) -> Progress:
-    """Fuzz ``profile`` on ``backends`` with ``jobs`` workers; the outcome, findings filed in ``directory``."""
+    """Fuzz ``profile`` on ``backends`` with ``jobs`` workers, or with those of the cluster behind ``scheduler``; the
+    outcome, findings filed in ``directory``."""
     over = tuple(
         replace(bench, against=against, defects=defects)
         for backend in backends
@@ -92,12 +94,19 @@ def run(
     try:
         base = seed * 1_000_000 + store.begin(options) * 10_000
         job = Job(engine, over, base, seconds, max_ops, directory, MEMORY)
-        return _Campaign(store, job, jobs, stop_on_first, watch).run()
+        kind = _on_cluster(scheduler) if scheduler else Campaign
+        return kind(store, job, jobs, stop_on_first, watch).run()
     finally:
         store.close()
 
 
-class _Campaign:
+def _on_cluster(address: str) -> type["Campaign"]:
+    from fuzz.cluster import ClusterCampaign
+
+    return type("ClusterCampaign", (ClusterCampaign,), {"scheduler": address})
+
+
+class Campaign:
     """A run of a campaign."""
 
     def __init__(

@@ -136,7 +136,7 @@ class DriverRunner:
             if broken is not None:
                 break
         else:
-            broken = machine_sweep(View(self.world.testbed), full)
+            broken = self._end_sweep(full)
         if broken is None:
             return None
         errno = "0" if errno.startswith("0x") else errno
@@ -144,10 +144,14 @@ class DriverRunner:
             Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno, events.names(self._happened)
         )
 
+    def _end_sweep(self, full: bool) -> Broken | None:
+        """The look at the whole state when a program is over."""
+        return machine_sweep(View(self.world.testbed), full)
+
     def locate(self, ops: tuple[Op, ...]) -> Finding | None:
         """As :meth:`fuzz.run.Runner.locate`."""
         found = self.run(ops)
-        if found is None or not found.clause.startswith("invariant:"):
+        if found is None or not found.clause.startswith(("invariant:", "same-reach")):
             return found
         return self.run(ops, sweep_from=0) or found
 

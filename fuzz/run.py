@@ -294,6 +294,10 @@ def raised(error: Exception) -> tuple[Broken, str]:
 def runner_for(bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> ProgramRunner:
     """What runs programs of ``bench``: one machine under the oracle, two that are held against each other, or a guest
     kernel."""
+    if bench.level == "driver" and bench.against:
+        from fuzz.driver_twins import DriverTwins
+
+        return DriverTwins(bench, sabotage)
     if bench.level == "driver":
         from fuzz.driver_run import DriverRunner
 

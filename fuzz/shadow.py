@@ -140,12 +140,13 @@ class Shadow:
         inside = [device for device, home in self.homes.items() if home == number]
         if inside and not flags & self.abi.free_reattach_default:
             return -EBUSY, ()
-        stays = [device for device in inside if self.stuck(device, number)] if result == -EIO else []
+        stays = [device for device in inside if self.stuck(device, number)] if result in (-EIO, -ENOMEM) else []
         for device in inside:
             self.homes[device] = 0 if device not in stays else number
-        if stays and self.unconfirmed():  # a move that hardware did not confirm ends the call
+        excused = self.unconfirmed() if result == -EIO else self.starved(1)
+        if stays and excused:  # a move that hardware did not confirm, or that found no memory, ends the call
             self.regions[number] = sorted({region for device in stays for region in self.devices[device]})
-            return -EIO, ()
+            return result, ()
         if result == -EIO and self.unconfirmed():
             self.dying.add(number)
             self.regions[number] = []

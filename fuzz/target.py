@@ -287,6 +287,11 @@ class Target(Watched):
         inner.after = self.bed.vcpu.memory.read(address, len(inner.before)) or inner.before
         inner.progress, inner.result = progress, result
 
+    @property
+    def wrapping(self) -> tuple[int | None, int]:
+        """The domain that remote_cmd takes the next call to, if it does, and the progress that it claims."""
+        return self._carrier, self._progress
+
     def name_of(self, number: int) -> str:
         """The sub-op with this number, "" if there is none."""
         return self._names.get(number, "")

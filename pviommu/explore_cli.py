@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def explore(
     file: ProgramFile,
-    strategy: Annotated[str, typer.Option(help="random, pct, exhaustive, or all three.")] = "all",
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="random, pct, exhaustive, or all three.  [default: the program's own schedule, else all]"),
+    ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Schedules at most, for each strategy.")] = 500,
     preemptions: Annotated[int, typer.Option(min=0, help="exhaustive: at most so many in a schedule.")] = 2,
     depth: Annotated[int, typer.Option(min=1, help="pct: ordering constraints that a bug takes.")] = 3,
@@ -36,11 +39,12 @@ def explore(
     from fuzz.engines.schedules import STRATEGIES, Explorer, simplify
     from fuzz.program import ProgramError
 
-    if strategy not in (*STRATEGIES, "all"):
+    if strategy not in (*STRATEGIES, "all", None):
         raise UsageError(f"unknown strategy {strategy!r}; there are: {', '.join(STRATEGIES)}, all")
     try:
         concurrent = Concurrent(read(file, defect))
-        wanted = schedule if schedule is not None else concurrent.parts.schedule
+        wanted = concurrent.parts.schedule if strategy is None else ""
+        wanted = schedule if schedule is not None else wanted
         if schedule is not None or wanted:
             attempt = concurrent.attempt(wanted)
             if not as_json:
@@ -54,7 +58,7 @@ def explore(
         raise UsageError(str(error)) from None
     found: dict[str, Attempt] = {}
     figures = {}
-    for name in STRATEGIES if strategy == "all" else (strategy,):
+    for name in STRATEGIES if strategy in ("all", None) else (strategy,):
         explorer, start = Explorer(concurrent), monotonic()
         for attempt in explorer.attempts(name, runs, seed, depth, preemptions):
             if sys.stderr.isatty():

@@ -26,7 +26,9 @@ def fuzz(
     ] = "swarm",
     against: Annotated[
         str,
-        typer.Option(help="Backend or profile that --engine differential compares with; default: the other backend."),
+        typer.Option(
+            help="Backend, profile or driver that --engine differential compares with.  [default: the other backend]"
+        ),
     ] = "",
     corpus: Annotated[Path, typer.Option(help="Directory of the campaign; an existing one is continued.")] = Path(
         "fuzz-campaign"
@@ -42,6 +44,9 @@ def fuzz(
         int | None, typer.Option(min=1, help="Operations of each worker at most; default: as --time allows.")
     ] = None,
     defect: Defects = "",
+    scheduler: Annotated[
+        str, typer.Option(help="Address of a dask scheduler, as tcp://host:8786: its workers fuzz instead of --jobs.")
+    ] = "",
     stop_on_first: Annotated[bool, typer.Option("--stop-on-first", help="End with the first finding.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -55,10 +60,12 @@ def fuzz(
 
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}; there are: {', '.join(ENGINES)}")
-    if against and (engine != "differential" or against not in (*backends.names(), *profiles.names())):
+    if against and (
+        engine != "differential" or against not in (*backends.names(), *profiles.names(), *drivers.names())
+    ):
         raise UsageError(
-            f"--against takes a backend or a profile and --engine differential; there are: "
-            f"{', '.join((*backends.names(), *profiles.names()))}"
+            f"--against takes a backend, a profile or a driver, and --engine differential; there are: "
+            f"{', '.join((*backends.names(), *profiles.names(), *drivers.names()))}"
         )
     if level not in LEVELS:
         raise UsageError(f"unknown level {level!r}; there are: {', '.join(LEVELS)}")
@@ -91,13 +98,18 @@ def fuzz(
                 defects=defect,
                 stop_on_first=stop_on_first,
                 max_ops=max_ops,
+                scheduler=scheduler,
                 watch=status.show,
             )
     except KeyboardInterrupt:
         print(f"pviommu: stopped; pviommu fuzz --resume --corpus {corpus} goes on", file=sys.stderr)
         raise
+    except ModuleNotFoundError as error:
+        if error.name not in ("distributed", "dask"):
+            raise
+        raise UsageError(f"--scheduler needs {error.name}: pip install 'pviommu[cluster]'") from None
     except OSError as error:
-        raise UsageError(f"{corpus}: {error}") from None
+        raise UsageError(f"{scheduler or corpus}: {error}") from None
     if as_json:
         print(json.dumps(_record(progress), indent=2))
     else:

@@ -20,9 +20,12 @@ from fuzz.session import Session
 from fuzz.target import Call, Target
 
 TEMPLATE: Final = Path(__file__).with_name("privcmd.c")
+_TOLD: Final = ("remote", "progress")
+"""Operations that say how the next call is made."""
 _INSIDE: Final = "this happens inside the hypervisor, out of reach from here; later answers may differ"
 _WHY: Final = {
     "dma": "a device's access has no counterpart in user space",
+    "regions": "reserved regions are asked of memory_op, which this file does not do",
     "remove": "taking a page away from dom0 is not done here; later answers may differ",
 }
 _DEVICE_PARTS: Final = {"segment": " >> 16", "bus": " >> 8 & 0xff", "devfn": " & 0xff"}
@@ -37,6 +40,10 @@ class _Issued(NamedTuple):
     name: str
     raw: bytes
     argument: str
+    carrier: int | None
+    """The domain that remote_cmd takes it to."""
+    progress: int
+    """What the guest claims that earlier passes of it did."""
     answer: Call | None
     """``None`` if it stopped the hypervisor."""
 
@@ -49,7 +56,10 @@ class _Recorder:
         genuine: Callable[..., Call] = target.issue
 
         def issue(number: int, name: str, raw: bytes, argument: str) -> Call:
-            self.last = _Issued(number, name, raw, argument, None)
+            carrier, progress = target.wrapping
+            carrier = carrier if name != "remote_cmd" else None
+            register = number if carrier is not None else number | progress
+            self.last = _Issued(register, name, raw, argument, carrier, progress, None)
             answer = genuine(number, name, raw, argument)
             self.last = self.last._replace(answer=answer)
             return answer
@@ -104,9 +114,19 @@ class CProgram:
         yield f"#define RAM_PAGES {max(self._ram, 1)} /* the program's pages ram:0 on */"
         yield f"#define USES_RAM {int(self._ram > 0)}"
         yield f"#define CONTEXTS {self._contexts}"
+        yield f"#define CARRIER {self._carrier()}"
         for name in sorted(self._devices):
             home = DEVICES[name]
             yield f'#define {name.upper()} device("PVIOMMU_{name.upper()}", {home:#x}) /* {format_sbdf(Sbdf(home))} */'
+
+    def _carrier(self) -> str:
+        """remote_cmd's number, size and fields, for the structs that carry other calls."""
+        subop = self._abi.by_name.get("remote_cmd")
+        if subop is None or subop.codec is None:
+            return "{ 0, 0, { 0, 0 }, { 0, 0 }, { 0, 0 } }"
+        places = [subop.codec.present[name] for name in ("domid", "subop", "arg")]
+        fields = ", ".join(f"{{ {member.offset}, {member.size} }}" for member in places)
+        return f"{{ {subop.number}, {subop.codec.size}, {fields} }}"
 
     def _body(self) -> Iterator[str]:
         bench = self._program.bench
@@ -115,7 +135,7 @@ class CProgram:
             subop = self._abi.by_name["init"]
             assert subop.codec is not None
             raw = subop.codec.encode(bench.contexts, bench.arena)
-            init = _Issued(subop.number, "init", raw, "plain", Call("init", "plain", raw, 0, raw, 0, None))
+            init = _Issued(subop.number, "init", raw, "plain", None, 0, Call("init", "plain", raw, 0, raw, 0, None))
             yield from self._call(("init", bench.contexts, bench.arena, "plain", 0), init, _EACCES)
         for operation in self._program.ops:
             self._recorder.last = None
@@ -128,7 +148,7 @@ class CProgram:
                 yield from self._call(operation, issued)
                 if issued.answer is None:
                     return
-            else:
+            elif operation[0] not in _TOLD:
                 yield f'skip("{format_op(operation)}", "{_WHY.get(str(operation[0]), _INSIDE)}");'
 
     # -------------------------------------------------------------------------------------------------- one call
@@ -138,6 +158,8 @@ class CProgram:
         place = issued.argument.upper()
         yield f'begin("{format_op(operation)}", {issued.number:#x}, {len(issued.raw)}, {place});'
         codec = self._abi.by_name[issued.name].codec if issued.name else None
+        if issued.carrier is not None:
+            yield f"remote({issued.carrier}, {issued.progress:#x});"
         if operation[0] == "raw" and issued.raw:
             octets = ", ".join(f"{byte:#04x}" for byte in issued.raw)
             yield f"{{ static const unsigned char bytes[] = {{ {octets} }}; raw(bytes); }}"
@@ -150,7 +172,7 @@ class CProgram:
         result = issued.answer.result
         yield f"issue({result}, {result if also is None else also}); /* {errno_name(result)} */"
         if codec is not None and issued.raw and issued.argument not in _NOWHERE and also is None:
-            yield from self._answers(issued.answer, codec)
+            yield from self._answers(issued.answer.inner if issued.carrier is not None else issued.answer, codec)
 
     def _fields(self, operation: Op, issued: _Issued, codec: Codec) -> Iterator[str]:
         values = codec.as_dict(issued.raw)
@@ -187,7 +209,8 @@ class CProgram:
             return device.upper() + _DEVICE_PARTS[name]
         return None
 
-    def _answers(self, call: Call, codec: Codec) -> Iterator[str]:
+    def _answers(self, call: Call | None, codec: Codec) -> Iterator[str]:
+        assert call is not None
         after = codec.as_dict(call.after)
         for name in codec.out:
             member = codec.present.get(name)

@@ -99,11 +99,42 @@ static unsigned char *address(void)
 	}
 }
 
+/* A struct that carries the call to another domain: remote_cmd's number, its size, and where its fields are. */
+struct carrier {
+	uint64_t subop;
+	size_t size, domid[2], inner[2], arg[2]; /* offset, bytes */
+};
+static const struct carrier remote_cmd = CARRIER;
+static long carried_to = -1; /* domain, or -1: nobody carries it */
+static uint64_t claimed;     /* what earlier passes of it are said to have done */
+
+/* Wrap the call up; the address of the wrapping. */
+static uint64_t carry(uint64_t inner)
+{
+	unsigned char *at = pages + PAGE + PAGE / 2;
+	unsigned char own[LARGEST];
+
+	memcpy(own, image, sizeof(own));
+	memset(image, 0, sizeof(image));
+	put(remote_cmd.domid[0], remote_cmd.domid[1], (uint64_t)carried_to);
+	put(remote_cmd.inner[0], remote_cmd.inner[1], subop);
+	put(remote_cmd.arg[0], remote_cmd.arg[1], inner);
+	memcpy(at, image, remote_cmd.size);
+	memcpy(image, own, sizeof(own));
+	return (uint64_t)(uintptr_t)at;
+}
+
 static long hypercall(void)
 {
 	struct privcmd_hypercall call = { .op = HYPERCALL };
 	uint64_t where = (uint64_t)(uintptr_t)address();
 	long result;
+
+	if (carried_to >= 0) {
+		where = carry(where);
+		subop = remote_cmd.subop | claimed;
+		carried_to = -1;
+	}
 
 #if TAKES_SUBOP
 	call.arg[0] = subop;
@@ -133,6 +164,13 @@ MAYBE void begin(const char *text, uint64_t number, size_t bytes, enum argument 
 MAYBE void set(size_t offset, size_t bytes, uint64_t value)
 {
 	put(offset, bytes, value);
+}
+
+/* The call goes through remote_cmd, for that domain. */
+MAYBE void remote(long domain, uint64_t progress)
+{
+	carried_to = domain;
+	claimed = progress;
 }
 
 MAYBE void raw(const unsigned char *bytes)

@@ -23,7 +23,7 @@ def write_junit(data: CampaignData, path: Path) -> None:
         if clause not in broken:
             suite.add_testcase(TestCase("holds", f"pviommu.{clause}"))
     suite.time = sum(run.seconds for run in data.runs)
-    suite.update_statistics()  # type: ignore[no-untyped-call, unused-ignore]
+    suite.update_statistics()
     xml = JUnitXml()
     xml.add_testsuite(suite)
     xml.write(str(path), pretty=True)
