@@ -40,9 +40,6 @@ SMMU_BASE: Final = 0xFD00_0000
 DEVICES: Final = 4
 ASSERTS: Final = 10
 """Version of QEMU whose processor ends itself over an access that stage 2 denies (``!res.cacheattrs.is_s2_format``)."""
-SWEEP: Final = 1 << 16
-"""Most pages of one range that a sweep looks at: all of them, or evenly spread ones."""
-
 _EVEN: Final = bytes(range(0, 256, 2))
 
 CODES: Final = {

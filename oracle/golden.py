@@ -18,7 +18,6 @@ from oracle.campaign import Limits
 from oracle.outcome import Finding, Outcome
 from oracle.plants import Plant
 
-_ALL: Final = (1 << 64) - 1
 _SOFTWARE: Final = 0x3FF << 52
 """Bits of a VT-d entry that hardware ignores: contiguity markers, the mark of a reference."""
 _P2M_TYPE: Final = 0xF << 55

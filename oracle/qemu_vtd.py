@@ -24,8 +24,6 @@ FEADDR: Final = 0x40
 FEUADDR: Final = 0x44
 CAP: Final = 0x08
 PPF: Final = 1 << 1
-FAULT_BITS: Final = 0x7F
-"""Everything in FSTS that is a reason for a fault event."""
 F: Final = 1 << 31
 """The record is valid, in the topmost 32 bits of the fault recording register; write 1 to clear."""
 IM: Final = 1 << 31
