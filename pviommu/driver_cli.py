@@ -40,7 +40,9 @@ app = typer.Typer(
 DriverName = Annotated[
     str, typer.Option("--driver", help="A driver of 'pviommu driver list'; NAME~ID mends a defect, NAME+ID adds one.")
 ]
-ProfileName = Annotated[str, typer.Option("--profile", help="How the hypervisor answers, or 'all'.")]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help="How the hypervisor answers; 'all': every profile without defects.")
+]
 BackendName = Annotated[str, typer.Option("--backend", help="Translation backend.")]
 GuestKind = Annotated[str | None, typer.Option("--guest", help="pv, pvh or hvm; default is pv and pvh.")]
 
@@ -109,7 +111,8 @@ def validate_driver(
     if profile != "all" and profile not in profiles.names():
         raise UsageError(f"unknown profile {profile!r}; there are: all, {', '.join(profiles.names())}")
     guests = ("pv", "pvh") if guest is None else (guest,)
-    chosen = profiles.sound() if profile == "all" else (profile,)
+    fixed = tuple(name for name in profiles.names() if not profiles.get(name).defects)
+    chosen = fixed if profile == "all" else (profile,)
     for name in chosen:
         switch_on(defect, name, backend)
     reports: list[Report] = []

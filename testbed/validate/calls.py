@@ -24,7 +24,6 @@ from guest_driver.linux.iommu_default_domain import iommu_group_store_type
 from guest_driver.linux.iommu_map import iommu_iova_to_phys, iommu_map, iommu_map_sg, iommu_unmap
 from guest_driver.linux.iommu_owner import iommu_group_claim_dma_owner, iommu_group_release_dma_owner
 from guest_driver.linux.iommu_pasid import iommu_attach_device_pasid
-from guest_driver.linux.iommu_probe import pci_bus_add_device, pci_stop_and_remove_bus_device
 from guest_driver.linux.iommu_resv import iommu_get_resv_regions
 from guest_driver.linux.scatterlist import Scatterlist
 from guest_driver.xen_iommu import XenIommuDomain
@@ -273,7 +272,7 @@ def _unbind(world: World, step: Step, device: str) -> int:
 def _unplug(world: World, step: Step, device: str) -> int:
     dev = world.device(device)
     step.details["device"] = dev
-    ret = pci_stop_and_remove_bus_device(dev)
+    ret = world.hotplug(dev.pci, "remove")
     if not ret:
         world.unplugged[device] = dev
         step.details["where"] = world.context_of(dev.pci.sbdf)
@@ -284,7 +283,7 @@ def _unplug(world: World, step: Step, device: str) -> int:
 @_calls("plug")
 def _plug(world: World, step: Step, device: str) -> int:
     dev = world.unplugged.pop(device, None)
-    return -EINVAL if dev is None else pci_bus_add_device(dev)
+    return -EINVAL if dev is None else world.hotplug(dev.pci, "add")
 
 
 @_calls("type")

@@ -20,6 +20,7 @@ from guest_driver.linux.iommu_group import IommuGroup
 from guest_driver.linux.kernel import CommandLine, Kernel
 from guest_driver.linux.oops import KernelOops, NullTable
 from guest_driver.linux.scatterlist import Scatterlist
+from guest_driver.linux.uevent import PciHotplug, parse_uevent, pci_uevent
 from guest_driver.port import PciInfo
 from guest_driver.xen_iommu import X86_MSI_WINDOW, XenIommu, XenIommuDomain
 from hypervisor.iommu.context import IommuContext
@@ -150,6 +151,11 @@ class World:
             init=start,
         )
         return self.kernel.xen_errno
+
+    def hotplug(self, info: PciInfo, action: str) -> int:
+        """A function comes or goes, told by the uevent's bytes."""
+        message = bytes(pci_uevent(info, action))
+        return PciHotplug(self.booted.kernel, {info.sbdf: info}).handle(parse_uevent(message))
 
     def device(self, name: str) -> Device:
         """The device of that name, plugged or not."""
