@@ -207,16 +207,27 @@ def direct_before_attach(world: World, step: Step) -> Iterator[str]:
             yield f"{op.args[1].name} moved before its region at {regions[0].start:#x} was mapped"
 
 
-@invariant(35, "a PASID attach that fails leaves the group's PASIDs as they were")
-def failed_pasid_leaves_nothing(world: World, step: Step) -> Iterator[str]:
-    if step.name != "pasid":
+@invariant(35, "a PASID call that fails leaves entry and devices as they were; one that succeeds reaches every device")
+def pasids_are_all_or_nothing(world: World, step: Step) -> Iterator[str]:
+    if step.name not in ("pasid", "pasid-replace", "pasid-detach") or step.details.get("group") is None:
         return
-    pasid = step.args[2]
-    group = step.details.get("group")
-    if group is not None and step.failed and pasid in group.pasid_array and "had" not in step.details:
-        yield f"PASID {pasid} is recorded although its attach failed ({errno_name(step.result)})"
-    if group is not None and not step.failed and pasid not in group.pasid_array:
-        yield f"PASID {pasid} is attached and not recorded"
+    _, device, pasid = step.args
+    group = step.details["group"]
+    entries = {number: entry[0] for number, entry in group.pasid_array.items()}
+    if step.failed:
+        if entries != step.details["entries"]:
+            yield f"{step.name} failed ({errno_name(step.result)}), and the group's entries are others than before"
+        before = step.details["pasids"]
+        for sbdf, number in before.keys() | world.pasids.keys():
+            if world.pasids.get((sbdf, number)) is not before.get((sbdf, number)):
+                yield f"{step.name} failed ({errno_name(step.result)}), and {sbdf:#x} has PASID {number} otherwise"
+        return
+    wanted = None if step.name == "pasid-detach" else step.domain
+    if entries.get(pasid) is not wanted:
+        yield f"{step.name} answers 0, and PASID {pasid} of {device} is not recorded so"
+    for dev in group.devices:
+        if dev.iommu is not None and dev.iommu.max_pasids and world.pasids.get((dev.pci.sbdf, pasid)) is not wanted:
+            yield f"{step.name} answers 0, and {dev.name} does not have PASID {pasid} so"
 
 
 @invariant(36, "the partition into groups does not depend on the order of probing")

@@ -7,7 +7,6 @@ runner turns into findings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from abi.errno import EINVAL, ENODEV
@@ -23,29 +22,20 @@ from guest_driver.linux.iommu_core import device_iommu_capable, iommu_domain_fre
 from guest_driver.linux.iommu_default_domain import iommu_group_store_type
 from guest_driver.linux.iommu_map import iommu_iova_to_phys, iommu_map, iommu_map_sg, iommu_unmap
 from guest_driver.linux.iommu_owner import iommu_group_claim_dma_owner, iommu_group_release_dma_owner
-from guest_driver.linux.iommu_pasid import iommu_attach_device_pasid
 from guest_driver.linux.iommu_resv import iommu_get_resv_regions
 from guest_driver.linux.scatterlist import Scatterlist
 from guest_driver.xen_iommu import XenIommuDomain
+from testbed.validate import calls_pasid
+from testbed.validate.calling import CALLS, named, named_domain
 from testbed.validate.faults import Fault
 from testbed.validate.record import Step
 from testbed.validate.world import World
 
+__all__ = ["CALLS", "calls_pasid", "perform"]
+
 PAGE: Final = 4096
 OWNER: Final = "user space"
 _PROT: Final = {"r": 1, "w": 2, "rw": 3, "rwc": 7, "none": 0}
-
-Action = Callable[..., Any]
-CALLS: Final[dict[str, Action]] = {}
-"""Every call by name: (world, step, arguments of the call) -> result."""
-
-
-def _calls(name: str) -> Callable[[Action], Action]:
-    def add(action: Action) -> Action:
-        CALLS[name] = action
-        return action
-
-    return add
 
 
 def perform(world: World, name: str, args: tuple[Any, ...]) -> Step:
@@ -59,30 +49,30 @@ def perform(world: World, name: str, args: tuple[Any, ...]) -> Step:
     return step
 
 
-@_calls("boot")
+@named("boot")
 def _boot(world: World, step: Step, mode: str = "dma") -> int:
     return world.boot(passthrough=mode == "passthrough")
 
 
-@_calls("one-group")
+@named("one-group")
 def _one_group(world: World, step: Step) -> int:
     world.one_group = True
     return 0
 
 
-@_calls("fail")
+@named("fail")
 def _fail(world: World, step: Step, subop: str, errno: int, page: int = 0, skip: int = 0, times: int = 1) -> int:
     world.faults.faults.append(Fault(subop, errno, page, skip, times))
     return 0
 
 
-@_calls("no-memory")
+@named("no-memory")
 def _no_memory(world: World, step: Step) -> int:
     world.booted.kernel.slab_fault = lambda purpose: True
     return 0
 
 
-@_calls("no-arena")
+@named("no-arena")
 def _no_arena(world: World, step: Step) -> int:
     """Others take what is left of the arena; how many pages that was."""
     iommu = world.testbed.dom0.iommu
@@ -94,25 +84,19 @@ def _no_arena(world: World, step: Step) -> int:
     return taken
 
 
-@_calls("no-cache-cap")
+@named("no-cache-cap")
 def _no_cache_cap(world: World, step: Step) -> int:
     world.faults.hidden_caps |= world.testbed.xen.abi.caps.get("cache", 0)
     return 0
 
 
-@_calls("no-contexts")
+@named("no-contexts")
 def _no_contexts(world: World, step: Step) -> int:
     world.faults.overrides["max_ctx_no"] = 0
     return 0
 
 
-def _domain(world: World, step: Step, number: int) -> XenIommuDomain | None:
-    domain = world.domains.get(number)
-    step.domain = domain
-    return domain
-
-
-@_calls("alloc")
+@named("alloc")
 def _alloc(world: World, step: Step, number: int, device: str) -> int:
     domain = iommu_paging_domain_alloc(world.device(device))
     if isinstance(domain, int):
@@ -122,7 +106,7 @@ def _alloc(world: World, step: Step, number: int, device: str) -> int:
     return 0
 
 
-@_calls("fill")
+@named("fill")
 def _fill(world: World, step: Step, device: str) -> int:
     """Allocate domains until there are no more contexts; the errno that ended it."""
     number = 1000
@@ -137,9 +121,9 @@ world_exhausted: Final = (-28, -12)
 """What running out may look like: -ENOSPC for context numbers, -ENOMEM for the arena."""
 
 
-@_calls("free")
+@named("free")
 def _free(world: World, step: Step, number: int) -> int:
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     if domain is None:
         return -EINVAL
     iommu_domain_free(domain)
@@ -147,9 +131,9 @@ def _free(world: World, step: Step, number: int) -> int:
     return 0
 
 
-@_calls("attach")
+@named("attach")
 def _attach(world: World, step: Step, number: int, device: str) -> int:
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     dev = world.device(device)
     if domain is None or dev.iommu_group is None:
         return -ENODEV
@@ -159,17 +143,17 @@ def _attach(world: World, step: Step, number: int, device: str) -> int:
     return iommu_attach_group(domain, dev.iommu_group)
 
 
-@_calls("attach-device")
+@named("attach-device")
 def _attach_device(world: World, step: Step, number: int, device: str) -> int:
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     dev = world.device(device)
     step.details["group"] = dev.iommu_group
     return -ENODEV if domain is None else iommu_attach_device(domain, dev)
 
 
-@_calls("detach")
+@named("detach")
 def _detach(world: World, step: Step, number: int, device: str) -> int:
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     group = world.device(device).iommu_group
     if domain is None or group is None or group.domain is not domain:
         return -EINVAL
@@ -177,10 +161,10 @@ def _detach(world: World, step: Step, number: int, device: str) -> int:
     return 0
 
 
-@_calls("map")
+@named("map")
 def _map(world: World, step: Step, number: int, iova: int, frames: str, pages: int, prot: str = "rw") -> int:
     """Map ``pages`` pages from the frames of a kind (see ``World.frames``; ``near+3``: beginning with the fourth)."""
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     if domain is None:
         return -EINVAL
     kind, _, offset = frames.partition("+")
@@ -189,19 +173,19 @@ def _map(world: World, step: Step, number: int, iova: int, frames: str, pages: i
     return iommu_map(domain, iova, pfn * PAGE, pages * PAGE, _PROT[prot])
 
 
-@_calls("map-bytes")
+@named("map-bytes")
 def _map_bytes(world: World, step: Step, number: int, iova: int, paddr: int, size: int) -> int:
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     if domain is None:
         return -EINVAL
     step.details.update(iova=iova, paddr=paddr, size=size)
     return iommu_map(domain, iova, paddr, size, 3)
 
 
-@_calls("map-sg")
+@named("map-sg")
 def _map_sg(world: World, step: Step, number: int, iova: int, *pieces: str) -> int:
     """Map a list; each piece is ``pfn:pages``, the pfn counted from the first of the near frames."""
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     if domain is None:
         return -EINVAL
     entries = []
@@ -213,37 +197,37 @@ def _map_sg(world: World, step: Step, number: int, iova: int, *pieces: str) -> i
     return iommu_map_sg(domain, iova, entries, 3)
 
 
-@_calls("unmap")
+@named("unmap")
 def _unmap(world: World, step: Step, number: int, iova: int, pages: int) -> int:
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     if domain is None:
         return -EINVAL
     step.details.update(iova=iova, size=pages * PAGE)
     return iommu_unmap(domain, iova, pages * PAGE)
 
 
-@_calls("phys")
+@named("phys")
 def _phys(world: World, step: Step, number: int, iova: int) -> int:
-    domain = _domain(world, step, number)
+    domain = named_domain(world, step, number)
     step.details["iova"] = iova
     return 0 if domain is None else iommu_iova_to_phys(domain, iova)
 
 
-@_calls("touch")
+@named("touch")
 def _touch(world: World, step: Step, device: str, iova: int, pages: int) -> int:
     """The device reads every page, which fills the caches; how many it reaches."""
     sbdf = world.device(device).pci.sbdf
     return sum(world.dma_reaches(sbdf, iova + page * PAGE) is not None for page in range(pages))
 
 
-@_calls("claim")
+@named("claim")
 def _claim(world: World, step: Step, device: str, owner: str = OWNER) -> int:
     group = world.device(device).iommu_group
     step.details["group"] = group
     return -ENODEV if group is None else iommu_group_claim_dma_owner(group, owner)
 
 
-@_calls("release")
+@named("release")
 def _release(world: World, step: Step, device: str) -> int:
     group = world.device(device).iommu_group
     step.details["group"] = group
@@ -253,14 +237,14 @@ def _release(world: World, step: Step, device: str) -> int:
     return 0
 
 
-@_calls("bind")
+@named("bind")
 def _bind(world: World, step: Step, device: str) -> int:
     dev = world.device(device)
     step.details["group"] = dev.iommu_group
     return device_driver_attach(dev, "driver")
 
 
-@_calls("unbind")
+@named("unbind")
 def _unbind(world: World, step: Step, device: str) -> int:
     dev = world.device(device)
     step.details["group"] = dev.iommu_group
@@ -268,7 +252,7 @@ def _unbind(world: World, step: Step, device: str) -> int:
     return 0
 
 
-@_calls("unplug")
+@named("unplug")
 def _unplug(world: World, step: Step, device: str) -> int:
     dev = world.device(device)
     step.details["device"] = dev
@@ -280,41 +264,33 @@ def _unplug(world: World, step: Step, device: str) -> int:
     return ret
 
 
-@_calls("plug")
+@named("plug")
 def _plug(world: World, step: Step, device: str) -> int:
     dev = world.unplugged.pop(device, None)
     return -EINVAL if dev is None else world.hotplug(dev.pci, "add")
 
 
-@_calls("type")
+@named("type")
 def _type(world: World, step: Step, device: str, text: str) -> int:
     group = world.device(device).iommu_group
     step.details["group"] = group
     return -ENODEV if group is None else iommu_group_store_type(group, text)
 
 
-@_calls("coherent")
+@named("coherent")
 def _coherent(world: World, step: Step, device: str) -> int:
     """capable(CACHE_COHERENCY)."""
     return int(device_iommu_capable(world.device(device), IOMMU_CAP_CACHE_COHERENCY))
 
 
-@_calls("regions")
+@named("regions")
 def _regions(world: World, step: Step, device: str) -> int:
     """How many reserved regions the device has."""
     step.details["regions"] = iommu_get_resv_regions(world.device(device))
     return len(step.details["regions"])
 
 
-@_calls("pasid")
-def _pasid(world: World, step: Step, number: int, device: str, pasid: int) -> int:
-    domain = _domain(world, step, number)
-    dev = world.device(device)
-    step.details["group"] = dev.iommu_group
-    return -EINVAL if domain is None else iommu_attach_device_pasid(domain, dev, pasid, None)
-
-
-@_calls("dma-map")
+@named("dma-map")
 def _dma_map(world: World, step: Step, slot: int, device: str, size: int) -> int:
     """Map the first bytes of the near frames with the DMA API."""
     dev = world.device(device)
@@ -328,7 +304,7 @@ def _dma_map(world: World, step: Step, slot: int, device: str, size: int) -> int
     return 0
 
 
-@_calls("dma-unmap")
+@named("dma-unmap")
 def _dma_unmap(world: World, step: Step, slot: int) -> int:
     if slot not in world.dma:
         return -EINVAL
@@ -339,7 +315,7 @@ def _dma_unmap(world: World, step: Step, slot: int) -> int:
     return 0
 
 
-@_calls("dma-sg")
+@named("dma-sg")
 def _dma_sg(world: World, step: Step, slot: int, device: str, *pieces: str) -> int:
     """Map a list with the DMA API; each piece is ``pfn+offset:bytes``."""
     dev = world.device(device)
@@ -358,7 +334,7 @@ def _dma_sg(world: World, step: Step, slot: int, device: str, *pieces: str) -> i
     return count
 
 
-@_calls("dma-unsg")
+@named("dma-unsg")
 def _dma_unsg(world: World, step: Step, slot: int) -> int:
     if slot not in world.lists:
         return -EINVAL
@@ -368,7 +344,7 @@ def _dma_unsg(world: World, step: Step, slot: int) -> int:
     return 0
 
 
-@_calls("shutdown")
+@named("shutdown")
 def _shutdown(world: World, step: Step) -> int:
     for group in list(world.booted.iommu.groups):
         if group.domain is not None and group.domain in world.domains.values():

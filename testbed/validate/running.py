@@ -14,7 +14,7 @@ from testbed.validate.calls import perform
 from testbed.validate.program import Call, Program
 from testbed.validate.world import World
 
-BEFORE_BOOT: Final = ("boot", "fail", "one-group", "no-cache-cap", "no-contexts")
+BEFORE_BOOT: Final = ("boot", "fail", "one-group", "no-cache-cap", "no-contexts", "pasid-driver")
 """Calls that do not need a booted guest."""
 
 

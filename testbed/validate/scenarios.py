@@ -105,6 +105,23 @@ def _domains(traits: Traits) -> Iterator[Program]:
         call("attach", 0, "copier", expect=-EIO),
     )
     yield (*_START, call("pasid", 0, "copier", 1), call("shutdown"))
+    yield from _pasids()
+
+
+def _pasids() -> Iterator[Program]:
+    """On a driver that has PASIDs, in a group of two."""
+    start = (call("one-group"), call("pasid-driver"), *_START[:2], call("alloc", 1, "rogue"))
+    attach = call("pasid", 0, "copier", 5, expect=0)
+    detach = call("pasid-detach", 0, "copier", 5)
+    yield (*start, attach, call("pasid", 1, "rogue", 5, expect=-EBUSY), detach, call("shutdown"))
+    yield (*start, attach, call("pasid-replace", 1, "copier", 5, expect=0), call("pasid-detach", 1, "copier", 5))
+    yield (*start, call("pasid-replace", 1, "copier", 5, expect=-EINVAL))
+    for pasid in (0, 64):
+        yield (*start, call("pasid", 0, "copier", pasid, expect=-EINVAL))
+    for position in (0, 1):
+        fail = call("pasid-fail", position)
+        yield (*start, fail, call("pasid", 0, "copier", 5, expect=-EIO), attach, detach)
+        yield (*start, attach, fail, call("pasid-replace", 1, "rogue", 5, expect=-EIO), detach)
 
 
 def _mapping(traits: Traits) -> Iterator[Program]:

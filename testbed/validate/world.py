@@ -100,6 +100,12 @@ class World:
         """Copier and rogue share a group, as functions without ACS do."""
         self.patch_pci: Callable[[PciInfo], PciInfo] | None = None
         """What enumeration finds, changed."""
+        self.equip: Callable[[XenIommu], None] | None = None
+        """Gives the driver what no posted one has, before it is registered."""
+        self.pasids: dict[tuple[int, int], IommuDomain] = {}
+        """(device, PASID) to the domain that a driver with PASIDs has set."""
+        self.pasid_fault: int | None = None
+        """How many more devices get a PASID before one fails."""
         self._mapped: dict[int, Pages] = {}
         """Contexts' tables as last read; a hypercall that may change one takes it out."""
         self._last: View | None = None
@@ -196,6 +202,8 @@ class World:
             self.sabotage(driver)
         if self.one_group:
             self._share_group(driver)
+        if self.equip is not None:
+            self.equip(driver)
         self._wrap(driver.domain_ops)
 
         def wrap_static() -> int:

@@ -5,13 +5,13 @@ import pytest
 
 from abi.errno import EBUSY, EINVAL, EIO, ENOMEM, ENOSPC
 from guest_driver import drivers
-from guest_driver.linux import dma_iommu, iommu_default_domain, iommu_group, iommu_owner
+from guest_driver.linux import dma_iommu, iommu_default_domain, iommu_group, iommu_owner, iommu_pasid
 from guest_driver.linux import iommu_map as core_map
 from guest_driver.linux.flush_queue import FlushQueue
 from guest_driver.linux.iommu import IOMMU_RESV_DIRECT, IommuIotlbGather, IommuResvRegion
 from guest_driver.linux.iova import IovaDomain
 from testbed.invariants_guest import INVARIANTS, check
-from testbed.validate import calls
+from testbed.validate import calls, calls_pasid
 from testbed.validate.calls import perform
 from testbed.validate.world import World
 
@@ -349,13 +349,49 @@ def test_34_a_region_that_is_not_mapped_in_time(monkeypatch):
     assert "34" in complaints(("boot",), sabotage=direct)
 
 
+PASIDS = (("one-group",), ("pasid-driver",), ("boot",), ("alloc", 0, "copier"), ("alloc", 1, "rogue"))
+
+
+def test_35_nothing_where_pasids_are_attached_refused_and_replaced():
+    program = (
+        *PASIDS,
+        ("pasid-fail", 1),
+        ("pasid", 0, "copier", 5),
+        ("pasid", 0, "copier", 5),
+        ("pasid", 1, "rogue", 5),
+        ("pasid-fail", 1),
+        ("pasid-replace", 1, "rogue", 5),
+        ("pasid-replace", 1, "rogue", 5),
+        ("pasid-detach", 1, "copier", 5),
+    )
+    world = World(drivers.get("reference"))
+    answers = []
+    for name, *args in program:
+        step = perform(world, name, tuple(args))
+        assert not check(world, step)
+        answers.append(step.result)
+    assert answers[5:] == [0, -EIO, 0, -EBUSY, 0, -EIO, 0, 0]
+    assert not world.pasids
+
+
 def test_35_a_pasid_that_stays_although_it_failed(monkeypatch):
     def forgetful(domain, dev, pasid, handle):
         dev.iommu_group.pasid_array[pasid] = (domain, handle)
         return -EINVAL
 
-    monkeypatch.setattr(calls, "iommu_attach_device_pasid", forgetful)
+    monkeypatch.setattr(calls_pasid, "iommu_attach_device_pasid", forgetful)
     assert "35" in complaints(*START, ("pasid", 0, "copier", 3))
+
+
+def test_35_devices_that_keep_a_pasid_after_a_failure(monkeypatch):
+    monkeypatch.setattr(iommu_pasid, "_block", lambda *args: None)
+    assert "35" in complaints(*PASIDS, ("pasid-fail", 1), ("pasid", 0, "copier", 5))
+
+
+def test_35_a_replace_that_reaches_one_device_only(monkeypatch):
+    users = iommu_pasid._users
+    monkeypatch.setattr(iommu_pasid, "_users", lambda group: users(group)[:1])
+    assert "35" in complaints(*PASIDS, ("pasid", 0, "copier", 5))
 
 
 def test_36_groups_that_depend_on_the_order():
