@@ -15,6 +15,8 @@ from guest_driver.linux.dma_iommu import (
     iommu_dma_map_phys,
     iommu_dma_map_resource,
     iommu_dma_map_sg,
+    iommu_dma_sync_single_for_cpu,
+    iommu_dma_sync_single_for_device,
     iommu_dma_unmap_phys,
     iommu_dma_unmap_resource,
     iommu_dma_unmap_sg,
@@ -61,6 +63,18 @@ def dma_map_page(dev: Device, pfn: int, offset: int, size: int, direction: int, 
 def dma_unmap_page(dev: Device, dma_addr: int, size: int, direction: int, attrs: int = 0) -> None:
     if dev.dma_iommu:
         iommu_dma_unmap_phys(dev, dma_addr, size, direction, attrs)
+
+
+def dma_sync_single_for_cpu(dev: Device, dma_addr: int, size: int, direction: int, offset: int = 0) -> None:
+    """Before the CPU reads ``size`` bytes from ``offset`` of a buffer that stays mapped at ``dma_addr``."""
+    if dev.dma_iommu:
+        iommu_dma_sync_single_for_cpu(dev, dma_addr, offset, size)
+
+
+def dma_sync_single_for_device(dev: Device, dma_addr: int, size: int, direction: int, offset: int = 0) -> None:
+    """Before the device gets a buffer back that the CPU has read or written."""
+    if dev.dma_iommu:
+        iommu_dma_sync_single_for_device(dev, dma_addr, offset, size)
 
 
 dma_map_single = dma_map_phys

@@ -7,7 +7,7 @@ queues it (a DMA-FQ domain).
 
 from typing import Final
 
-from abi.errno import EINVAL, ENOMEM
+from abi.errno import EINVAL, EIO, ENOMEM
 from base.units import PAGE_SHIFT, PAGE_SIZE, U32_MAX
 from guest_driver.linux.device import Device
 from guest_driver.linux.errno import EREMOTEIO
@@ -22,10 +22,11 @@ from guest_driver.linux.iommu import (
     IommuIotlbGather,
 )
 from guest_driver.linux.iommu_attach import iommu_deferred_attach
-from guest_driver.linux.iommu_map import iommu_iotlb_sync, iommu_map, iommu_map_sg, iommu_unmap_fast
+from guest_driver.linux.iommu_map import iommu_iotlb_sync, iommu_iova_to_phys, iommu_map, iommu_map_sg, iommu_unmap_fast
 from guest_driver.linux.iova import IovaDomain
 from guest_driver.linux.page_alloc import GFP_ATOMIC, GFP_KERNEL, GFP_NORETRY, GFP_ZERO, MAX_PAGE_ORDER
 from guest_driver.linux.scatterlist import Scatterlist
+from guest_driver.linux.swiotlb import is_unaligned
 
 DMA_BIDIRECTIONAL: Final = 0
 DMA_TO_DEVICE: Final = 1
@@ -118,12 +119,48 @@ def iommu_dma_map_phys(dev: Device, phys: int, size: int, direction: int, attrs:
     if size <= 0:
         return DMA_MAPPING_ERROR
     prot = dma_info_to_prot(direction, dev.dma_coherent, attrs) if attrs else _PLAIN_PROT[dev.dma_coherent][direction]
+    if dev.pci.untrusted and is_unaligned(__dma_domain(dev)[1].granule, phys, size):
+        return __map_bounced(dev, phys, size, direction, prot)
     return __iommu_dma_map(dev, phys, size, prot, dev.dma_mask)
 
 
 def iommu_dma_unmap_phys(dev: Device, dma_addr: int, size: int, direction: int, attrs: int = 0) -> None:
     """Undo iommu_dma_map_phys; the arguments must be those of the mapping."""
+    if dev.pci.untrusted:
+        bounce = __bounce_of(dev, dma_addr)
+        __iommu_dma_unmap(dev, dma_addr, size)
+        dev.kernel.swiotlb.unmap_single(bounce, direction != DMA_TO_DEVICE)
+        return
     __iommu_dma_unmap(dev, dma_addr, size)
+
+
+def __map_bounced(dev: Device, phys: int, size: int, direction: int, prot: int) -> int:
+    """Map a copy in pages of its own."""
+    swiotlb = dev.kernel.swiotlb
+    bounce = swiotlb.map_single(phys, size, direction != DMA_FROM_DEVICE)
+    if not bounce:
+        return DMA_MAPPING_ERROR
+    address = __iommu_dma_map(dev, bounce, size, prot, dev.dma_mask)
+    if address == DMA_MAPPING_ERROR:
+        swiotlb.unmap_single(bounce, False)
+    return address
+
+
+def __bounce_of(dev: Device, dma_addr: int) -> int:
+    """Physical address behind the start of a mapping, which may be a bounce buffer's."""
+    return iommu_iova_to_phys(__dma_domain(dev)[0], dma_addr)
+
+
+def iommu_dma_sync_single_for_cpu(dev: Device, dma_addr: int, offset: int, size: int) -> None:
+    """The CPU is about to read ``size`` bytes from ``offset`` of the mapping at ``dma_addr``."""
+    if dev.pci.untrusted:
+        dev.kernel.swiotlb.sync_for_cpu(__bounce_of(dev, dma_addr), offset, size)
+
+
+def iommu_dma_sync_single_for_device(dev: Device, dma_addr: int, offset: int, size: int) -> None:
+    """The CPU has written, and the device is about to read."""
+    if dev.pci.untrusted:
+        dev.kernel.swiotlb.sync_for_device(__bounce_of(dev, dma_addr), offset, size)
 
 
 def iommu_dma_map_resource(dev: Device, phys: int, size: int, direction: int, attrs: int = 0) -> int:
@@ -153,6 +190,8 @@ def iommu_dma_map_sg(dev: Device, entries: list[Scatterlist], direction: int, at
         return -EINVAL
     if iommu is not None and iommu.attach_deferred and iommu_deferred_attach(dev, domain):
         return -EINVAL
+    if dev.pci.untrusted and any(is_unaligned(iovad.granule, entry.paddr, entry.length) for entry in entries):
+        return __map_sg_bounced(dev, entries, direction, attrs)
     mask = iovad.granule - 1
     boundary = dev.seg_boundary_mask
     total = 0
@@ -204,10 +243,28 @@ def __finalise_sg(dev: Device, entries: list[Scatterlist], whole: list[Scatterli
     return count
 
 
+def __map_sg_bounced(dev: Device, entries: list[Scatterlist], direction: int, attrs: int) -> int:
+    """One mapping for each element; their number, or -EIO with nothing mapped."""
+    for number, entry in enumerate(entries):
+        entry.dma_address = iommu_dma_map_phys(dev, entry.paddr, entry.length, direction, attrs)
+        entry.dma_length = entry.length
+        if entry.dma_address == DMA_MAPPING_ERROR:
+            for earlier in entries[:number]:
+                iommu_dma_unmap_phys(dev, earlier.dma_address, earlier.length, DMA_TO_DEVICE, attrs)
+            for each in entries:
+                each.dma_address, each.dma_length = DMA_MAPPING_ERROR, 0
+            return -EIO
+    return len(entries)
+
+
 def iommu_dma_unmap_sg(dev: Device, entries: list[Scatterlist], direction: int, attrs: int = 0) -> None:
     """Undo iommu_dma_map_sg with the same list."""
     used = [entry for entry in entries if entry.dma_length]
     if not used:
+        return
+    if dev.pci.untrusted and __bounce_of(dev, used[0].dma_address) in dev.kernel.swiotlb.slots:
+        for entry in used:
+            iommu_dma_unmap_phys(dev, entry.dma_address, entry.length, direction, attrs)
         return
     start = used[0].dma_address
     __iommu_dma_unmap(dev, start, used[-1].dma_address + used[-1].dma_length - start)

@@ -10,6 +10,7 @@ from guest_driver.linux.iommu_core import Iommu
 from guest_driver.linux.mutex import Mutex
 from guest_driver.linux.page_alloc import PageAllocator
 from guest_driver.linux.printk import Printk
+from guest_driver.linux.swiotlb import Swiotlb
 from guest_driver.port import GuestRam, MmioPort, PciHost
 
 
@@ -48,6 +49,7 @@ class Kernel:
         "ram",
         "slab_fault",
         "softirqs",
+        "swiotlb",
         "unlocked",
     )
 
@@ -58,6 +60,7 @@ class Kernel:
         self.cmdline = cmdline
         self.printk = Printk()
         self.pages = PageAllocator(ram, self.printk, scatter=scatter)
+        self.swiotlb = Swiotlb(ram, self.pages)
         self.iommu = Iommu(self.printk, cmdline.passthrough, cmdline.strict)
         self.devices: list[Device] = []
         """The PCI bus, in the order in which devices were added."""
@@ -92,11 +95,12 @@ class Kernel:
             self.iommu.save(),
             [(driver, driver.save()) for driver in self.drivers],
             list(self.softirqs),
+            self.swiotlb.save(),
         )
 
     def restore(self, state: Any) -> None:
         """Back to :meth:`save`; objects made since are forgotten, objects freed since live again."""
-        printk, pages, devices, device_states, iommu, drivers, softirqs = state
+        printk, pages, devices, device_states, iommu, drivers, softirqs, swiotlb = state
         self.printk.restore(printk)
         self.pages.restore(pages)
         self.devices[:] = devices
@@ -107,3 +111,4 @@ class Kernel:
         for driver, saved in drivers:
             driver.restore(saved)
         self.softirqs[:] = softirqs
+        self.swiotlb.restore(swiotlb)
