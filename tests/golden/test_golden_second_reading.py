@@ -33,11 +33,11 @@ def written(tmp_path, seed, calls, end="", order=9, **machine):
 @pytest.mark.parametrize("order", [3, 4, 9])
 @pytest.mark.parametrize("guest", ["pv", "pvh"])
 def test_random_calls_are_answered_alike(tmp_path, order, guest):
-    for seed in range(3):
-        path = written(tmp_path, 100 * order + seed, 130, order=order, pvh=guest == "pvh")
+    for seed in range(2):
+        path = written(tmp_path, 100 * order + seed, 110, order=order, pvh=guest == "pvh")
         result = replay(path, "v3")
         assert [str(difference) for difference in result.differences] == []
-        assert result.calls > 100 and not result.stopped
+        assert result.calls > 90 and not result.stopped
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -104,7 +104,7 @@ def test_a_spoiled_record_is_refused_in_one_line_or_replayed(tmp_path, seed):
     names = ("destr-free_flag_2dev-release", "arena3-free-release", "destr-did-release", "sys-release")
     path = tmp_path / "spoiled.jsonl"
     refused = 0
-    for _ in range(15):
+    for _ in range(10):
         lines = [json.loads(line) for line in (RECORDS / f"{rng.choice(names)}.jsonl").read_text().splitlines()][:40]
         spoiled(rng, lines)
         path.write_text("\n".join(map(json.dumps, lines)))

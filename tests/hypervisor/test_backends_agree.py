@@ -38,7 +38,7 @@ def answered(caller: Caller, name: str, values: dict[str, int], place: str) -> S
 
 @pytest.mark.parametrize("guest", ["pv", "pvh"])
 @pytest.mark.parametrize("profile", PROFILES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_random_programs_get_the_same_answers(profile: str, guest: str, data: Any) -> None:
     vtd, smmu = (caller_for(profile, backend, guest) for backend in ("vtd", "smmuv3"))

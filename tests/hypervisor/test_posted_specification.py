@@ -83,7 +83,7 @@ def drawn(draw: st.DrawFn, name: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("version", "backend", "guest"), CASES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_posted_hypervisor_answers_as_its_version(version: str, backend: str, guest: str, data: Any) -> None:
     caller = caller_for(version, backend, guest)
