@@ -69,6 +69,10 @@ def fuzz(
         )
     if level not in LEVELS:
         raise UsageError(f"unknown level {level!r}; there are: {', '.join(LEVELS)}")
+    if engine in ("greybox", "raw", "together") and level == "driver":
+        raise UsageError(
+            f"--engine {engine} takes programs of hypercalls; at driver level there are swarm, differential"
+        )
     names = backend_list(backend)
     if resume:
         kept = _options(corpus)

@@ -2,7 +2,8 @@
 """Programs that made something new happen are kept, and later ones are made out of them.
 
 New is an outcome (operation, answer, events) that no program had, or a block of the code under test that none had run
-(:mod:`fuzz.blocks`).
+(:mod:`fuzz.blocks`).  For programs of hypercalls: those of driver level have rules (free what was allocated, unmap what
+was mapped) that a piece put elsewhere breaks.
 """
 
 import random
@@ -22,8 +23,6 @@ KEPT: Final = 400
 """Programs of a bench that are kept; beyond that the older half is let go."""
 FRESH: Final = 0.3
 """Part of the programs that are made from nothing, as the swarm engine makes them."""
-_PACKAGES: Final = {"driver": ("guest_driver", "hypervisor")}
-"""By level: the code whose blocks count, if it is not the hypervisor alone."""
 
 
 class _Kept:
@@ -66,7 +65,7 @@ class Greybox(Swarm):
 
     def findings(self, seconds: float, max_ops: int | None = None) -> Iterator[Hit | None]:
         """See :class:`fuzz.engines.engine.Engine`."""
-        blocks = Blocks(_PACKAGES.get(self.runners[0].bench.level, ("hypervisor",)))
+        blocks = Blocks(("hypervisor",))
         try:
             end = monotonic() + seconds
             while monotonic() < end and (max_ops is None or self.ops < max_ops):
