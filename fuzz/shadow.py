@@ -249,7 +249,7 @@ class Shadow:
         while done < limit:
             mfn, count, refused = self.frames.run(gfn + done, limit - done)
             if not refused and self.odd:
-                count, refused = self._before_refused(mfn, count, write, result)
+                count, refused = self._before_refused(mfn, count, write, result, did - done)
             if count:
                 pieces.append((mfn, count))
                 done += count
@@ -280,20 +280,20 @@ class Shadow:
             return did, -ENOMEM
         return limit, error
 
-    def _before_refused(self, mfn: int, count: int, write: bool, result: int) -> tuple[int, int]:
+    def _before_refused(self, mfn: int, count: int, write: bool, result: int, did: int) -> tuple[int, int]:
         """Of ``count`` frames from ``mfn``: how many come before one that may not be mapped, and its errno."""
         for odd in sorted(self.odd):
             if mfn <= odd < mfn + count:
-                refused = self._verdict(odd, write, result)
+                refused = self._verdict(odd, write, result == -EPERM and odd - mfn >= did)
                 if refused:
                     return odd - mfn, refused
         return count, 0
 
-    def _verdict(self, mfn: int, write: bool, result: int) -> int:
+    def _verdict(self, mfn: int, write: bool, stopped: bool) -> int:
         kind = self.odd[mfn]
         if kind == "gone" and self.frames.pv:
             if self.unsure:  # it may be held by what hardware did not confirm to have forgotten
-                return -EPERM if result == -EPERM else 0
+                return -EPERM if stopped else 0
             return 0 if self.held(mfn) else -EPERM
         if kind in ("gone", "hole", "paged"):
             return -(self._errno_paged_out if kind == "paged" else self.frames.hole)
