@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from abi.errno import E2BIG, EFAULT, EINVAL, ENOMEM, ENOTTY
+from abi.errno import EFAULT, EINVAL, ENOMEM, ENOTTY
 from guest_driver.iommufd import eventq, hwpt_ioctl, ioas, vfio_compat, viommu
 from guest_driver.iommufd.device import IommufdDevice, IommufdGroup, iommufd_device_unbind
 from guest_driver.iommufd.ioas import Ioas
@@ -16,6 +16,7 @@ from guest_driver.iommufd.pages import ACCOUNT_USER
 from guest_driver.iommufd.process import AddressSpace, Process
 from guest_driver.iommufd.release import Release, release
 from guest_driver.iommufd.uapi import BY_NAME, BY_NUMBER, IOMMU_TEST_CMD, IOMMUFD_TYPE, Ioctl
+from guest_driver.iommufd.user_copy import check_zeroed_user
 from guest_driver.linux.iommu_group import IommuGroup
 from guest_driver.linux.kernel import Kernel
 
@@ -135,11 +136,9 @@ class IommufdCtx:
             if data is None:
                 return -EFAULT
         if user_size > known:
-            tail = process.mm.read(address + known, min(user_size - known, 1 << 16))
-            if tail is None:
-                return -EFAULT
-            if any(tail):
-                return -E2BIG
+            ret = check_zeroed_user(process.mm, address + known, user_size - known)
+            if ret:
+                return ret
         cmd = Ucmd(self, process, row, address, user_size)
         cmd.load(data)
         return _HANDLERS[row.name](cmd)

@@ -23,6 +23,7 @@ from guest_driver.iommufd.uapi import (
     IOMMU_HWPT_FAULT_ID_VALID,
     IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
 )
+from guest_driver.iommufd.user_copy import PIECE, clear_user, copy_blob, pieces
 from guest_driver.iommufd.viommu import Viommu, viommu_alloc_hwpt_nested
 from guest_driver.linux.iommu import IOMMU_CAP_DIRTY_TRACKING
 from guest_driver.linux.iommu_core import dev_iommu_ops, device_iommu_capable
@@ -43,12 +44,9 @@ def hwpt_alloc(cmd: Ucmd) -> int:
         return -ENOENT
     target = ctx.objects.get(cmd["pt_id"], IommufdObject)
     flags = cmd["flags"]
-    data = b""
-    if typed:
-        read = cmd.mm.read(cmd["data_uptr"], cmd["data_len"])
-        if read is None:
-            return -EFAULT
-        data = read
+    data = copy_blob(cmd.mm, cmd["data_uptr"], cmd["data_len"])
+    if isinstance(data, int):
+        return data
     made: Hwpt | int
     if isinstance(target, Ioas):
         if typed:
@@ -96,8 +94,11 @@ def get_hw_info(cmd: Ucmd) -> int:
         if cmd["flags"] & IOMMU_HW_INFO_FLAG_INPUT_TYPE and cmd["out_data_type"] not in (0, data_type):
             return -EOPNOTSUPP
     room = cmd["data_len"]
-    if room and not cmd.mm.write(cmd["data_uptr"], data[:room].ljust(room, b"\0")):
+    if not cmd.mm.write(cmd["data_uptr"], data[:room]):
         return -EFAULT
+    ret = clear_user(cmd.mm, cmd["data_uptr"] + len(data), room - len(data))
+    if ret:
+        return ret
     cmd["data_len"] = len(data)
     cmd["out_data_type"] = data_type
     if cmd.ctx.release.version >= (6, 15) and idev.dev.iommu is not None:
@@ -107,7 +108,11 @@ def get_hw_info(cmd: Ucmd) -> int:
     return cmd.respond()
 
 
-def _invalidator(cmd: Ucmd) -> Callable[[int, list[bytes]], tuple[int, int]] | int:
+Invalidator = Callable[[int, list[bytes]], tuple[int, int]]
+"""(data type, entries) -> (0 or -errno, how many were done)."""
+
+
+def _invalidator(cmd: Ucmd) -> Invalidator | int:
     """The driver's function for the nested table or the vIOMMU that is meant, or -errno."""
     target = cmd.ctx.objects.get(cmd["hwpt_id"], IommufdObject)
     if isinstance(target, Viommu):
@@ -132,14 +137,27 @@ def hwpt_invalidate(cmd: Ucmd) -> int:
     if isinstance(invalidate, int):
         ret = invalidate
     elif invalidate is not None:
-        raw = cmd.mm.read(cmd["data_uptr"], wanted * length) if wanted else b""
-        if raw is None:
-            ret = -EFAULT
-        else:
-            entries = [raw[at * length : (at + 1) * length] for at in range(wanted)]
-            ret, cmd["entry_num"] = invalidate(cmd["data_type"], entries)
+        ret, cmd["entry_num"] = _invalidate_each(cmd, invalidate, wanted, length)
     written = cmd.respond()
     return ret or written
+
+
+def _invalidate_each(cmd: Ucmd, invalidate: Invalidator, wanted: int, length: int) -> tuple[int, int]:
+    """(0 or -errno, entries done): as many at a time as fit a piece."""
+    if not wanted:
+        return invalidate(cmd["data_type"], [])
+    ret, done = 0, 0
+    batch = max(1, PIECE // length)
+    while done < wanted and not ret:
+        entries: list[bytes] = []
+        for number in range(done, min(done + batch, wanted)):
+            entry = copy_blob(cmd.mm, cmd["data_uptr"] + number * length, length)
+            if isinstance(entry, int):
+                return entry, done
+            entries.append(entry)
+        ret, count = invalidate(cmd["data_type"], entries)
+        done += count
+    return ret, done
 
 
 def hwpt_set_dirty_tracking(cmd: Ucmd) -> int:
@@ -180,28 +198,37 @@ def hwpt_get_dirty_bitmap(cmd: Ucmd) -> int:
     if ops.read_and_clear_dirty is None:
         return -EOPNOTSUPP
     keep = bool(cmd["flags"])
-    size = (length // page_size + 7) // 8
-    before = cmd.mm.read(cmd["data"], size)
-    if before is None:
-        return -EFAULT
-    bitmap = bytearray(before)
-    ret = 0
     with cmd.ctx.locks.hold("domains_rwsem", iopt), cmd.ctx.locks.hold("iova_rwsem", iopt):
-        at = iova
-        while at < iova + length:
-            area = iopt.overlapping(at, at)
-            if area is None:
-                ret = -EINVAL
-                break
-            end = min(area.last + 1, iova + length)
-            found = ops.read_and_clear_dirty(hwpt.domain, at, end - at, keep)
-            if isinstance(found, int):
-                ret = found
-                break
-            for start, count in found:
-                for bit in range((start - iova) // page_size, (start + count - 1 - iova) // page_size + 1):
-                    bitmap[bit // 8] |= 1 << bit % 8
-            at = end
-    if not cmd.mm.write(cmd["data"], bytes(bitmap)):
-        return -EFAULT
-    return 0 if cmd.ctx.release.has(DIRTY_WALK_ERRORS_DROPPED) else ret
+        for window, size in pieces(cmd["data"], (length // page_size + 7) // 8):
+            first = iova + (window - cmd["data"]) * 8 * page_size
+            last = min(first + size * 8 * page_size, iova + length) - 1
+            before = cmd.mm.read(window, size)
+            if before is None:
+                return -EFAULT
+            bitmap = bytearray(before)
+            ret = _gather_dirty(hwpt, first, last, page_size, keep, bitmap)
+            if not cmd.mm.write(window, bytes(bitmap)):
+                return -EFAULT
+            if ret:
+                return 0 if cmd.ctx.release.has(DIRTY_WALK_ERRORS_DROPPED) else ret
+    return 0
+
+
+def _gather_dirty(hwpt: HwptPaging, first: int, last: int, page_size: int, keep: bool, bitmap: bytearray) -> int:
+    """Set the bits of what was written from ``first``, bit 0, to ``last``; -EINVAL where nothing is mapped."""
+    read_and_clear_dirty = hwpt.domain.ops.read_and_clear_dirty
+    assert read_and_clear_dirty is not None
+    at = first
+    while at <= last:
+        area = hwpt.ioas.iopt.overlapping(at, at)
+        if area is None:
+            return -EINVAL
+        end = min(area.last, last) + 1
+        found = read_and_clear_dirty(hwpt.domain, at, end - at, keep)
+        if isinstance(found, int):
+            return found
+        for start, count in found:
+            for bit in range((start - first) // page_size, (start + count - 1 - first) // page_size + 1):
+                bitmap[bit // 8] |= 1 << bit % 8
+        at = end
+    return 0

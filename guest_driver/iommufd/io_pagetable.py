@@ -7,7 +7,6 @@ Mapping, copying and adding a domain happen wholly or not at all.  Functions ans
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from sortedcontainers import SortedDict
@@ -278,16 +277,9 @@ class IoPagetable:
         self.reserved.add(start, last, owner)
         return 0
 
-    def set_allowed(self, ranges: list[tuple[int, int]]) -> int:
-        """Where automatic placement may go, in place of the earlier list; -EINVAL or -EADDRINUSE change nothing."""
-        ordered = sorted(ranges)
+    def set_allowed(self, ordered: list[tuple[int, int]]) -> int:
+        """Where automatic placement may go, in place of the earlier list; -EADDRINUSE changes nothing."""
         with self.ctx.locks.hold("iova_rwsem", self):
-            for start, last in ranges:
-                if start >= last:
-                    return -EINVAL
-            for (_, end), (start, _) in pairwise(ordered):
-                if start <= end:
-                    return -EINVAL
             if not self.ctx.kernel.kzalloc("iopt_allowed"):
                 return -ENOMEM
             if any(self.reserved.hit(start, last) for start, last in ordered):

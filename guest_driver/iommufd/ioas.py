@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from abi.errno import (
@@ -30,6 +32,7 @@ from guest_driver.iommufd.uapi import (
     IOMMU_OPTION_OP_SET,
     IOMMU_OPTION_RLIMIT_MODE,
 )
+from guest_driver.iommufd.user_copy import pieces
 from guest_driver.linux.iommu import IOMMU_READ, IOMMU_WRITE
 
 if TYPE_CHECKING:
@@ -102,11 +105,18 @@ def ioas_allow_iovas(cmd: Ucmd) -> int:
     ioas = cmd.ctx.objects.get(cmd["ioas_id"], Ioas)
     if ioas is None:
         return -ENOENT
-    data = cmd.mm.read(cmd["allowed_iovas"], 16 * cmd["num_iovas"]) if cmd["num_iovas"] else b""
-    if data is None:
-        return -EFAULT
-    words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
-    return ioas.iopt.set_allowed(list(zip(words[::2], words[1::2])))
+    allowed: list[tuple[int, int]] = []
+    for at, size in pieces(cmd["allowed_iovas"], 16 * cmd["num_iovas"], 16):
+        data = cmd.mm.read(at, size)
+        if data is None:
+            return -EFAULT
+        for start, last in struct.iter_unpack("<QQ", data):
+            place = bisect_left(allowed, (start, last))
+            before, after = allowed[place - 1 : place], allowed[place : place + 1]
+            if start >= last or (before and before[0][1] >= start) or (after and after[0][0] <= last):
+                return -EINVAL
+            allowed.insert(place, (start, last))
+    return ioas.iopt.set_allowed(allowed)
 
 
 def _map_target(cmd: Ucmd) -> Ioas | int:

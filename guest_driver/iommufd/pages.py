@@ -73,6 +73,12 @@ class IoptPages:
 
         -EFAULT: no such memory, or read-only and wanted for writing; -ENOMEM: over the limit of locked memory.
         """
+        pages = self.ctx.kernel.ram.pages
+        if last - first >= pages:  # more than there are: how it fails is found out without a list of them all
+            ret = self.get(first, first + pages - 1)
+            if not ret:
+                self.put(first, first + pages - 1)
+            return ret or -ENOMEM
         with self.ctx.locks.hold("pages->mutex", self):
             new = [index for index in range(first, last + 1) if index not in self.uses]
             if not self.ctx.kernel.kzalloc("iommufd pfn batch") or not self._charge(len(new)):

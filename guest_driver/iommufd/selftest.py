@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from abi.errno import E2BIG, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP
+from abi.errno import EFAULT, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP
 from base.units import PAGE_SIZE, make_sbdf
 from guest_driver.iommufd import selftest_access
 from guest_driver.iommufd.context import IommufdCtx
@@ -20,6 +20,7 @@ from guest_driver.iommufd.hw_pagetable import Hwpt, HwptNested, HwptPaging
 from guest_driver.iommufd.ioas import Ioas
 from guest_driver.iommufd.mock_viommu import add_viommu, trigger_event
 from guest_driver.iommufd.objects import IommufdObject
+from guest_driver.iommufd.user_copy import check_zeroed_user
 from guest_driver.iommufd.viommu import Viommu
 from guest_driver.linux.device import Device
 from guest_driver.linux.io_pgfault import LAST_PAGE, PASID_VALID, IopfFault
@@ -394,9 +395,9 @@ def offer(ctx: IommufdCtx, selftest: Selftest) -> None:
         if raw is None:
             return -EFAULT
         if size > known:
-            tail = process.mm.read(address + known, min(size - known, 1 << 16))
-            if tail is None or any(tail):
-                return -EFAULT if tail is None else -E2BIG
+            ret = check_zeroed_user(process.mm, address + known, size - known)
+            if ret:
+                return ret
         raw = raw.ljust(known, b"\0")
         _, number, target, _ = _HEAD.unpack_from(raw)
         entry = OPS.get(number)

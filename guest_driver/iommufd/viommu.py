@@ -15,6 +15,7 @@ from guest_driver.iommufd.hw_pagetable import HwptNested, HwptPaging, adopt_nest
 from guest_driver.iommufd.iova_ranges import ULONG_MAX
 from guest_driver.iommufd.objects import IommufdObject
 from guest_driver.iommufd.uapi import IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_FAULT_ID_VALID
+from guest_driver.iommufd.user_copy import copy_blob
 from guest_driver.linux.iommu import IommuDevice, ViommuOps
 from guest_driver.linux.iommu_core import dev_iommu_ops, iommu_adopt_nested
 
@@ -83,9 +84,10 @@ def viommu_alloc(cmd: Ucmd) -> int:
         return -EINVAL
     if cmd["type"] not in types:
         return -EOPNOTSUPP
-    data = bytearray(cmd.mm.read(cmd["data_uptr"], cmd["data_len"]) or b"") if cmd["data_len"] else None
-    if data is not None and len(data) != cmd["data_len"]:
-        return -EFAULT
+    blob = copy_blob(cmd.mm, cmd["data_uptr"], cmd["data_len"])
+    if isinstance(blob, int):
+        return blob
+    data = bytearray(blob) if cmd["data_len"] else None
     assert unit is not None
     viommu = Viommu(ctx, hwpt, unit, cmd["type"])
     ret = ctx.objects.alloc(viommu)

@@ -52,6 +52,8 @@ class OpenFiles:
     def create(self, file: object) -> tuple[Open, socket.socket]:
         """A new socket pair for ``file``; the program's end is the caller's to give away and close."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        if not isinstance(file, ReadableFile):
+            ours.shutdown(socket.SHUT_WR)  # a read that does not reach us finds the end of the file, and does not wait
         made = Open(file, ours, f"socket:[{os.fstat(theirs.fileno()).st_ino}]")
         self.by_link[made.link] = self.by_peer[ours.fileno()] = made
         if isinstance(file, ReadableFile):

@@ -23,6 +23,8 @@ from guest_driver.linux.kernel import Kernel
 from guest_driver.linux.page_alloc import GFP_KERNEL
 
 _PROBES: Final = 512
+_LONGEST: Final = 1 << 30
+"""More is never read at once, whatever a program names."""
 _QUERY: Final = struct.Struct("<9QIIIIQQ")
 _PROCMAP_QUERY: Final = 0xC0000000 | _QUERY.size << 16 | ord("f") << 8 | 17
 _READABLE, _WRITABLE, _SHARED = 1, 2, 8
@@ -177,7 +179,7 @@ class ProgramMemory:
         shared.memories.append(self)
 
     def read(self, address: int, length: int) -> bytes | None:
-        if self.gone or address + length > 1 << 64:
+        if self.gone or address + length > 1 << 64 or length > _LONGEST:
             return None
         local, remote = self._local, self._remote
         if length <= PAGE_SIZE:

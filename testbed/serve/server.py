@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from abi.errno import ENODEV, ENOTTY
+from abi.errno import EEXIST, ENODEV, ENOTDIR, ENOTTY
 from guest_driver.iommufd.context import IommufdCtx
 from guest_driver.iommufd.process import ReadableFile
 from guest_driver.iommufd.vfio_device import VfioDevice
@@ -174,7 +174,12 @@ class Server:
         if opener is None:
             self._listener.let_pass(call)
             return
-        file = opener()
+        exclusive = os.O_CREAT | os.O_EXCL
+        file: object
+        if flags & os.O_DIRECTORY:
+            file = -ENOTDIR
+        else:
+            file = -EEXIST if flags & exclusive == exclusive else opener()
         if isinstance(file, int):
             self._listener.answer(call, file)
             return

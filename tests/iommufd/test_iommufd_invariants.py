@@ -8,7 +8,7 @@ from struct import pack
 import pytest
 
 from abi.errno import EINVAL, ENOENT, EPERM
-from guest_driver.iommufd import attach, context, device, hw_pagetable, vfio_compat
+from guest_driver.iommufd import attach, device, hw_pagetable, user_copy, vfio_compat
 from guest_driver.iommufd.eventq import FaultQueue
 from guest_driver.iommufd.io_pagetable import IoPagetable
 from guest_driver.iommufd.iova_ranges import ReservedRanges
@@ -331,7 +331,7 @@ BREAKS = {
     59: patched(IoPagetable, "set_allowed", allow_anything),
     60: patched(attach, "enforce_dev_resv_regions", leave_a_reservation),
     61: patched(IoPagetable, "recalculate_alignment", lambda original: lambda self, domains=None: 0),
-    62: patched(context, "E2BIG", lambda original: EINVAL),
+    62: patched(user_copy, "E2BIG", lambda original: EINVAL),
     63: patched(ObjectTable, "remove", lambda original: lambda self, number: original(self, number) and -ENOENT),
     64: patched(IoPagetable, "_evict", lambda original: lambda self, area: True),
     65: patched(MockIommu, "cache_invalidate_user", wrong_count),

@@ -53,6 +53,12 @@ def test_a_program_works_on_every_machine(built, machine):
     assert run("--machine", machine, "--", built("client"), "dirty" if machine == "mock" else "") == (0, "")
 
 
+@pytest.mark.parametrize("machine", ["mock", "vtd"])
+def test_sizes_that_a_program_makes_up_cost_nothing(built, machine):
+    """Neither memory of the supervisor nor its life; and no call on a served file waits for ever."""
+    assert run("--machine", machine, "--", built("hostile"), "dirty" if machine == "mock" else "") == (0, "")
+
+
 def test_a_conformance_program_with_test_commands(built):
     assert run("--test", "--", built("selftest")) == (0, "")
     status, out = run("--", built("selftest"))
