@@ -240,6 +240,10 @@ class XenNesting:
     # -- vIOMMU
 
     def viommu_init(self, viommu: Viommu, data: bytearray | None) -> ViommuOps | int:
+        """A virtual SMMU; -EOPNOTSUPP where the units are not of that kind."""
+        devices = [dev for dev in self._driver.kernel.devices if dev.iommu is not None]
+        if not any(self.query(dev)[1] == NestedFormat.SMMUV3_CD for dev in devices):
+            return -EOPNOTSUPP
         made = XenViommu(self, self._driver)
         viommu.priv = made
         return ViommuOps(alloc_domain_nested=made.alloc_domain_nested, cache_invalidate=made.cache_invalidate)

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from guest_driver.defects.iommufd import named
-from guest_driver.iommufd.release import LATEST, RELEASES, as_released, release
+from guest_driver.iommufd.release import LATEST, RELEASES, Release, as_released, release
 from hypervisor.defects.catalogue import DEFECTS
 from pviommu.options import UsageError, switch_on
 from testbed.scenarios import catalogue
@@ -58,19 +58,12 @@ def run_scenario(
     except ValueError as error:
         raise UsageError(str(error)) from None
     switch_on(",".join(part for part in parts if part in DEFECTS), "v7-fixed")
+    _known(backend)
     good = True
     for scenario in chosen:
-        if backend not in (*catalogue.PLACES, "all", ""):
-            raise UsageError(f"unknown backend {backend!r}; there are: {', '.join(catalogue.PLACES)}, all")
-        places = scenario.places if backend == "all" else (backend or scenario.places[0],)
-        if backend not in (*scenario.places, "all", ""):
-            if name == "all":
-                continue
-            raise UsageError(f"{scenario.name} runs on {', '.join(scenario.places)} only")
-        if made.version < scenario.since:
-            if name == "all":
-                continue
-            raise UsageError(f"{scenario.name} needs Linux {'.'.join(map(str, scenario.since))} or later")
+        places = _places(scenario, backend, alone=name != "all")
+        if _too_old(scenario, made, alone=name != "all"):
+            continue
         for place in places:
             faults = f" with {', '.join(sorted(made.defects))}" if made.defects else ""
             print(f"{scenario.name} on {place}, Linux {made.name}{faults}")
@@ -80,6 +73,31 @@ def run_scenario(
             good = _verdict(scenario, steps) and good
     if not good:
         raise typer.Exit(FOUND)
+
+
+def _places(scenario: Scenario, backend: str, alone: bool) -> tuple[str, ...]:
+    """Where to run it; a line for each place where its subject cannot exist.  ``alone``: it was asked for by name."""
+    for place, reason in scenario.absent.items():
+        if backend in (place, "all"):
+            print(f"{scenario.name} on {place}: not there: {reason}\n")
+    if backend == "all":
+        return scenario.places
+    if not backend or backend in scenario.places:
+        return (backend or scenario.places[0],)
+    if alone and backend not in scenario.absent:
+        raise UsageError(f"{scenario.name} runs on {', '.join(scenario.places)} only")
+    return ()
+
+
+def _too_old(scenario: Scenario, made: Release, alone: bool) -> bool:
+    if alone and made.version < scenario.since:
+        raise UsageError(f"{scenario.name} needs Linux {'.'.join(map(str, scenario.since))} or later")
+    return made.version < scenario.since
+
+
+def _known(backend: str) -> None:
+    if backend not in (*catalogue.PLACES, "all", ""):
+        raise UsageError(f"unknown backend {backend!r}; there are: {', '.join(catalogue.PLACES)}, all")
 
 
 def step_lines(steps: list[Step]) -> list[str]:
@@ -108,7 +126,9 @@ def _verdict(scenario: Scenario, steps: list[Step]) -> bool:
 @app.command("fail-nth")
 def fail_each_allocation(
     name: Annotated[str, typer.Argument(help="A name of 'pviommu scenario list', or 'all'.")],
-    backend: Annotated[str, typer.Option("--backend", help="mock, vtd, smmuv3, or all where it runs.")] = "mock",
+    backend: Annotated[
+        str, typer.Option("--backend", help=f"{', '.join(catalogue.PLACES)}, or all; the first where it runs.")
+    ] = "",
     kernel: Annotated[str, typer.Option("--kernel", help=f"Whose iommufd: {', '.join(RELEASES)}.")] = LATEST,
     stride: Annotated[int, typer.Option("--stride", min=1, help="Only every so-manieth allocation.")] = 1,
 ) -> None:
@@ -118,13 +138,13 @@ def fail_each_allocation(
         made = release(kernel)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if backend not in (*catalogue.PLACES, "all"):
-        raise UsageError(f"unknown backend {backend!r}; there are: {', '.join(catalogue.PLACES)}, all")
+    _known(backend)
     bad = False
     for scenario in chosen:
-        for place in scenario.places:
-            if (backend not in (place, "all")) or made.version < scenario.since:
-                continue
+        places = _places(scenario, backend, alone=name != "all")
+        if _too_old(scenario, made, alone=name != "all"):
+            continue
+        for place in places:
             report = fail_nth(scenario, place, made, stride)
             print(f"{scenario.name} on {place}: {report.allocations} allocations, {len(report.found)} left something")
             for line in report.found:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
+from guest_driver.iommufd.release import Release
 from testbed.iommufd_machine import MOCK
 from testbed.scenarios import coherency, faults, nesting, nesting_vtd, objects, ownership, replace, sva
-from testbed.scenarios.step import Scenario
+from testbed.scenarios.step import Scenario, Step
 from testbed.sva.linux import BARE
 
 EVERYWHERE: Final = (MOCK, "vtd", "smmuv3")
@@ -18,7 +20,15 @@ _OWNER = "iommu: Add iommu_at[de]tach_device_shared() for multi-device groups (D
 _CC = "iommufd: Always setup MSI and enforce cc on kernel-managed domains (September 2023)"
 _CD = "iommu/arm-smmu-v3: Refactor write_ctx_desc (August 2023)"
 _KNOWN = "known upstream faults, and where kernels differ"
+_NO_SNOOP = "no entry of an SMMUv3 enforces coherency (that would take S2FWB): nothing to promote"
+_NO_CD = "VT-d has no context descriptors; first stages and PASIDs there are in nesting-vtd"
 _AT_ONCE = "merged code moves the group, its references and its reserved regions in one call"
+
+
+def by_backend(place: str, release: Release, **forms: Callable[[str, Release], Iterator[Step]]) -> Iterator[Step]:
+    """A scenario whose steps are other ones on each backend."""
+    return forms[place](place, release)
+
 
 _ALL: Final = (
     Scenario("replace-1", _REPLACE, "all three attached", partial(replace.merged, detached=()), _AT_ONCE, EVERYWHERE),
@@ -98,7 +108,7 @@ _ALL: Final = (
         "every kind of object",
         objects.life,
         "every object is made, used and given back, and refused where it must be",
-        (MOCK,),
+        EVERYWHERE,
         since=(6, 17),
     ),
     Scenario(
@@ -114,8 +124,8 @@ _ALL: Final = (
         _KNOWN,
         "a dirty bitmap of a range with a hole",
         faults.dirty_hole,
-        "an incomplete bitmap is an error (released kernels from 6.12 answer 0)",
-        (MOCK,),
+        "an incomplete bitmap is an error (released kernels from 6.12 answer 0), and no bitmap where nothing tracks",
+        EVERYWHERE,
         since=(6, 7),
     ),
     Scenario(
@@ -140,7 +150,7 @@ _ALL: Final = (
         "both orders of attaching",
         coherency.order,
         "settled when a table is made: the number of tables depends on the order, correctness does not",
-        (MOCK, "vtd"),
+        EVERYWHERE,
     ),
     Scenario(
         "coherency-upgrade",
@@ -150,6 +160,7 @@ _ALL: Final = (
         "promotion leaves old entries incoherent, and an enforcing table faults on a unit without snoop control",
         (MOCK, "vtd"),
         shows_flaw=True,
+        absent={"smmuv3": _NO_SNOOP},
     ),
     Scenario(
         "doorbell-parent",
@@ -157,7 +168,7 @@ _ALL: Final = (
         "nested table attached first",
         coherency.doorbell,
         "doorbell page and reserved regions are the paging parent's",
-        (MOCK, "smmuv3"),
+        EVERYWHERE,
         since=(6, 7),
     ),
     Scenario(
@@ -167,6 +178,7 @@ _ALL: Final = (
         nesting.through_viommu,
         "both stages translate; each fault goes to who made the stage, each command stays within its guest",
         ("smmuv3",),
+        absent={"vtd": "a virtual SMMU is of an SMMUv3; the same story there is nesting-vtd"},
     ),
     Scenario(
         "nesting-vtd",
@@ -175,14 +187,15 @@ _ALL: Final = (
         nesting_vtd.first_stage,
         "both stages translate; a PASID has a context of its own; each fault goes to who made the stage",
         ("vtd",),
+        absent={"smmuv3": "an x86-64 first stage is of VT-d; the same story there is nesting"},
     ),
     Scenario(
         "nesting-refused",
         _CC,
         "tables and entries that a guest may not have",
-        nesting.refused,
+        partial(by_backend, smmuv3=nesting.refused, vtd=nesting_vtd.refused),
         "whatever the guest writes, its devices reach what the parent maps or nothing",
-        ("smmuv3",),
+        ("smmuv3", "vtd"),
     ),
     Scenario(
         "sva",
@@ -191,6 +204,7 @@ _ALL: Final = (
         sva.merged,
         "a table for each master, a pair on the list before its descriptor, quiet descriptors at the end",
         (BARE, "smmuv3"),
+        absent={"vtd": _NO_CD},
     ),
     Scenario(
         "sva-undo",
@@ -199,6 +213,7 @@ _ALL: Final = (
         sva.undo,
         "an undo under a second taking of the lock misses whoever left in between",
         (BARE, "smmuv3"),
+        absent={"vtd": _NO_CD},
         shows_flaw=True,
     ),
     Scenario(
@@ -208,6 +223,7 @@ _ALL: Final = (
         sva.others,
         "writing for every master of the domain gives the process's memory to devices that did not ask",
         (BARE, "smmuv3"),
+        absent={"vtd": _NO_CD},
         shows_flaw=True,
     ),
     Scenario(
@@ -217,6 +233,7 @@ _ALL: Final = (
         sva.list_never_filled,
         "without quiet descriptors a device that reads while the process ends reads its successor's pages",
         (BARE, "smmuv3"),
+        absent={"vtd": _NO_CD},
         shows_flaw=True,
     ),
 )

@@ -86,21 +86,29 @@ class VtdVirtualMachine:
         return ret, out["entry_num"]
 
 
-def _seen(machine: XenMachine, session: Session, pasid: int | None = None) -> str:
-    sbdf = session.devices["dev1"].pci.sbdf
+def _seen(machine: XenMachine, session: Session, pasid: int | None = None, device: str = "dev1") -> str:
+    sbdf = session.devices[device].pci.sbdf
     port = machine.fabric.port(sbdf) if pasid is None else PasidPort(machine.fabric, sbdf, pasid)
     answer = port.read(VA, 8)
     return answer.name if isinstance(answer, Fault) else answer.decode(errors="replace")
 
 
+def _start(release: Release) -> tuple[Session, XenMachine]:
+    """dev1, which has PASIDs, and dev2 in a group of its own, bound to a process, on a unit with both stages."""
+    machine = XenMachine("vtd", [DeviceSpec("dev1", pasids=64), DeviceSpec("dev2", group=1)], profile=X1)
+    session = Session(machine, release)
+    for name, dev in session.devices.items():
+        idev = iommufd_device_bind(session.ctx, dev)
+        assert not isinstance(idev, int)
+        session.bound[name] = idev
+    session.ioas("ioas1")
+    return session, machine
+
+
 def first_stage(place: str, release: Release) -> Iterator[Step]:
     """Make, use, invalidate, fault, a PASID, destroy."""
-    machine = XenMachine("vtd", [DeviceSpec("dev1", pasids=64)], profile=X1)
-    session = Session(machine, release)
-    dev1 = iommufd_device_bind(session.ctx, session.devices["dev1"])
-    assert not isinstance(dev1, int)
-    session.bound["dev1"] = dev1
-    session.ioas("ioas1")
+    session, machine = _start(release)
+    dev1 = session.bound["dev1"]
     vm = VtdVirtualMachine(session, "dev1")
     flags = HWPT_ALLOC_NEST_PARENT | HWPT_ALLOC_PASID
     yield answered("make a parent, a second stage of Xen's", session.table("parent", "dev1", "ioas1", flags=flags), 0)
@@ -149,3 +157,37 @@ def first_stage(place: str, release: Release) -> Iterator[Step]:
     assert iommu is not None
     left = [context for context in iommu.contexts.values() if context.parent is not None or context.children]
     yield held("close the file: no nested context is left", not left and not machine.kernel.printk.warnings)
+
+
+def refused(place: str, release: Release) -> Iterator[Step]:
+    """Tables and entries that user space may not have."""
+    session, machine = _start(release)
+    vm = VtdVirtualMachine(session, "dev1")
+    yield answered("make a plain table", session.table("plain", "dev1", "ioas1"), 0)
+    session.ids["parent"] = session.ids["plain"]
+    yield answered("the guest's memory is mapped", vm.boot(), 0)
+    yield answered("nest over a table that was not made for it", vm.nested("nested"), -EINVAL)
+    session.ioas("ioas1")
+    ret = session.table("parent", "dev1", "ioas1", flags=HWPT_ALLOC_NEST_PARENT)
+    yield answered("make a parent over an address space of its own", ret, 0)
+    yield answered("nest before the table is mapped in it", vm.nested("nested"), -EINVAL)
+    ret, _ = session.call(
+        "IOAS_MAP", flags=7, ioas_id=session.ids["ioas1"], user_va=BUFFER, length=6 * 4096, iova=GUEST_RAM
+    )
+    yield answered("map it", ret, 0)
+    yield answered("a table of five levels, which Xen does not take", vm.nested("nested", width=57), -EINVAL)
+    yield answered("now", vm.nested("nested"), 0)
+    yield answered("attach", session.bound["dev1"].attach(session.ids["nested"])[0], 0, state=contexts(machine))
+    yield held("dev1 reads its page", _seen(machine, session) == "guest's!")
+    vm.write(L4, VA >> 39 & 511, 0x1000 | _PRESENT)
+    vm.invalidate((0, _EVERYTHING))
+    why = _seen(machine, session)
+    yield held("a table in memory that is not the guest's is a fault", "second" in why, why)
+    vm.write(L4, VA >> 39 & 511, _EVERYTHING)
+    vm.invalidate((0, _EVERYTHING))
+    why = _seen(machine, session)
+    yield held("an entry of nonsense is a fault", "reserved" in why, why)
+    why = _seen(machine, session, device="dev2")
+    yield held("dev2 is none the wiser", why not in ("guest's!", "another."), why)
+    session.ctx.exit()
+    yield held("nothing warns", not machine.kernel.printk.warnings)

@@ -12,12 +12,12 @@ from struct import pack, unpack
 from abi.errno import EBUSY, EEXIST, EINVAL, EIO, ENOENT
 from guest_driver.iommufd.eventq import FAULT, FaultQueue, VEventQueue
 from guest_driver.iommufd.mock_viommu import HW_QUEUE_TYPE, VEVENT_TYPE, VIOMMU_TYPE, trigger_event
-from guest_driver.iommufd.process import Files, MemFd
 from guest_driver.iommufd.release import Release
 from guest_driver.iommufd.viommu import Viommu
 from guest_driver.linux.io_pgfault import RESP_SUCCESS, IopfFault
 from guest_driver.linux.mock_domain import DATA_TYPE, INVALIDATE_TYPE
-from testbed.iommufd_machine import DeviceSpec, MockMachine
+from testbed.iommufd_machine import MOCK, DeviceSpec, MockMachine
+from testbed.scenarios import objects_xen
 from testbed.scenarios.bench import SCRATCH, Session
 from testbed.scenarios.step import Step, answered, held
 
@@ -29,13 +29,16 @@ _SPECS = (DeviceSpec("dev1", 0, pasids=1 << 8), DeviceSpec("dev2", 1))
 
 def life(place: str, release: Release) -> Iterator[Step]:
     """Files in memory, a queue of page requests, a vIOMMU with all that belongs to it, PASIDs."""
+    if place != MOCK:
+        yield from objects_xen.life(place, release)
+        return
     machine = MockMachine(_SPECS)
     session = Session(machine, release)
     session.mm.mmap(DATA, PAGE)
     for name in ("dev1", "dev2"):
         yield answered(f"bind {name}", session.bind(name), 0)
     yield answered("make ioas1", session.ioas("ioas1"), 0)
-    yield from _files(session)
+    yield from objects_xen.files(session)
     yield answered("make parent", session.table("parent", "dev1", "ioas1", flags=1), 0)
     yield from _page_requests(session, machine)
     yield from _viommu(session, machine)
@@ -48,23 +51,6 @@ def _made(session: Session, name: str, ioctl: str, field: str, **fields: int) ->
     if not ret:
         session.ids[name] = out[field]
     return ret
-
-
-def _files(session: Session) -> Iterator[Step]:
-    file = MemFd(session.bench.kernel, 2 * PAGE)
-    files = session.process.files
-    fd = files.reserve()
-    files.install(fd, file)
-    fields = {"ioas_id": session.ids["ioas1"], "fd": fd, "flags": 7, "iova": IOVA}
-    yield answered("map a file", session.call("IOAS_MAP_FILE", length=2 * PAGE, **fields)[0], 0)
-    attach = session.bound["dev2"].attach(session.ids["ioas1"])[0]
-    yield answered("attach dev2 to ioas1", attach, 0, "its pages are pinned now")
-    seen = session.bench.dma(session.devices["dev2"], IOVA + PAGE)
-    yield held("dev2 reaches it", seen == "ok" and file.pinned() == 2)
-    yield answered("charge another process", session.call("IOAS_CHANGE_PROCESS")[0], 0, "all of it is of files")
-    yield held("unmap it", session.unmap("ioas1", IOVA, 2 * PAGE) == 2 * PAGE and not file.pinned())
-    file.close()
-    session.bound["dev2"].detach()
 
 
 def _page_requests(session: Session, machine: MockMachine) -> Iterator[Step]:
@@ -92,14 +78,8 @@ def _page_requests(session: Session, machine: MockMachine) -> Iterator[Step]:
     session.bound["dev1"].detach()
     yield answered("destroy the queue", session.call("DESTROY", id=session.ids["queue"])[0], -EBUSY, "a table has it")
     yield answered("destroy the nested table", session.call("DESTROY", id=session.ids["nested"])[0], 0)
-    _close(session, queue)
+    objects_xen.close(session, queue)
     yield answered("close and destroy the queue", session.call("DESTROY", id=session.ids["queue"])[0], 0)
-
-
-def _close(session: Session, file: object) -> None:
-    files = session.process.files
-    assert isinstance(files, Files)
-    files.close(next(fd for fd, known in files.files.items() if known is file))
 
 
 def _viommu(session: Session, machine: MockMachine) -> Iterator[Step]:
@@ -138,7 +118,7 @@ def _viommu(session: Session, machine: MockMachine) -> Iterator[Step]:
     yield answered("destroy it", session.call("DESTROY", id=session.ids["hwq"])[0], 0)
     yield held("unmap its page", session.unmap("ioas1", IOVA, PAGE) == PAGE)
     dev1.detach()
-    _close(session, queue)
+    objects_xen.close(session, queue)
     for name in ("events", "guest table", "vdevice", "viommu"):
         yield answered(f"destroy the {name}", session.call("DESTROY", id=session.ids.pop(name))[0], 0)
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from abi.errno import errno_name
 from guest_driver.iommufd.release import Release
@@ -34,6 +34,8 @@ class Scenario:
     shows_flaw: bool = False
     since: tuple[int, int] = (6, 6)
     """The first kernel that has what it needs."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Places where its subject cannot exist, with the reason."""
 
 
 def answered(text: str, result: int, expected: int, comment: str = "", state: list[str] | None = None) -> Step:

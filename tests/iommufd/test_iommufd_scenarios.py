@@ -74,5 +74,16 @@ def test_command_line():
     run = RUNNER.invoke(app, ["run", "replace-1"])
     assert run.exit_code == 0 and "verdict: merged code moves" in run.stdout
     assert RUNNER.invoke(app, ["run", "replace-fails", "--kernel", "6.14", "--as-released", "--quiet"]).exit_code == 1
-    for wrong in (["nothing"], ["replace-1", "--kernel", "5.0"], ["doorbell-parent", "--backend", "vtd"]):
+    for wrong in (["nothing"], ["replace-1", "--kernel", "5.0"], ["objects", "--backend", "bare-smmuv3"]):
         assert RUNNER.invoke(app, ["run", *wrong]).exit_code == 2
+        assert RUNNER.invoke(app, ["fail-nth", *wrong]).exit_code == 2, "nothing ran, so nothing passed"
+
+
+def test_every_scenario_is_on_both_backends_or_says_why_not():
+    for scenario in SCENARIOS.values():
+        assert {"vtd", "smmuv3"} <= {*scenario.places, *scenario.absent} and not {*scenario.places} & {*scenario.absent}
+    for verb in ("run", "fail-nth"):
+        said = RUNNER.invoke(app, [verb, "sva-others", "--backend", "vtd"])
+        assert said.exit_code == 0 and said.stdout.startswith("sva-others on vtd: not there: ")
+    swept = RUNNER.invoke(app, ["fail-nth", "sva-list"]).stdout
+    assert swept.startswith("sva-list on bare-smmuv3: ") and " 0 allocations" not in swept
