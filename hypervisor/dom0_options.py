@@ -6,7 +6,8 @@ of its arena's pages.  ``dma=no``, of v4 on: the hardware domain's default conte
 
 Upstream's own options say what else a PV hardware domain's default context maps one to one: ``strict=no`` all of RAM
 but Xen's own, ``map-reserved`` what firmware keeps of RAM, ``map-inclusive`` everything below 4 GiB but Xen and message
-interrupts.  ``passthrough`` and ``none`` are not here.
+interrupts.  ``passthrough``: its devices' requests are not translated in the default context.  ``none``: nor is it told
+of an IOMMU.  A PVH hardware domain has neither: its devices would reach other frames than it named.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Final
 from hypervisor.profile import Profile
 
 MAX_ARENA_ORDER: Final = 18
-_UPSTREAM: Final = ("strict", "map-reserved", "map-inclusive")
+_UPSTREAM: Final = ("strict", "map-reserved", "map-inclusive", "passthrough")
 _MESSAGES: Final = (0xFEE00, 0xFEEFF)
 """Frames of x86's message interrupts: never mapped."""
 _FOUR_GIB: Final = 1 << 20
@@ -35,10 +36,18 @@ class Dom0Options:
     strict: bool = True
     map_reserved: bool = False
     map_inclusive: bool = False
+    passthrough: bool = False
+    none: bool = False
+
+    @property
+    def untranslated(self) -> bool:
+        """The default context of the hardware domain lets requests through as they are."""
+        return self.passthrough or self.none
 
 
-def parse(text: str, profile: Profile) -> Dom0Options:
-    """Read the option's value; ``ValueError`` for what ``profile``'s version does not know."""
+def parse(text: str, profile: Profile, *, pv: bool = True) -> Dom0Options:
+    """Read the option's value; ``ValueError`` for what ``profile``'s version does not know, for what a hardware domain
+    that is PV or not cannot have, and for a contradiction."""
     options = Dom0Options()
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
@@ -50,9 +59,16 @@ def parse(text: str, profile: Profile) -> Dom0Options:
             options = replace(options, dma=_flag(part))
         elif name.removeprefix("no-") in _UPSTREAM:
             options = replace(options, **{name.removeprefix("no-").replace("-", "_"): _flag(part)})
+        elif part == "none":
+            options = replace(options, none=True)
         else:
             own = ("nb-ctx=N", "arena-order=N") if profile.contexts_at_creation else ("dma=no",)
-            raise ValueError(f"dom0-iommu={part}: {profile.name} knows {', '.join((*own, *_UPSTREAM))}")
+            raise ValueError(f"dom0-iommu={part}: {profile.name} knows {', '.join((*own, *_UPSTREAM, 'none'))}")
+    word = "none" if options.none else "passthrough"
+    if options.untranslated and not pv:
+        raise ValueError(f"dom0-iommu={word}: a PVH dom0 needs its devices' addresses translated; it takes a pv guest")
+    if options.untranslated and not options.dma:
+        raise ValueError(f"dom0-iommu={word}: with dma=no the default context maps nothing, which contradicts it")
     return options
 
 

@@ -225,18 +225,20 @@ class Xen:
             translation = P2m(p2m_frames, tuple(mmio_ranges))
         domain_iommu = None
         if iommu:
-            context = IommuContext(CtxNo(0), self.heap)
+            context = IommuContext(CtxNo(0), self.heap, passes_through=hardware and default_context.untranslated(self))
             error = self.backend.context_init(context)
             if error:
                 raise ValueError(f"no memory for the default context of domain {domid} ({error})")
-            domain_iommu = DomainIommu(context, allowed=hardware or self.profile.every_domain)
+            domain_iommu = DomainIommu(
+                context, allowed=not self.options.none if hardware else self.profile.every_domain
+            )
             domain_iommu.arena_pages = self.frames.frames if hardware else GUEST_ARENA
             if arena_pages is not None:
                 domain_iommu.arena_pages = arena_pages
         domain = Domain(DomId(domid), translation, domain_iommu, hardware, pv)
         domain.mmio.extend(mmio_ranges)
         self.domains[domid] = domain
-        if domain_iommu is not None and self.profile.contexts_at_creation and hardware:
+        if domain_iommu is not None and self.profile.contexts_at_creation and hardware and domain_iommu.allowed:
             contexts, order = self.options.contexts, self.options.arena_order
             contexts = self.profile.contexts_at_creation if contexts is None else contexts
             order = self.profile.arena_order_at_creation if order is None else order

@@ -75,6 +75,7 @@ class Stage1Driver:
     format: Format = STAGE1
     orders: tuple[int, ...] = (0, 9, 18)
     flushes_additions: bool = False
+    passes_through: bool = False
     mair: int = 0xFF
     """Memory attributes to choose from; leaves take number 0, Normal write-back."""
     vmid: int = 0

@@ -93,7 +93,7 @@ class TestBed:
             self.memory, self.bus, self.pci, firmware, self.interrupts, self.backend.doorbell
         )
         self.xen: Final = Xen(
-            self.platform, profile, self.backend.make_driver, dom0_options.parse(config.dom0_iommu, profile)
+            self.platform, profile, self.backend.make_driver, dom0_options.parse(config.dom0_iommu, profile, pv=pv)
         )
         self.faults: Final[Seams | None] = defects.apply(self.xen, (*profile.defects, *config.defects))
         """What defects replaced; ``None`` without any."""
@@ -236,11 +236,13 @@ class TestBed:
         return ranges
 
     def _give_memory(self) -> None:
-        """Fill dom0's p2m and, unless ``dma=no``, its default context (one to one in its own frame numbers)."""
+        """Fill dom0's p2m and, unless ``dma=no`` or it passes everything through, its default context (one to one in
+        its own frame numbers)."""
         xen, dom0, mfns = self.xen, self.dom0, self.mfns
+        assert dom0.iommu is not None
         base = min(mfns)
         if dom0.pv:
-            if xen.options.dma:
+            if xen.options.dma and not dom0.iommu.default.passes_through:
                 xen.map_default(dom0, base, base, len(mfns))
                 self._map_besides(base, base + len(mfns) - 1)
             return

@@ -37,6 +37,7 @@ class ToyBackend:
     format = ENTRIES
     orders = (0, 9, 18)
     flushes_additions = False
+    passes_through = False
     max_iova = (1 << 48) - 1
 
     def __init__(self, platform: Platform, frames: FrameTable) -> None:

@@ -54,11 +54,15 @@ def queue_of_tables(seams: Seams) -> None:
 def shared_table_swallows_maps(seams: Seams) -> None:
     """R4."""
     domains = seams.xen.domains
+    others = seams.loop.opaque
 
     def opaque(context: IommuContext) -> bool:
-        return context.number == 0 and any(
-            domain.iommu is not None and domain.iommu.default is context and not domain.pv
-            for domain in domains.values()
+        return others(context) or (
+            context.number == 0
+            and any(
+                domain.iommu is not None and domain.iommu.default is context and not domain.pv
+                for domain in domains.values()
+            )
         )
 
     replace(seams.loop, "opaque", opaque)

@@ -85,8 +85,7 @@ class PageLoop:
             frames.get(mfn, 1, reference)
         if self.opaque(context):
             return 0
-        if context.table is None:
-            raise XenBug(f"{context} has no table to map into")
+        assert context.table is not None
         if self.look(context.table, at) is not None:
             error = -EADDRINUSE
             if reference:
@@ -110,8 +109,6 @@ class PageLoop:
         if unit > 1:
             return mappings.unmap_pages(xen, vcpu, domain, args, progress)
         table = context.table
-        if table is None:
-            raise XenBug(f"{context} has no table to unmap from")
         changes = Changes()
         done = 0
         paused = False
@@ -119,7 +116,7 @@ class PageLoop:
             at = self.place(dfn + done & U64_MAX)
             if self.reserved_for_unmap(context, dfn, at):
                 error = -EADDRNOTAVAIL
-            elif self.opaque(context) or self.look(table, at) is None:
+            elif table is None or self.opaque(context) or self.look(table, at) is None:
                 error = -ENOENT
             else:
                 _, error = table.unmap(at, 1, changes)
@@ -138,10 +135,10 @@ class PageLoop:
     def lookup_page(self, xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
         number, dfn, given = args
         context = self.find(domain, number)
-        if context is None or (context.dying and self.refuses_dying) or context.table is None:
+        if context is None or (context.dying and self.refuses_dying):
             return -EINVAL, (self.untouched(given),)
         found = None
-        if self.in_range(dfn, 1) and not self.opaque(context):
+        if context.table is not None and self.in_range(dfn, 1) and not self.opaque(context):
             found = self.look(context.table, self.place(dfn))
         if found is None:
             return -ENOENT, (self.untouched(given),)
@@ -172,8 +169,8 @@ class PageLoop:
         return domain.iommu.contexts.get(number)
 
     def opaque(self, context: IommuContext) -> bool:
-        """Whether the context's table is not the PV-IOMMU's to change."""
-        return False
+        """Whether the context has no table that is the PV-IOMMU's to change: maps and unmaps do nothing then."""
+        return context.passes_through
 
     def unit(self, pgsize: int) -> int | None:
         """4 KiB pages in a page of that size, ``None`` for a size that there is not."""

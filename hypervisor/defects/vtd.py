@@ -133,7 +133,7 @@ def reach_is_not_the_units(seams: Seams) -> None:
         return error
 
     def short_trees(unit: Unit, device: PciDevice, low: int, high: int) -> int:
-        if low and 4 not in unit.levels:
+        if low & ADDRESS_MASK and 4 not in unit.levels:
             level_3 = xen.platform.memory.words[(low & ADDRESS_MASK) >> 3] & ADDRESS_MASK
             low = low & ~ADDRESS_MASK | level_3
             high = reg.ContextEntryHigh.pack(aw=1, did=reg.ContextEntryHigh.did.get(high))

@@ -52,12 +52,17 @@ class Backend(Protocol):
         """Last I/O virtual address that every unit can translate."""
         ...
 
+    @property
+    def passes_through(self) -> bool:
+        """Whether every unit can let a device's requests through untranslated."""
+        ...
+
     def enable(self) -> int:
         """Switch every unit on with nothing attached: all DMA is blocked until :meth:`attach`."""
         ...
 
     def context_init(self, context: IommuContext) -> int:
-        """Give ``context`` its root table (from ``context.pool``) and hardware tags.
+        """Give ``context`` its root table (from ``context.pool``; none if it passes through) and hardware tags.
 
         -ENOMEM without a table, -ENOSPC without a tag; nothing is kept on failure.
         """

@@ -42,6 +42,7 @@ class IommuContext:
         "number",
         "parent",
         "pasids",
+        "passes_through",
         "pool",
         "table",
         "unconfirmed",
@@ -53,6 +54,7 @@ class IommuContext:
         pool: FramePool,
         *,
         enforces_cache: bool = False,
+        passes_through: bool = False,
         parent: "IommuContext | None" = None,
         nested: NestedTable | None = None,
     ) -> None:
@@ -60,6 +62,8 @@ class IommuContext:
         self.pool: Final = pool
         self.enforces_cache: Final = enforces_cache
         """Every mapping makes DMA coherent, whatever the device asks for."""
+        self.passes_through: Final = passes_through
+        """Requests go through it untranslated; it has no tree."""
         self.parent: Final = parent
         self.nested: Final = nested
         self.children = 0
@@ -67,7 +71,7 @@ class IommuContext:
         self.pasids: list[tuple[PciDevice, int]] = []
         """(device, PASID) whose requests go through it."""
         self.table: PageTable | None = None
-        """The tree; ``None`` for a context that lets everything through (pass-through)."""
+        """The tree; ``None`` for a context that passes everything through, or is nested."""
         self.devices: list[PciDevice] = []
         self.dying = False
         """Being torn down: nothing can be attached or mapped any more."""

@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from hypervisor.xen import Xen
 
 
+def untranslated(xen: "Xen") -> bool:
+    """Whether the hardware domain's default context lets requests through as they are: the command line asks for it,
+    and the units can.  ``ValueError`` if it may not be done without."""
+    if not xen.options.untranslated or xen.backend.passes_through:
+        return xen.options.untranslated
+    if xen.options.none:
+        raise ValueError("dom0-iommu=none: a unit of this machine cannot let requests through untranslated")
+    xen.log("dom0-iommu=passthrough is ignored: a unit cannot let requests through untranslated")
+    return False
+
+
 def map_default(xen: "Xen", domain: Domain, dfn: int, mfn: int, count: int) -> None:
     """Let the domain's devices in context 0 reach ``count`` frames from ``mfn`` at ``dfn`` (boot-time)."""
     assert domain.iommu is not None

@@ -59,6 +59,7 @@ class Smmuv3Backend:
     format: Format = STAGE2
     orders: tuple[int, ...] = (0, 9, 18)
     flushes_additions: bool = False
+    passes_through: bool = True
     page_table: type[PageTable] = PageTable
     """What a context's tree is made with."""
 
@@ -81,11 +82,7 @@ class Smmuv3Backend:
         self.nesting: Smmuv3Nesting | None = Smmuv3Nesting(self.units) if stage1_everywhere(self.units) else None
 
     def enable(self) -> int:
-        for unit in self.units:
-            error = unit.enable()
-            if error:
-                return error
-        return 0
+        return next((error for unit in self.units if (error := unit.enable())), 0)
 
     # --------------------------------------------------------------------------------------------- contexts
 
@@ -101,13 +98,16 @@ class Smmuv3Backend:
                 self._free_vmids(vmids)
                 return -ENOSPC
             vmids.append(vmid)
+        context.hw = ContextHw(tuple(vmids), (0,) * len(self.units))
+        if context.passes_through:
+            return 0
         root = allocate_root(self.geometry, self._frames, context.pool)
         if root is None:
+            context.hw = None
             self._free_vmids(vmids)
             return -ENOMEM
         for k in range(self.geometry.root_frames):
             self._memory.zero_frame(root + k)
-        context.hw = ContextHw(tuple(vmids), (0,) * len(self.units))
         context.table = self.page_table(
             self._memory,
             STAGE2,
@@ -127,8 +127,7 @@ class Smmuv3Backend:
             raise XenBug(f"{context} goes away with streams in it")
         self._settle(context)
         state = _hw(context)
-        assert context.table is not None
-        if not state.doubtful:
+        if context.table is not None and not state.doubtful:
             for k in range(context.table.root_frames):
                 context.pool.free(context.table.root + k)
         for unit, vmid in zip(self.units, state.vmids):
@@ -209,7 +208,7 @@ class Smmuv3Backend:
             return -EIO
         dw2, dw3 = self._tree_words(unit, context.stage2)
         first = None if context.nested is None else stage1_words(context.nested)
-        caches = first is None and self.caches.capable(stream)  # a guest's tables are not for devices to keep
+        caches = first is None and dw3 != 0 and self.caches.capable(stream)  # what Xen's own tables give
         error = unit.streams.install(sid, dw2, dw3, caches, unit.commands, first)
         if not error:
             if caches:
@@ -260,8 +259,9 @@ class Smmuv3Backend:
                 self._settle(source.stage2)
 
     def _tree_words(self, unit: SmmuUnit, context: IommuContext) -> tuple[int, int]:
-        """STE words 2 and 3 for ``context`` on ``unit``."""
-        assert context.table is not None
+        """STE words 2 and 3 for ``context`` on ``unit``; 0 if it has no tree."""
+        if context.table is None:
+            return 0, 0
         cacheable = 1 if unit.coherent else 0
         word = hw.Ste2.pack(
             s2r=1,

@@ -196,6 +196,7 @@ class Ste3(Layout):
 
 
 CONFIG_ABORT: Final = 0
+CONFIG_BYPASS: Final = 4
 CONFIG_STAGE_2: Final = 6
 CONFIG_NESTED: Final = 7
 SHCFG_INCOMING: Final = 1

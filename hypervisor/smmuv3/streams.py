@@ -26,6 +26,7 @@ _L2_ORDER: Final = 2
 
 ABORT: Final = hw.Ste0.pack(v=1, config=hw.CONFIG_ABORT)
 TRANSLATE: Final = hw.Ste0.pack(v=1, config=hw.CONFIG_STAGE_2)
+BYPASS: Final = hw.Ste0.pack(v=1, config=hw.CONFIG_BYPASS)
 _STE1: Final = hw.Ste1.pack(shcfg=hw.SHCFG_INCOMING)
 _STE1_ATS: Final = hw.Ste1.pack(shcfg=hw.SHCFG_INCOMING, eats=1)
 _ABORT_FRAME: Final = array("Q", [ABORT, _STE1, 0, 0, 0, 0, 0, 0] * _STES_PER_FRAME)
@@ -87,7 +88,8 @@ class StreamTable:
     def install(
         self, sid: int, dw2: int, dw3: int, caches: bool, queue: CommandQueue, first: tuple[int, int] | None = None
     ) -> int:
-        """Translate ``sid`` through the tree that ``dw2`` and ``dw3`` describe: 0, or -EIO with an entry that aborts.
+        """Translate ``sid`` through the tree that ``dw2`` and ``dw3`` describe (both 0: untranslated): 0,
+        or -EIO with an entry that aborts.
 
         ``caches``: the device may keep translations of its own.  ``first``: words 0 and 1 that put a stage 1 before the
         tree.  :meth:`prepare` came before.
@@ -99,7 +101,7 @@ class StreamTable:
         if self._memory.words[ste >> 3] != ABORT:
             error = self.block(sid, queue)
         if not error:
-            dw0, dw1 = first or (TRANSLATE, _STE1_ATS if caches else _STE1)
+            dw0, dw1 = first or (TRANSLATE if dw3 else BYPASS, _STE1_ATS if caches else _STE1)
             write64(ste + 8, dw1)
             write64(ste + 16, dw2)
             write64(ste + 24, dw3)

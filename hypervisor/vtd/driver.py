@@ -21,6 +21,9 @@ from hypervisor.vtd.unit import DEVICE_TLB, INVALID_DID, Unit
 FIRST_VECTOR: Final = 0xE0
 """Interrupt data of unit 0's fault event; the units count upwards from it."""
 
+PASS_THROUGH: Final = reg.ContextEntryLow.pack(p=1, tt=2)
+"""Lower word of the context entry of a device whose requests are not translated."""
+
 
 class VtdContext(NamedTuple):
     """What the driver keeps in ``IommuContext.hw``."""
@@ -56,6 +59,7 @@ class VtdBackend:
         self.orders: tuple[int, ...] = tuple(o for o in (0, 9, 18) if all(o in unit.orders for unit in self.units))
         self.refuses_unsnooped = True
         """Devices behind units that fault on the snoop bit do not get into contexts that set it."""
+        self.passes_through: Final = all(unit.pass_through for unit in self.units)
         self.flushes_additions: bool = any(unit.caching_mode or unit.write_buffer for unit in self.units)
         self._coherent: Final = all(unit.coherent for unit in self.units)
         self._scopes: Final = {sbdf: unit for unit in reversed(self.units) for sbdf in unit.drhd.scope}
@@ -74,6 +78,12 @@ class VtdBackend:
     def context_init(self, context: IommuContext) -> int:
         if context.enforces_cache and not any(unit.snoop_control for unit in self.units):
             return -EINVAL
+        if context.passes_through:
+            dids = self.take_dids()
+            if isinstance(dids, int):
+                return dids
+            context.hw = VtdContext(dids)
+            return 0
         root = context.pool.allocate()
         if root is None:
             return -ENOMEM
@@ -124,15 +134,17 @@ class VtdBackend:
         if unit is None:
             return -ENODEV
         hw: VtdContext = context.hw
-        assert context.table is not None
         if context.enforces_cache and self.refuses_unsnooped and not unit.snoop_control:
             return -EINVAL
         if context.number == 0 and not unit.broken.isdisjoint(device.requester_ids):
             return self.detach(device)
-        low = reg.ContextEntryLow.pack(p=1, slptptr=context.table.root)
-        if unit.device_tlb and device.function.ats:
-            low |= DEVICE_TLB
-        high = reg.ContextEntryHigh.pack(aw=self.levels - 2, did=hw.dids[unit.index])
+        if context.table is None:  # pass-through, which wants the widest that the unit has (9.3)
+            low, levels = PASS_THROUGH, unit.levels[0]
+        else:
+            low, levels = reg.ContextEntryLow.pack(p=1, slptptr=context.table.root), self.levels
+            if unit.device_tlb and device.function.ats:
+                low |= DEVICE_TLB
+        high = reg.ContextEntryHigh.pack(aw=levels - 2, did=hw.dids[unit.index])
         use = (unit, hw.dids[unit.index])
         if use not in hw.used:
             context.hw = VtdContext(hw.dids, (*hw.used, use))

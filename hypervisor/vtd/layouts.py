@@ -187,7 +187,7 @@ class PasidEntry0(Layout):
     """PASID table entry, first word (9.6)."""
 
     ssptptr = bits(63, 12)
-    pgtt = bits(8, 6, "2 second stage, 3 nested")
+    pgtt = bits(8, 6, "2 second stage, 3 nested, 4 pass-through")
     aw = bits(4, 2, "levels of the second stage, minus 2")
     p = bit(0)
 

@@ -28,6 +28,7 @@ SCALABLE: Final = 1 << 10
 """RTADDR.TTM."""
 _SECOND: Final = 2
 _NESTED: Final = 3
+_PASS_THROUGH: Final = 4
 """PASID entry, PGTT."""
 _FIRST_STAGE_FAULTS: Final = frozenset({0x70, 0x71, 0x72, 0x73, 0x74, 0x80, 0x81, 0x90, 0x91})
 """What a first-stage walk finds wrong in its own entries and addresses."""
@@ -90,10 +91,12 @@ class ScalableVtdBackend(VtdBackend):
         """The PASID entry for ``context`` on ``unit``, which uses it from now on."""
         hw: VtdContext = context.hw
         table, nested = context.stage2.table, context.nested
-        assert table is not None
         did = hw.dids[unit.index]
         if (unit, did) not in hw.used:
             context.hw = VtdContext(hw.dids, (*hw.used, (unit, did)))
+        if table is None:
+            low = reg.PasidEntry0.pack(p=1, pgtt=_PASS_THROUGH, aw=unit.levels[0] - 2)
+            return low, reg.PasidEntry1.pack(did=did), 0
         kind = _SECOND if nested is None else _NESTED
         low = reg.PasidEntry0.pack(p=1, pgtt=kind, aw=self.levels - 2, ssptptr=table.root)
         return low, reg.PasidEntry1.pack(did=did), 0 if nested is None else nested.address

@@ -47,6 +47,7 @@ class Unit:
         """Table walks see stores without a write-back of their cache lines."""
         self.snoop_control: Final = bool(reg.ExtendedCapability.sc.get(ecap))
         """Bit 11 of a second-stage leaf makes accesses snooped; without it the bit is reserved."""
+        self.pass_through: Final = bool(reg.ExtendedCapability.pt.get(ecap))
         self.write_buffer: Final = bool(reg.Capability.rwbf.get(cap))
         """Stores to tables reach the unit only when it is told, unless an invalidation goes there anyway."""
         self.device_tlb: Final = bool(reg.ExtendedCapability.dt.get(ecap))

@@ -21,6 +21,9 @@ LOW = 0x4000_0000
         ("dma=no", "v7-fixed", Dom0Options(dma=False)),
         ("no-dma", "v4", Dom0Options(dma=False)),
         ("dma", "v7", Dom0Options()),
+        ("passthrough", "v3", Dom0Options(passthrough=True)),
+        ("no-passthrough", "v7", Dom0Options()),
+        ("none", "v7", Dom0Options(none=True)),
     ],
 )
 def test_the_option_is_read(text, profile, meant):
@@ -37,7 +40,10 @@ def test_the_option_is_read(text, profile, meant):
         ("dma=no", "v3"),
         ("nb-ctx=3", "v7"),
         ("dma=maybe", "v7"),
-        ("passthrough", "v7"),
+        ("dom0", "v7"),
+        ("none=yes", "v7"),
+        ("passthrough=2", "v3"),
+        ("passthrough,dma=no", "v7"),
         ("strict=2", "v7"),
     ],
 )
