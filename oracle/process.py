@@ -37,6 +37,8 @@ def find_program(names: Sequence[str], package: str, variable: str) -> str:
         found = shutil.which(chosen)
         if found is None:
             raise ModelMissing(f"{variable}={chosen}: there is no such program")
+        if "QEMU" not in _version(found):
+            raise ModelMissing(f"{variable}={chosen}: that is not QEMU, going by what it says to --version")
         return found
     for name in names:
         found = shutil.which(name)
@@ -46,10 +48,19 @@ def find_program(names: Sequence[str], package: str, variable: str) -> str:
 
 
 @functools.cache
+def _version(program: str) -> str:
+    """What ``--version`` prints; nothing if the program does not run or does not end."""
+    command = [program, "--version"]
+    try:
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return said.decode(errors="replace")
+
+
 def major_version(program: str) -> int:
     """The first number that a program's ``--version`` prints; 0 if it prints none."""
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"(\d+)\.\d+", said)
+    found = re.search(r"(\d+)\.\d+", _version(program))
     return int(found[1]) if found else 0
 
 

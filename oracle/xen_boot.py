@@ -8,6 +8,7 @@ still.  Everything that Xen built is then in RAM that this process shares, and t
 import gzip
 import os
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ STANDS_STILL: Final = (b"Hardware Dom0 crashed", b"Hardware Dom0 halted", b"Manu
 _PROCESSOR: Final = "max,-smap,-smep,-pku,-la57"
 """With SMAP, SMEP, PKU or five-level paging a PV kernel dies early under TCG."""
 _BOOT: Final = Path("/boot")
+_ELF: Final = b"\x7fELF"
+_SETUP_HEADER: Final = slice(0x202, 0x206)
+"""Where a bzImage says that it is one (Linux, Documentation/arch/x86/boot.rst)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,17 @@ class Case:
 
 
 def images() -> tuple[Path, Path]:
-    """Xen and a dom0 kernel: what the environment names, else the newest in /boot.  May raise :class:`ModelMissing`."""
-    return (
-        _image(XEN, "xen-[0-9]*-amd64.gz", "Xen", "a package xen-hypervisor-*-amd64"),
-        _image(DOM0_KERNEL, "vmlinuz-*", "dom0 kernel", "the package linux-image-amd64"),
-    )
+    """Xen and a dom0 kernel: what the environment names, else the newest in /boot.  :class:`ModelMissing` without them,
+    and for a file that is something else."""
+    xen = _image(XEN, "xen-[0-9]*-amd64.gz", "Xen", "a package xen-hypervisor-*-amd64")
+    kernel = _image(DOM0_KERNEL, "vmlinuz-*", "dom0 kernel", "the package linux-image-amd64")
+    if not _unpacked(xen).startswith(_ELF):
+        raise ModelMissing(f"{xen} is no Xen: neither an ELF file nor a whole gzip file with one in it")
+    with kernel.open("rb") as file:
+        start = file.read(_SETUP_HEADER.stop)
+    if start[_SETUP_HEADER] != b"HdrS" and not start.startswith(_ELF):
+        raise ModelMissing(f"{kernel} is no kernel: neither a bzImage nor an ELF file")
+    return xen, kernel
 
 
 def _image(variable: str, pattern: str, what: str, package: str) -> Path:
@@ -142,6 +152,9 @@ class XenBoot:
 
 
 def _unpacked(path: Path) -> bytes:
-    """The ELF file, which is what QEMU's multiboot loader reads."""
+    """The ELF file, which is what QEMU's multiboot loader reads; nothing if what packs it is broken."""
     content = path.read_bytes()
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    try:
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (EOFError, OSError, zlib.error):
+        return b""

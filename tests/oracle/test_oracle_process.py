@@ -121,3 +121,10 @@ def test_a_model_that_cannot_start_says_why():
         model.close()
     finally:
         ram.close()
+
+
+@pytest.mark.parametrize("program", ["true", "cat"])
+def test_a_program_that_is_not_qemu_is_refused(monkeypatch, program):
+    monkeypatch.setenv("PVIOMMU_QEMU_X86_64", program)
+    with pytest.raises(ModelMissing, match=f"PVIOMMU_QEMU_X86_64={program}: that is not QEMU"):
+        find_program(("qemu-system-x86_64",), "qemu-system-x86", "PVIOMMU_QEMU_X86_64")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the oracle of real Xen's tables notices, on tables of the posted algorithm in place of a booted Xen's."""
 
+import gzip
 import subprocess
 import sys
 
@@ -106,3 +107,23 @@ def test_the_real_xen_is_judged_without_a_disagreement():
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stdout + done.stderr
     assert DOM0_KERNEL not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "content", "why"),
+    [
+        (XEN, b"root:x:0:0\n", "is no Xen"),
+        (XEN, b"", "is no Xen"),
+        (XEN, gzip.compress(b"\x7fELF" + bytes(5000))[:-9], "is no Xen"),
+        (XEN, gzip.compress(b"something else"), "is no Xen"),
+        (DOM0_KERNEL, b"root:x:0:0\n", "is no kernel"),
+        (DOM0_KERNEL, bytes(0x206), "is no kernel"),
+    ],
+)
+def test_files_that_are_something_else_are_refused_before_anything_boots(tmp_path, monkeypatch, variable, content, why):
+    for name, good in ((XEN, b"\x7fELF"), (DOM0_KERNEL, bytes(0x202) + b"HdrS")):
+        (tmp_path / name).write_bytes(content if name == variable else good)
+        monkeypatch.setenv(name, str(tmp_path / name))
+    with pytest.raises(ModelMissing, match=why) as refused:
+        images()
+    assert "\n" not in str(refused.value)
