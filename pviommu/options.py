@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from hypervisor import dom0_options
 from hypervisor import profile as profiles
 from hypervisor.defects import catalogue as defects
 from testbed import backends
@@ -25,21 +26,27 @@ Profile = Annotated[
 Defects = Annotated[
     str, typer.Option("--defect", help="Switch single defects on, as T1,F6; see 'pviommu defects list'.")
 ]
+Dom0Iommu = Annotated[
+    str, typer.Option("--dom0-iommu", help="Xen's option of that name, as passthrough or strict=no,map-reserved.")
+]
 Guest = Annotated[str | None, typer.Option(help="Kind of dom0: pv or pvh; default is the backend's usual one.")]
 Seed = Annotated[int, typer.Option(help="Decides memory layout and packet sizes; equal seeds give equal runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
-def make_config(backend: str, profile: str, guest: str | None, seed: int, defect: str = "") -> Config:
-    """A configuration out of checked names."""
+def make_config(
+    backend: str, profile: str, guest: str | None, seed: int, defect: str = "", dom0_iommu: str = ""
+) -> Config:
+    """A configuration out of checked names and words."""
     if profile not in (*profiles.names(), *profiles.experimental()):
         raise UsageError(f"unknown profile {profile!r}; there are: {', '.join(profiles.names())}")
     if guest is not None and guest not in GUESTS:
         raise UsageError(f"unknown guest kind {guest!r}; there are: {', '.join(GUESTS)}")
     try:
-        backends.get(backend)
+        kind = guest or backends.get(backend).default_guest
+        dom0_options.parse(dom0_iommu, profiles.get(profile), pv=kind == "pv")
         chosen = defects.chosen(defect, profiles.get(profile), backend)
-        return Config(backend=backend, profile=profile, guest=guest, seed=seed, defects=chosen)
+        return Config(backend=backend, profile=profile, guest=guest, seed=seed, defects=chosen, dom0_iommu=dom0_iommu)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

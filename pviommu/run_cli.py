@@ -14,7 +14,18 @@ from machine.network.choice import PREFERENCES, open_wire
 from machine.network.pcap import PcapWriter, read_capture
 from machine.network.recorded import RecordedWire
 from machine.network.wire import MAX_FRAME, MIN_FRAME, Wire, WireError
-from pviommu.options import Backends, Defects, Guest, Json, Profile, Seed, UsageError, backend_list, make_config
+from pviommu.options import (
+    Backends,
+    Defects,
+    Dom0Iommu,
+    Guest,
+    Json,
+    Profile,
+    Seed,
+    UsageError,
+    backend_list,
+    make_config,
+)
 from testbed.config import Config
 from testbed.demonstrations import DemonstrationError
 from testbed.packets import Report, RunError, ping_sizes
@@ -49,6 +60,7 @@ def run(
     ] = None,
     seed: Seed = 0,
     defect: Defects = "",
+    dom0_iommu: Dom0Iommu = "",
     wire: Annotated[
         str, typer.Option(help=f"What the network card is plugged into: {', '.join(PREFERENCES)}.")
     ] = "auto",
@@ -70,7 +82,7 @@ def run(
     Exit status 1 if a packet, a byte, a fault or a reference is not as it must be.
     """
     names = backend_list(backend)
-    configs = [make_config(name, profile, guest, seed, defect) for name in names]
+    configs = [make_config(name, profile, guest, seed, defect, dom0_iommu) for name in names]
     if wire not in PREFERENCES:
         raise UsageError(f"unknown wire {wire!r}; there are: {', '.join(PREFERENCES)}")
     if pcap is not None and (count is not None or stream):

@@ -13,7 +13,7 @@ import typer
 
 from base.units import U64_MAX, format_sbdf, parse_sbdf
 from machine.network.peer import PeerWire
-from pviommu.options import Defects, Guest, UsageError, make_config
+from pviommu.options import Defects, Dom0Iommu, Guest, UsageError, make_config
 from testbed.build import TestBed, build
 from testbed.guest import Guest as BootedGuest
 from testbed.packets import bring_up
@@ -37,6 +37,7 @@ def walk(
     guest: Guest = None,
     seed: Layout = None,
     defect: Defects = "",
+    dom0_iommu: Dom0Iommu = "",
     trace: Trace = None,
     until: Until = None,
     form: Format = "table",
@@ -51,7 +52,7 @@ def walk(
     except ValueError as error:
         raise UsageError(str(error)) from None
     address = None if iova is None else _address(iova)
-    testbed = _state(backend, profile, guest, seed, defect, trace, until)
+    testbed = _state(backend, profile, guest, seed, defect, dom0_iommu, trace, until)
     xen_device = testbed.dom0.devices.get(sbdf)
     if xen_device is None:
         known = ", ".join(format_sbdf(known) for known in testbed.dom0.devices)
@@ -88,13 +89,14 @@ def dump(
     guest: Guest = None,
     seed: Layout = None,
     defect: Defects = "",
+    dom0_iommu: Dom0Iommu = "",
     trace: Trace = None,
     until: Until = None,
     form: Format = "table",
 ) -> None:
     """Show a context's whole page table as a tree, superpages marked."""
     _check_format(form)
-    testbed = _state(backend, profile, guest, seed, defect, trace, until)
+    testbed = _state(backend, profile, guest, seed, defect, dom0_iommu, trace, until)
     iommu = testbed.dom0.iommu
     assert iommu is not None
     contexts = {0: iommu.default, **iommu.contexts}
@@ -131,6 +133,7 @@ def _state(
     guest: str | None,
     seed: int | None,
     defect: str,
+    dom0_iommu: str,
     trace: Path | None,
     until: int | None,
 ) -> TestBed:
@@ -141,6 +144,7 @@ def _state(
             ("guest", guest),
             ("seed", seed),
             ("defect", defect or None),
+            ("dom0-iommu", dom0_iommu or None),
         ):
             if value is not None:
                 raise UsageError(f"--{name} is the trace's own; leave it out with --trace")
@@ -153,7 +157,7 @@ def _state(
             raise UsageError(str(error)) from None
     if until is not None:
         raise UsageError("--until counts the hypercalls of a trace; give one with --trace FILE")
-    testbed = build(make_config(backend or "vtd", profile or "v7-fixed", guest, seed or 0, defect))
+    testbed = build(make_config(backend or "vtd", profile or "v7-fixed", guest, seed or 0, defect, dom0_iommu))
     bring_up(testbed, BootedGuest(testbed), PeerWire())
     return testbed
 
