@@ -25,10 +25,11 @@ SHOWS_TOO: Final = {
 without an owner that is mapped (F2 maps every frame, F5 those); a foreign frame that is not refused at all (F2)."""
 
 
-def check_profile(profile: str, backend: str) -> Iterator[Result]:
-    """Every clause that ``profile`` over ``backend`` can be asked, each on a machine of its own."""
+def check_profile(profile: str, backend: str, defects: tuple[str, ...] = ()) -> Iterator[Result]:
+    """Every clause that ``profile``, with ``defects`` besides its own, over ``backend`` can be asked, each on a machine
+    of its own."""
     for name in clauses(profile, backend):
-        happening = play(DEFECTS[name], backend, profile)
+        happening = play(DEFECTS[name], backend, profile, defects)
         yield Result("profile", name, None if happening.holds else happening.lines[-1])
 
 
@@ -37,7 +38,7 @@ def clauses(profile: str, backend: str) -> tuple[str, ...]:
     return tuple(d.id for d in DEFECTS.values() if backend in d.backends and asked_of(d, profile, backend))
 
 
-def expected_failures(profile: str, backend: str) -> frozenset[str]:
-    """Clauses that the defects of ``profile`` explain."""
-    has = {defect.id for defect in complete(profiles.get(profile).defects)}
+def expected_failures(profile: str, backend: str, defects: tuple[str, ...] = ()) -> frozenset[str]:
+    """Clauses that the defects of ``profile`` and ``defects`` explain."""
+    has = {defect.id for defect in complete((*profiles.get(profile).defects, *defects))}
     return frozenset(name for name in clauses(profile, backend) if has & {name, *SHOWS_TOO.get(name, ())})
