@@ -80,6 +80,8 @@ class Domain:
         """The hardware domain (dom0)."""
         self.pv: Final = pv
         self.devices: Final[dict[Sbdf, PciDevice]] = {}
+        self.vpci: Final[dict[Sbdf, Sbdf]] = {}
+        """The machine's address of each device that the guest sees at an address of its own."""
         self.vcpus: Final[list[Vcpu]] = []
         self.dying = False
         """Being destroyed."""

@@ -36,6 +36,8 @@ class Profile:
     errno_paged_out: int
     superpage_units: bool
     """Whether ``pgsize`` may name superpages."""
+    guests_addresses: bool = False
+    """Whether reattach_device reads a PCI address as one of the guest's own first."""
     defects: tuple[str, ...] = ()
     """Ids of :mod:`hypervisor.defects.catalogue`: what went wrong in the posted version of that name."""
 
@@ -111,7 +113,10 @@ _PROFILES: Final[dict[str, Callable[[], Profile]]] = {
     ),
     **{version: lambda version=version: _posted(version) for version in POSTED},  # type: ignore[misc]
     "e1": lambda: _edera("e1", "Edera's tree on RFC v7, first state: v7's defects, and a flush lost in a rebase"),
-    "e2": lambda: _edera("e2", "Edera's tree on RFC v7, second state: IOMMU_init answers for itself"),
+    "e2": lambda: replace(
+        _edera("e2", "Edera's tree on RFC v7, second state: IOMMU_init answers for itself, guests' own PCI addresses"),
+        guests_addresses=True,
+    ),
 }
 
 _EXPERIMENTAL: Final[dict[str, Callable[[], Profile]]] = {

@@ -329,8 +329,10 @@ class Xen:
         return destruction.relinquish_default(self, domain)
 
     def find_device(self, domain: Domain, sbdf: int) -> PciDevice | None:
-        """The domain's device at ``sbdf``."""
-        return domain.devices.get(Sbdf(sbdf))
+        """The domain's device at ``sbdf``: the guest's own address where the profile reads those, or the machine's."""
+        address = Sbdf(sbdf)
+        virtual = domain.vpci.get(address, address) if self.profile.guests_addresses else address
+        return domain.devices.get(virtual) or domain.devices.get(address)
 
     def machine_to_guest(self, domain: Domain, mfn: int) -> int | None:
         """The guest frame number of machine frame ``mfn`` in ``domain``, ``None`` if it has none."""

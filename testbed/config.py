@@ -27,6 +27,8 @@ class DomU:
     """Bytes of RAM; a multiple of 2 MiB."""
     devices: tuple[Sbdf, ...] = ()
     """Devices that are passed through to it."""
+    vpci: bool = False
+    """It sees them at addresses of its own, as Xen's vPCI hands them out: 00:01.0 and up, in their order."""
     vcpus: int = 1
     arena_pages: int | None = None
     """Pages that it may reserve for PV-IOMMU, ``None``: what a toolstack gives by default."""

@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from base.units import PAGE_SHIFT, DomId
+from base.units import PAGE_SHIFT, DomId, make_sbdf
 from hypervisor.domain import Domain
 from hypervisor.guest_access import LinearMemory
 from hypervisor.xen import Xen
@@ -32,12 +32,14 @@ def add_domu(xen: Xen, memory: PhysicalMemory, domid: DomId, config: DomU, rams:
     for _ in range(config.vcpus):
         xen.add_vcpu(domain, linear)
     hardware = next(other for other in xen.domains.values() if other.hardware)
-    for sbdf in config.devices:
+    for slot, sbdf in enumerate(config.devices, 1):
         device = hardware.devices.get(sbdf)
         if device is None:
             raise ValueError(f"the hardware domain has no device {sbdf:#x} to pass through")
         error = xen.assign_device(domain, device)
         if error:
             raise ValueError(f"{device.function} could not be given to domain {domid} ({error})")
+        if config.vpci:
+            domain.vpci[make_sbdf(0, 0, slot, 0)] = sbdf
     rams[domid] = DomainRam(memory, mfns, False)
     return domain
