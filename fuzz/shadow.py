@@ -151,7 +151,8 @@ class Shadow:
             self.dying.add(number)
             self.regions[number] = []
             return -EIO, ()
-        self.scattered = sum(end - start for start, end, delta, _ in self.spaces[number] if delta & 511)
+        begun = number in self.dying  # how much of it an earlier call took away, nobody is told
+        self.scattered = 0 if begun else sum(end - at for at, end, delta, _ in self.spaces[number] if delta & 511)
         del self.spaces[number], self.regions[number]
         self.dying.discard(number)
         return 0, ()

@@ -107,7 +107,7 @@ def test_killing_everything_loses_nothing_and_resume_goes_on(tmp_path):
 
 def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
     hired = []
-    genuine = campaign._Campaign._hire
+    genuine = campaign.Campaign._hire
 
     def hire(self, seconds):
         genuine(self, seconds)
@@ -116,7 +116,7 @@ def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
         if len(hired) == 1:
             os.kill(worker.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(campaign._Campaign, "_hire", hire)
+    monkeypatch.setattr(campaign.Campaign, "_hire", hire)
     progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=20, jobs=1, seed=0, max_ops=400)
     assert len(hired) == 2 and progress.killed == 1 and progress.lost == 0
     assert progress.ops >= 400
