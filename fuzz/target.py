@@ -169,7 +169,11 @@ class Target(Watched):
         if frame[0] != "ram" or number >= len(self.bed.mfns):  # type: ignore[index]
             return -1, -EINVAL
         gfn, mfn = self.number(frame), self.bed.mfns[number]
-        if not frames.allocated[mfn] or frames.owner[mfn] != dom0.domid or (kind != "ram" and dom0.pv != (kind == "pagetable")):
+        if (
+            not frames.allocated[mfn]
+            or frames.owner[mfn] != dom0.domid
+            or (kind != "ram" and dom0.pv != (kind == "pagetable"))
+        ):
             return gfn, -EINVAL
         if dom0.pv:
             if kind == "pagetable" and frames.writable_count(mfn):

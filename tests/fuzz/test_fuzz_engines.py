@@ -37,7 +37,9 @@ def test_an_engine_finds_a_planted_fault(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("backend", "profile", "guest"), [("vtd", "v7-fixed", "pvh"), ("smmuv3", "v3-fixed", "pv")])
 def test_an_engine_is_quiet_on_fixed_profiles(engine, backend, profile, guest):
-    for hit in make(engine, [Bench(backend, profile, guest, 4, 5)], 5).findings(6000, max_ops=SCHEDULED.get(engine, 2000)):
+    for hit in make(engine, [Bench(backend, profile, guest, 4, 5)], 5).findings(
+        6000, max_ops=SCHEDULED.get(engine, 2000)
+    ):
         assert hit is None, f"{hit[1].program}{hit[1].clause}: {hit[1].what}"
 
 
