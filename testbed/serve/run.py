@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -56,11 +57,18 @@ def serve(
     machine.bus.lender = lend
     pid, listener = start(argv)
     server = Server(listener, shared, _paths(machine, description, test_commands), note)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program gets it too, and decides
+
+    def pass_on(number: int, frame: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program gets it too, and decides
     try:
         server.run()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         listener.close()
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)

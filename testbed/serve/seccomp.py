@@ -180,7 +180,7 @@ def _become(argv: Sequence[str], channel: socket.socket, ready: Callable[[], Non
     """In the new process: filter, hand the listener over, execute."""
     try:
         ready()
-        _libc().prctl(_PR_SET_PDEATHSIG, ctypes.c_long(15))
+        _libc().prctl(_PR_SET_PDEATHSIG, ctypes.c_long(9))
         listener = _install()
         channel.sendmsg([b"ok"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))])
         os.close(listener)

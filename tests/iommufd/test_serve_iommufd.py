@@ -94,6 +94,15 @@ def test_a_program_that_is_killed_leaves_nothing(built):
     assert "left behind" not in err and "ioctl 0x3b81 = 0" in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_told_to_end_takes_its_program_along(built, number):
+    server = subprocess.Popen([*COMMAND, "--", "sh", "-c", "echo ready; exec sleep 300"], stdout=-1, text=True)
+    assert server.stdout.readline() == "ready\n"
+    server.send_signal(number)
+    assert server.communicate(timeout=60)[0] == "", "that it comes back says that nobody has the pipe any more"
+    assert server.returncode in (128 + number, -number)
+
+
 def test_the_outcome_names_warnings_and_leaks(built, monkeypatch):
     from guest_driver.iommufd.vfio_device import VfioDevice
 
