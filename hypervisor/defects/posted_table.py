@@ -57,6 +57,9 @@ class PostedPageTable(PageTable):
         self.marked: Final = entry_format.name == "VT-d second stage"
         self.late_root = False
         """The root was made by the first map, when the tree was made there was no memory for it."""
+        self.keeps_first = False
+        """Tables that the tree was made with stay behind when it is torn down."""
+        self._first: set[int] = set()
         self._linked: set[int] = set()
         self._present: Final = entry_format.present
         self._clear: Final = ~MARKER_MASK if self.marked else ~0
@@ -138,7 +141,9 @@ class PostedPageTable(PageTable):
 
     def reach_level_3(self) -> int:
         """See that device frame 0 has a table of level 3; -ENOMEM without memory for it."""
-        return min(self._reach(0, 3, True, Changes()), 0)
+        table = self._reach(0, 3, True, Changes())
+        self._first.add(table)
+        return min(table, 0)
 
     def _fill(self, table: int, leaf: int, level: int) -> None:
         """Make a new table of ``level`` out of the superpage ``leaf`` above it, or an empty one."""
@@ -323,7 +328,7 @@ class PostedPageTable(PageTable):
             raise XenBug("a context without a root is freed: machine frame 0 is walked as a page table")
         for _, entry, order in self.leaves():
             changes.removed.append(((entry & ADDRESS_MASK) >> 12, 1 << order, entry))
-        changes.tables.extend(sorted(self._linked))
+        changes.tables.extend(sorted(self._linked - self._first if self.keeps_first else self._linked))
         changes.modified = True
         self._linked.clear()
         for frame in range(self.root, self.root + self.root_frames):
