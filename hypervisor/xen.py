@@ -196,8 +196,10 @@ class Xen:
         for mfn, count, entry in changes.removed:
             if entry & referenced:
                 frames.put(mfn, count, WRITABLE_REF if entry & write else REF)
-        for table in changes.tables:
-            context.pool.free(table)
+        if changes.tables:
+            free = context.pool.free
+            for table in changes.tables:
+                free(table)
 
     # ------------------------------------------------------------------------------------ domains, devices
 

@@ -32,13 +32,16 @@ class Arena:
     def __init__(self, base: int, pages: int) -> None:
         self.base: Final = base
         self.pages: Final = pages
-        self._free = list(range(base, base + pages))
+        self._fresh = base
+        """From here on nothing was ever handed out."""
+        self._returned: list[int] = []
+        """A heap of what came back, all of it below: with few of them both ways are short."""
         self._is_free: Final = bytearray(b"\x01" * pages)
 
     @property
     def used(self) -> int:
         """Frames handed out and not yet returned."""
-        return self.pages - len(self._free)
+        return self._fresh - self.base - len(self._returned)
 
     def holds(self, frame: int) -> bool:
         """Whether ``frame`` is one of this arena's that is handed out."""
@@ -49,21 +52,26 @@ class Arena:
         return {self.base + k for k in range(self.pages) if not self._is_free[k]}
 
     def allocate(self) -> int | None:
-        if not self._free:
-            return None
-        frame = heappop(self._free)
+        if self._returned:
+            frame = heappop(self._returned)
+        else:
+            frame = self._fresh
+            if frame == self.base + self.pages:
+                return None
+            self._fresh = frame + 1
         self._is_free[frame - self.base] = 0
         return frame
 
     def free(self, frame: int) -> None:
-        if not 0 <= frame - self.base < self.pages or self._is_free[frame - self.base]:
+        number = frame - self.base
+        if not 0 <= number < self.pages or self._is_free[number]:
             raise XenBug(f"frame {frame:#x} is not in use in the arena at {self.base:#x}")
-        self._is_free[frame - self.base] = 1
-        heappush(self._free, frame)
+        self._is_free[number] = 1
+        heappush(self._returned, frame)
 
     def save(self) -> object:
-        return (self._free[:], bytes(self._is_free))
+        return (self._fresh, self._returned[:], bytes(self._is_free))
 
     def restore(self, state: object) -> None:
-        free, self._is_free[:] = state  # type: ignore[misc]
-        self._free = free[:]  # type: ignore[has-type]
+        self._fresh, returned, self._is_free[:] = state  # type: ignore[misc]
+        self._returned = returned[:]  # type: ignore[has-type]

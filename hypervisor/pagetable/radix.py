@@ -239,31 +239,28 @@ class PageTable:
                 return -ENOMEM
             zero(frame)
             chain.append(frame)
-        top = chain[0]
-        table_bits = self.format.table_bits
-        last = above = -1
-        for frame in chain:
-            if above >= 0:
-                words[last] = frame << 12 | table_bits
-                used[above] = 1
-            level -= 1
-            last = (frame << 9) + (dfn >> _LEVEL_SHIFT[level] & 511)
-            above = frame
-        used[above] = 0
-        if level == 1:
-            self._level1[dfn >> 9] = chain[-1] << 9
-        if self.written is not None:
-            for frame in chain:
-                self.written(frame << 9, 512)
-        parent = word >> 9
-        if not self._touched[parent]:
-            self._memory.touch(parent)
-        words[word] = top << 12 | table_bits
-        if self.written is not None:
-            self.written(word, 1)
+        table_bits, written = self.format.table_bits, self.written
+        parent, first = word >> 9, word
         if parent in used:
             used[parent] += 1
-        return last
+        for table in chain:
+            if word != first:
+                words[word] = table << 12 | table_bits
+            used[table] = 1
+            level -= 1
+            word = (table << 9) + (dfn >> _LEVEL_SHIFT[level] & 511)
+        used[table] = 0
+        if level == 1:
+            self._level1[dfn >> 9] = table << 9
+        if written is not None:
+            for table in chain:
+                written(table << 9, 512)
+        if not self._touched[parent]:
+            self._memory.touch(parent)
+        words[first] = chain[0] << 12 | table_bits  # last: hardware finds the chain only when it is whole
+        if written is not None:
+            written(first, 1)
+        return word
 
     def _store(self, word: int, entry: int, changes: Changes) -> None:
         frame = word >> 9
@@ -471,7 +468,7 @@ class PageTable:
 
     def _prune(self, dfn: int, table: int, level: int, changes: Changes) -> None:
         """Take the empty ``table`` of level ``level`` out of the tree, and what becomes empty above it."""
-        words, used, touched = self._words, self._used, self._touched
+        words, used, touched, written = self._words, self._used, self._touched, self.written
         if level == 1:
             del self._level1[dfn >> 9]
         at = self.levels
@@ -481,22 +478,24 @@ class PageTable:
             at -= 1
             word = ((words[word] & ADDRESS_MASK) >> 3) + (dfn >> _LEVEL_SHIFT[at] & 511)
             above.append(word)
+        emptied = changes.tables
         while True:
             del used[table]
-            changes.tables.append(table)
-            word = above.pop()
+            emptied.append(table)
             table = word >> 9
             if not touched[table]:
                 self._memory.touch(table)
             words[word] = 0
-            if self.written is not None:
-                self.written(word, 1)
+            if written is not None:
+                written(word, 1)
             left = used.get(table)
             if left is None:
                 return  # the root
-            used[table] = left - 1
             if left > 1:
+                used[table] = left - 1
                 return
+            above.pop()
+            word = above[-1]
 
     def _split(self, dfn: int, word: int, entry: int, level: int, changes: Changes) -> bool:
         """Turn the leaf at ``word`` into a table of 512 smaller ones; ``False`` if there is no memory."""

@@ -91,6 +91,11 @@ def test_the_reference_driver_degrades_as_specified_on_a_posted_profile(profile)
     assert lines.count("as specified") == len(report.others) and "not specified" not in lines
 
 
+def test_a_page_mapped_behind_a_reserved_region_has_its_sentences():
+    report = validate("reference", "e2", guests=("pv",), areas=tuple(area for area in TELLING if area.rmrr))
+    assert report.clean and "D4" in report.hypervisor_defects
+
+
 def test_what_nobody_has_specified_is_a_finding(monkeypatch):
     monkeypatch.delitem(SPECIFIED, ("A2", "leak"))
     report = validate("reference", "v6", guests=("pvh",), areas=TELLING[:1])
