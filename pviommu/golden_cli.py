@@ -51,6 +51,7 @@ def _as_dict(result: Replay) -> dict[str, Any]:
         "states": result.states,
         "descriptors": result.descriptors,
         "stopped": result.stopped or None,
+        "passed_over": result.passed_over,
         "difference": first
         and {"line": first.line, "what": first.what, "recorded": first.recorded, "replayed": first.replayed},
     }
@@ -63,3 +64,5 @@ def _print(result: Replay) -> None:
         print(f"  {result.differences[0]}")
     else:
         print(f"{result.path}: the same, {counted}" + (f"; ends in {result.stopped}" if result.stopped else ""))
+    if result.passed_over:
+        print(f"  passed over: lines of kind {', '.join(result.passed_over)}")

@@ -20,6 +20,9 @@ FIRST_BASE: Final = RESIDUE
 """Runs are placed in the second GiB unless a descriptor in the record says otherwise."""
 
 
+KINDS: Final = frozenset({"boot", "note", "call", "state", "end"})
+
+
 class RecordError(Exception):
     """A file that is no record; one line that names file and line."""
 
@@ -51,6 +54,11 @@ class Record:
         self.boot: Final = self.lines[0].data
         for line in self.lines:
             _check(path, line)
+        again = next((line.number for line in self.lines[1:] if line.data.get("kind") == "boot"), 0)
+        if again:
+            raise RecordError(f"{path}:{again}: a second boot record: a file is one boot")
+        self.passed_over: Final = sorted({str(line.data.get("kind")) for line in self.lines} - KINDS)
+        """Kinds of lines that nothing is known of, which a replay passes over."""
         try:
             base = self._first_base()
             self.runs: Final = {

@@ -64,6 +64,8 @@ class Replay:
     descriptors: int = 0
     stopped: str = ""
     """What stopped the host at the end, if anything did."""
+    passed_over: list[str] = field(default_factory=list)
+    """Kinds of lines that were not understood."""
     differences: list[Difference] = field(default_factory=list)
     """The first difference, or none."""
 
@@ -79,7 +81,7 @@ class _Differs(Exception):
 def replay(path: Path, profile: str, defects: tuple[str, ...] = ()) -> Replay:
     """Replay one file on a hypervisor of ``profile`` with ``defects`` besides; :class:`RecordError` if it is none."""
     record = Record(path)
-    result = Replay(path)
+    result = Replay(path, passed_over=record.passed_over)
     try:
         machine = GoldenMachine(record, profile, defects)
     except _NOT_UNDERSTOOD as error:

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pviommu.cli import app
 from testbed.golden.records import RecordError
 from testbed.golden.replay import replay
 
@@ -94,3 +96,16 @@ def test_a_debug_build_stops_when_the_call_returns_with_a_lock(tmp_path, name):
     result = replay(path, "v3")
     assert not result.differences
     assert "XenBug" in result.stopped
+
+
+def test_lines_of_another_kind_are_named_and_a_second_boot_is_refused(tmp_path):
+    text = (RECORDS / "destr-did-release.jsonl").read_text()
+    file = tmp_path / "more.jsonl"
+    file.write_text(text + '{"kind": "weather"}\n')
+    done = CliRunner().invoke(app, ["golden", str(file)])
+    assert done.exit_code == 0
+    assert "passed over: lines of kind weather" in done.output
+    file.write_text(text + text)
+    done = CliRunner().invoke(app, ["golden", str(file)])
+    assert done.exit_code == 2
+    assert "a second boot record" in done.output
