@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fast programs are run: the swarm engine under the oracle, hypercalls of bytes alone, two workers against one.
 
-The first two are processor time of one core.  Workers are compared by the clock on the wall, so that this one says
-something on an idle machine only.
+Hypercalls of bytes are timed as programs have them, then those of one page at most (teardown of such contexts
+included), and then with a hypervisor that does nothing, which leaves what the target costs.  Bytes are made beforehand.
+
+All but the workers are processor time of one core.  Workers are compared by the clock on the wall, so that this one
+says something on an idle machine only.
 """
 
 import tempfile
@@ -36,8 +39,11 @@ def figures(seconds: float, lean: Lean | None = None) -> Iterator[Figure]:
             yield rate("fuzz", f"{backend}, {profile}, swarm and oracle", "operations/s", times, bar=ORACLE_BAR)
         target = Target(Bench(backend))
         calls = _calls(target)
-        times = clock(lambda target=target, calls=calls: _issue(target, calls), len(calls), seconds)  # type: ignore[misc]
-        yield rate("fuzz", f"{backend}, bytes, no oracle", "hypercalls/s", times, bar=RAW_BAR)
+        yield _bytes(f"{backend}, bytes, no oracle", target, calls, seconds, RAW_BAR)
+        small = [call for call in calls if _pages(target, *call) <= 1]
+        yield _bytes(f"{backend}, bytes, no oracle, one page at most", target, small, seconds)
+        target._hypercall = lambda *registers: 0  # type: ignore[misc]
+        yield _bytes(f"{backend}, bytes, no oracle, no hypervisor", target, calls, seconds)
     one, two = _workers(1, max(seconds, 2)), _workers(2, max(seconds, 2))
     yield Figure("fuzz", "two workers against one", "times/s", two / one, two / one, WORKERS_BAR)
 
@@ -60,6 +66,22 @@ def _calls(target: Target) -> list[tuple[int, bytes]]:
         for operation in generator.program(LENGTH)
         if operation[0] == "raw" and operation[3] == "plain"
     ]
+
+
+def _pages(target: Target, number: int, data: bytes) -> int:
+    """How many pages a call asks for; 0 for one that names no pages."""
+    name = target.name_of(number & 0xFFFF if target.union else number)
+    if name not in ("map_pages", "unmap_pages"):
+        return 0
+    codec = target.abi.by_name[name].codec
+    assert codec is not None
+    return int(codec.as_dict(data[: codec.size].ljust(codec.size, b"\0"))["nr_pages"])
+
+
+def _bytes(
+    name: str, target: Target, calls: list[tuple[int, bytes]], seconds: float, bar: float | None = None
+) -> Figure:
+    return rate("fuzz", name, "hypercalls/s", clock(lambda: _issue(target, calls), len(calls), seconds), bar=bar)
 
 
 def _issue(target: Target, calls: list[tuple[int, bytes]]) -> None:
