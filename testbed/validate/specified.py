@@ -14,11 +14,14 @@ SPECIFIED: Final[dict[tuple[str, str], str]] = {
     ("R6", "13"): "the 0 is believed; a bridge does no DMA of its own, and other devices are where they should be",
     ("B1", "xen"): "the caller gets -ENOSPC; that the lock is still held, no driver can know before the next hypercall",
     ("D2", "xen"): "only a caller that maps up to a reserved region gets there: the DMA API keeps out of them",
-    ("D3", "xen"): "only a caller that unmaps a reserved region gets there: the DMA API keeps out of them",
+    **dict.fromkeys(
+        [("D2", "6"), ("D2", "expect"), ("D3", "6"), ("D3", "expect")],
+        "the hypervisor counts pages of the region as unmapped, and is believed; the DMA API keeps out of regions",
+    ),
+    ("D6", "xen"): "only a caller that looks a reserved region up gets there: the DMA API keeps out of them",
     ("D4", "5"): "the page behind a reserved region is mapped without a word; the driver answers for what it mapped",
     ("D4", "39"): "the page behind a reserved region stays: the driver never mapped it",
     ("T3", "expect"): "the 0 is believed; what is mapped there fails, and its errno reaches the caller",
-    ("S1", "xen"): "no call avoids it: a device with a reserved region cannot leave a PV guest's default context",
 }
 """(id in :mod:`hypervisor.defects.catalogue`, property) to a sentence."""
 

@@ -69,7 +69,7 @@ def test_the_reference_driver_is_clean_on_every_fixed_profile(profile, backend, 
 
 POSTED = {
     **{name: {"R6"} for name in ("v1", "v2")},
-    "v3": {"R6", "B1", "D3"},
+    "v3": {"R6", "B1", "D3", "D6"},
     **{name: {"A2"} for name in ("v4", "v5", "v7")},
     "v6": {"A2", "D2"},
 }
