@@ -153,7 +153,10 @@ def test_output_that_cannot_be_written_is_one_line_and_status_2():
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 1.0])
 def test_an_interrupt_at_any_moment_is_one_line_and_status_130(delay):
-    start = "from pviommu.__main__ import main; print('up', flush=True); main()"
+    start = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
+        "from pviommu.__main__ import main; print('up', flush=True); main()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", start, "run", "--count", "100000", "--wire", "in-process"],
         stdout=subprocess.PIPE,
