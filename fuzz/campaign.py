@@ -2,28 +2,34 @@
 """A campaign: workers in parallel, findings filed as they come.
 
 A campaign that is started on the same directory again goes on with new seeds, after it has looked at what the last run
-had found and not filed.  A worker that is killed is replaced; one that fails by itself is a fault of ours.
+had found and not filed.  A worker that is killed or runs out of memory is replaced; one that fails otherwise is a fault
+of ours.  Each worker has a pipe of its own: one that dies in the middle of a word takes nobody else's with it, and one
+whose campaign was killed notices.
 """
 
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from queue import Empty
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
+from fuzz import address_space
 from fuzz.engines.swarm import benches
 from fuzz.naming import name
 from fuzz.run import Key, runner_for
 from fuzz.store import Outcome, Store, pending, set_aside
-from fuzz.worker import REPORT_EVERY, Found, Job, Report, settle, work
+from fuzz.worker import OUTGROWN, REPORT_EVERY, Found, Job, Report, settle, work
 
 CHECKPOINT_EVERY: Final = 2.0
 """Seconds between two writes of totals and coverage."""
 MEMORY: Final = 8 << 30
 """Bytes of address space that a worker may have; test beds are sparse, and use little of theirs."""
+REPLACEMENTS: Final = 100
+"""Workers that a run replaces: where so many die, others would too."""
 
 
 @dataclass(slots=True)
@@ -43,6 +49,8 @@ class Progress:
     """(programs, operations, seconds) of earlier runs."""
     killed: int = 0
     """Workers that were killed, and replaced."""
+    outgrown: int = 0
+    """Workers that needed more memory than :data:`MEMORY`, and were replaced."""
     lost: int = 0
     """Workers that died of a fault of ours."""
 
@@ -123,8 +131,10 @@ class Campaign:
         self._stop_on_first: Final = stop_on_first
         self._watch: Final = watch
         self._context: Final = multiprocessing.get_context("spawn")
-        self._results: Final[Any] = self._context.Queue()
-        self._workers: dict[int, Any] = {}
+        self._workers: Final[dict[Connection, tuple[int, SpawnProcess]]] = {}
+        """Where a worker is heard, to its seed and its process."""
+        self._interrupted: Connection | None = None
+        """Where a word was being heard when the campaign was interrupted: the rest of it means nothing."""
         self._counts: Final[dict[int, tuple[int, int]]] = {}
         self._news: Counter[Outcome] = Counter()
         self._seeds = 0
@@ -138,14 +148,14 @@ class Campaign:
             for _ in range(self._jobs):
                 self._hire(self._job.seconds)
             while self._workers:
-                self._listen()
+                for ear in wait(list(self._workers), REPORT_EVERY):
+                    assert isinstance(ear, Connection)
+                    self._listen(ear)
+                self._tell()
                 if self._stop_on_first and self.progress.findings:
                     break
         finally:
-            for worker in self._workers.values():
-                worker.kill()
-                worker.join()
-            self._drain()
+            self._dismiss()
             self._leftovers()
             self._checkpoint()
         return self.progress
@@ -153,28 +163,32 @@ class Campaign:
     def _hire(self, seconds: float) -> None:
         job = replace(self._job, seed=self._job.seed + self._seeds, seconds=seconds)
         self._seeds += 1
-        worker = self._context.Process(target=work, args=(job, self._results), daemon=True)
+        ear, mouth = self._context.Pipe(duplex=False)
+        worker = self._context.Process(target=work, args=(job, mouth), daemon=True)
         worker.start()
-        self._workers[job.seed] = worker
+        mouth.close()  # the worker's own is the last one: the pipe ends with it
+        self._workers[ear] = job.seed, worker
 
-    def _listen(self) -> None:
+    def _listen(self, ear: Connection) -> None:
+        """Hear what a worker says next, or that it is gone."""
+        self._interrupted = ear
         try:
-            who, _, message = self._results.get(timeout=REPORT_EVERY)
-        except Empty:
-            self._bury()
-            return
-        self._hear(who, message)
-        self._tell()
+            message = ear.recv()
+        except (EOFError, OSError):  # at the end of a word, or in the middle of one
+            message = None
+        self._interrupted = None
+        if message is None:
+            self._bury(ear)
+        else:
+            self._hear(self._workers[ear][0], message)
 
-    def _hear(self, who: int, message: Found | Report | None) -> None:
+    def _hear(self, who: int, message: Found | Report) -> None:
         if isinstance(message, Found):
             self._file(message)
-        elif isinstance(message, Report):
+        else:
             self._counts[who] = message.programs, message.ops
             self._news.update(message.news)
             self.progress.outcomes.update(message.news)
-        elif who in self._workers:
-            self._workers.pop(who).join()
 
     def _tell(self) -> None:
         progress = self.progress
@@ -185,28 +199,37 @@ class Campaign:
         if self._watch is not None:
             self._watch(progress)
 
-    def _bury(self) -> None:
-        """Look for workers that are gone; a killed one gets a successor for the time that is left."""
-        for seed, worker in list(self._workers.items()):
-            if worker.is_alive():
-                continue
-            del self._workers[seed]
-            left = self._job.seconds - (monotonic() - self._start)
-            if worker.exitcode is not None and worker.exitcode >= 0:
-                self.progress.lost += worker.exitcode > 0
-            else:
-                self.progress.killed += 1
-                if left > 1 and self.progress.killed < 100:
-                    self._hire(left)
+    def _bury(self, ear: Connection) -> None:
+        """A worker is gone; one that was killed or ran out of memory gets a successor for the time that is left."""
+        _, worker = self._workers.pop(ear)
+        ear.close()
+        worker.join()
+        progress = self.progress
+        if worker.exitcode == 0:
+            return
+        if worker.exitcode == OUTGROWN:
+            progress.outgrown += 1
+        elif worker.exitcode is not None and worker.exitcode < 0:
+            progress.killed += 1
+        else:
+            progress.lost += 1
+            return
+        left = self._job.seconds - (monotonic() - self._start)
+        if left > 1 and progress.killed + progress.outgrown <= REPLACEMENTS:
+            self._hire(left)
 
-    def _drain(self) -> None:
-        """What workers had said before they ended (a killed one may have stopped in the middle of a word)."""
-        while True:
+    def _dismiss(self) -> None:
+        """End every worker, and hear what it had said before."""
+        for _, worker in self._workers.values():
+            worker.kill()
+        for ear, (who, worker) in self._workers.items():
+            worker.join()
             try:
-                who, _, message = self._results.get(timeout=0.05)
-            except Empty:
-                return
-            self._hear(who, message)
+                while ear is not self._interrupted:
+                    self._hear(who, ear.recv())
+            except (EOFError, OSError):
+                ear.close()
+        self._workers.clear()
 
     def _file(self, found: Found) -> None:
         if found.finding.key not in self.progress.findings:
@@ -218,11 +241,13 @@ class Campaign:
     def _leftovers(self) -> None:
         """File what was found and did not get as far, by a worker or a whole campaign that was killed."""
         for path, program in pending(self._store.directory):
-            small = settle(runner_for(program.bench), program)
+            with address_space.at_most(self._job.memory):
+                small = settle(runner_for(program.bench), program)
+                names = name(small) if small is not None else ()
             if small is None:
                 set_aside(path)
             else:
-                self._file(Found(small, name(small), str(path)))
+                self._file(Found(small, names, str(path)))
 
     def _checkpoint(self) -> None:
         self._written = monotonic()

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One worker of a campaign: fuzz, put what broke on disk, shrink it, name it, report."""
 
-import os
-import resource
+import errno
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
+from fuzz import address_space
 from fuzz.engines.engine import make
 from fuzz.naming import name
 from fuzz.program import Bench, Program
@@ -21,6 +23,8 @@ from fuzz.store import Outcome, keep_pending, set_aside
 
 REPORT_EVERY: Final = 0.5
 """Seconds between two reports of a worker."""
+OUTGROWN: Final = 75
+"""Exit status of a worker that needs more memory than it may have."""
 TRIES: Final = 3
 """Findings of one kind (clause, operation, errno) that a worker shrinks: others would shrink to the same."""
 
@@ -59,18 +63,28 @@ class Report:
     """Outcomes since the last report."""
 
 
-def work(job: Job, results: Any) -> None:
-    """The worker's process."""
+def work(job: Job, mouth: Connection) -> None:
+    """The worker's process; ``mouth`` is where it says what :func:`messages` has to say."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator hears it, and ends us
-    if job.memory:
-        resource.setrlimit(resource.RLIMIT_AS, (job.memory, job.memory))
-    for message in messages(job):
-        results.put((job.seed, os.getpid(), message))
-    results.put((job.seed, os.getpid(), None))
+    try:
+        with address_space.at_most(job.memory):
+            for message in messages(job):
+                mouth.send(message)
+    except MemoryError:
+        sys.exit(OUTGROWN)
+    except BrokenPipeError:
+        return  # the coordinator was killed, and what was found is on disk
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            sys.exit(OUTGROWN)
+        raise
 
 
 def messages(job: Job) -> Iterator[Found | Report]:
-    """What the worker has to say: :class:`Found` and :class:`Report` as they come, a report last."""
+    """What the worker has to say: :class:`Found` and :class:`Report` as they come, a report last.
+
+    ``MemoryError`` when memory runs out; the program at which it did stays pending, for somebody with room to look at.
+    """
     engine = make(job.engine, list(job.over), job.seed)
     tried: Counter[Key | tuple[str, ...]] = Counter()
     seen: set[Key] = set()
@@ -92,6 +106,8 @@ def messages(job: Job) -> Iterator[Found | Report]:
             tried[kind] += 1
             if tried[kind] <= TRIES:
                 path = keep_pending(job.directory, Program(found.program.bench, found.program.ops))
+                if found.errno == MemoryError.__name__:
+                    raise MemoryError
                 small = settle(runner, found.program)
                 if small is None:
                     set_aside(path)

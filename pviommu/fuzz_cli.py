@@ -158,6 +158,7 @@ def _record(progress: "Progress") -> "dict[str, Any]":
         "seconds": round(progress.seconds, 2),
         "workers_lost": progress.lost,
         "workers_killed": progress.killed,
+        "workers_outgrown": progress.outgrown,
         "findings": found,
         "coverage": coverage,
     }
@@ -216,8 +217,9 @@ def _line(progress: "Progress") -> str:
     seconds = progress.seconds or 1
     earlier = f" (earlier runs: {progress.earlier[1]} operations)" if progress.earlier[0] else ""
     killed = f", {progress.killed} workers killed and replaced" if progress.killed else ""
+    outgrown = f", {progress.outgrown} workers out of memory and replaced" if progress.outgrown else ""
     return (
         f"{progress.seconds:.0f} s: {progress.programs} programs ({progress.programs / seconds:.0f}/s), "
         f"{progress.ops} operations ({progress.ops / seconds:.0f}/s){earlier}, {progress.coverage} outcomes "
-        f"(operation, answer, events), {len(progress.findings)} findings{killed}"
+        f"(operation, answer, events), {len(progress.findings)} findings{killed}{outgrown}"
     )

@@ -2,19 +2,23 @@
 """Campaigns: what is found is on disk whoever is killed, and a campaign goes on where it was."""
 
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from fuzz import campaign
+from fuzz.generate import Generator
 from fuzz.naming import name
 from fuzz.program import Bench, Program, ProgramError, parse
-from fuzz.run import runner_for
+from fuzz.run import Runner, runner_for
 from fuzz.store import Store, keep_pending, pending
+from fuzz.worker import work
 
 DEFECT = "# pviommu program 1\nbench backend=vtd profile=v6 guest=pv contexts=4 arena=6\n"
 
@@ -39,6 +43,20 @@ def finding():
     found = runner_for(Bench("vtd", "v6")).run(parse(DEFECT + "map ctx=1 frame=ram:8 at=0x10\n").ops)
     assert found is not None
     return found
+
+
+def children(pid):
+    """Processes that ``pid`` started itself."""
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def say_half_a_word_in_the_first_worker(job, mouth):
+    if job.seed % 10_000 == 0:
+        os.write(mouth.fileno(), (1000).to_bytes(4, "big") + b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    work(job, mouth)
 
 
 def test_a_finding_is_a_directory_with_everything_to_go_on(tmp_path):
@@ -111,7 +129,7 @@ def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
 
     def hire(self, seconds):
         genuine(self, seconds)
-        worker = list(self._workers.values())[-1]
+        _, worker = list(self._workers.values())[-1]
         hired.append(worker)
         if len(hired) == 1:
             os.kill(worker.pid, signal.SIGKILL)
@@ -123,6 +141,69 @@ def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
     store = Store(tmp_path)
     assert sum(store.coverage().values()) == progress.ops
     store.close()
+
+
+def eat(*_):
+    """A fault that wants a tebibyte."""
+    return bytearray(1 << 40)
+
+
+def eat_in_the_first_worker(job, mouth):
+    if job.seed % 10_000 == 0:
+        Runner._dma = eat
+    work(job, mouth)
+
+
+def hoard_in_the_first_worker(job, mouth):
+    """As much memory as there is goes bit by bit, and no program is to blame."""
+    genuine, hoard = Generator.program, []
+
+    def program(self, length):
+        hoard.append(b"?" * (16 << 20))
+        return genuine(self, length)
+
+    if job.seed % 10_000 == 0:
+        Generator.program = program
+    work(job, mouth)
+
+
+def test_a_worker_without_memory_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "work", hoard_in_the_first_worker)
+    monkeypatch.setattr(campaign, "MEMORY", 600 << 20)
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=60, jobs=1, seed=0, max_ops=12_000)
+    assert (progress.outgrown, progress.killed, progress.lost) == (1, 0, 0)
+    assert progress.ops > 12_000 and not progress.findings and not list(pending(tmp_path))
+
+
+def test_a_program_that_eats_memory_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "work", eat_in_the_first_worker)
+    monkeypatch.setattr(campaign, "MEMORY", 2 << 30)
+    monkeypatch.setattr(Runner, "_dma", eat)  # the coordinator looks at what is left
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=60, jobs=1, seed=0, max_ops=400)
+    assert (progress.outgrown, progress.killed, progress.lost) == (1, 0, 0)
+    assert [key[:3] for key in progress.findings] == [("exception", "dma", "MemoryError")]
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] != 2 << 30
+
+
+def test_a_worker_ends_with_its_campaign(tmp_path):
+    """However it went: its next word finds nobody to hear it."""
+    running = subprocess.Popen(
+        command(tmp_path, "--time", "100", "--jobs", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: any((tmp_path / "pending").glob("*.txt")))
+        workers = children(running.pid)
+    finally:
+        running.kill()
+        running.wait()
+    assert len(workers) >= 2
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def test_a_worker_killed_in_the_middle_of_a_word_holds_nobody_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "work", say_half_a_word_in_the_first_worker)
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=60, jobs=2, seed=0, max_ops=400)
+    assert (progress.killed, progress.lost) == (1, 0) and progress.ops >= 800
 
 
 def test_a_worker_that_fails_by_itself_is_a_fault_of_ours(tmp_path):
