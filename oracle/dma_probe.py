@@ -71,12 +71,12 @@ class Prober:
         """Whether all of an access at ``maddr`` would be to the shared RAM."""
         return self._ram.start <= maddr <= self._ram.start + self._ram.size - self._size
 
-    def write(self, edu: Edu, iova: int, expected: Sequence[int]) -> Landed:
-        """Write a token at ``iova``; ``expected`` are the addresses to look at first."""
+    def write(self, edu: Edu, iova: int, expected: Sequence[int], guesses: Sequence[int] = ()) -> Landed:
+        """Write a token at ``iova``; ``expected`` and ``guesses`` are the addresses to look at first."""
         memory = self._memory
         slot = edu.next_token()
         data = token(edu.index, slot)[: self._size]
-        places = [maddr for maddr in expected if self.is_ram(maddr)]
+        places = [maddr for maddr in (*expected, *guesses) if self.is_ram(maddr)]
         before = [memory.read(maddr, self._size) for maddr in places]
         status = edu.run(edu.transfer(iova, 8 * slot, self._size, True), self._status)
         blocked = self._faulted(status)
@@ -87,21 +87,29 @@ class Prober:
                 memory.write(maddr, old)
         if found is not None or blocked:
             return Landed(found, status if blocked else None)
-        return self._unexpected(data, places, expected)
+        return self._beyond_ram(expected) or self._unexpected(data)
 
-    def _unexpected(self, data: bytes, places: Sequence[int], expected: Sequence[int]) -> Landed:
-        """Nothing was reported and nothing arrived where it was expected."""
-        if len(places) < len(expected):
-            return Landed(expected[0], None, seen=False)
+    def _beyond_ram(self, expected: Sequence[int]) -> Landed | None:
+        """Nothing was reported and nothing arrived in RAM where it was expected: so it went where nobody sees it."""
+        beyond = next((maddr for maddr in expected if not self.is_ram(maddr)), None)
+        return None if beyond is None else Landed(beyond, None, seen=False)
+
+    def _unexpected(self, data: bytes) -> Landed:
+        """Where else in RAM a token arrived, if anywhere."""
         elsewhere = self._ram.find(data)
         for maddr in elsewhere:
             self._memory.write(maddr, bytes(self._size))
         return Landed(elsewhere[0] if elsewhere else None, None)
 
-    def read(self, edu: Edu, iova: int, expected: Sequence[int], mailbox: Mailbox | None) -> Landed:
-        """Read at ``iova``; without a mailbox, or if it cannot be reached, ``seen`` is ``False``."""
+    def read(
+        self, edu: Edu, iova: int, expected: Sequence[int], guesses: Sequence[int], mailbox: Mailbox | None
+    ) -> Landed:
+        """Read at ``iova``; without a mailbox, or if it cannot be reached, ``seen`` is ``False``.
+
+        Only what lies in ``expected`` or ``guesses`` is recognised; ``expected`` is believed when nothing can be seen.
+        """
         memory = self._memory
-        places = [maddr for maddr in expected if self.is_ram(maddr)]
+        places = [maddr for maddr in (*expected, *guesses) if self.is_ram(maddr)]
         before = [memory.read(maddr, self._size) for maddr in places]
         brought: dict[bytes, int] = {}
         for maddr in places:
@@ -114,8 +122,9 @@ class Prober:
             memory.write(maddr, old)
         if self._faulted(status):
             return Landed(None, status)
+        believed = Landed(expected[0] if expected else None, None, seen=False)
         if not places or mailbox is None:
-            return Landed(expected[0] if expected else None, None, seen=False)
+            return believed
         letter = memory.read(mailbox.maddr, self._size)
         memory.write(mailbox.maddr, _EMPTY[: self._size])
         lost = self._faulted(edu.run(edu.transfer(mailbox.iova, LANDING, self._size, True), self._status))
@@ -123,11 +132,12 @@ class Prober:
         memory.write(mailbox.maddr, letter)
         if lost:
             self._forget()
-        if (
-            got == _EMPTY[: self._size]
-        ):  # the mailbox is out of reach: by a fault, or because it translates otherwise now
-            return Landed(places[0], None, seen=False)
-        return Landed(brought.get(got), None)
+        if got == _EMPTY[: self._size]:
+            return believed  # the mailbox is out of reach: by a fault, or because it translates otherwise now
+        found = brought.get(got)
+        if found is None:
+            return self._beyond_ram(expected) or Landed(None, None)
+        return Landed(found, None)
 
     def together(self, accesses: Sequence[tuple[Edu, int, bool, int, Mailbox]]) -> list[bool] | None:
         """Several accesses at the same moment: (device, address, write, expected place, mailbox), each device once.

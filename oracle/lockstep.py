@@ -31,7 +31,9 @@ class Model(Protocol):
         """A write, and the registers ``then`` (offset, size) after it."""
         ...
 
-    def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int]) -> int | Fault: ...
+    def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int], guesses: Sequence[int]) -> int | Fault:
+        """One access; ``expected`` are the machine addresses that a walk leads to, ``guesses`` others to look at."""
+        ...
 
     def probe_together(self, accesses: Sequence[tuple[int, int, bool, int]]) -> list[bool] | None: ...
 
@@ -147,6 +149,8 @@ def show(answer: int | Fault) -> str:
     """An answer in words."""
     if isinstance(answer, Fault):
         words = " ".join(f"{word:#018x}" for word in answer.record)
+        if not words and not answer.code:
+            return "nothing arrived, nothing was recorded"
         return f"blocked, reason {answer.code:#x}" + (f", record {words}" if words else ", no record")
     return f"reaches {answer:#x}"
 
@@ -159,6 +163,7 @@ class Lockstep:
     write there: (offset, size).  ``ignore(offset, size, value)`` are the bits of a register that mean nothing when the
     model's register holds ``value``; ``comparable`` does the same for a fault record.
     ``seen_by_model`` walks once more the way a model with known blind spots reads memory; ``None`` if there is none.
+    ``astray`` says where else a model may go that takes a walk for longer or shorter than it is.
     """
 
     def __init__(
@@ -172,6 +177,7 @@ class Lockstep:
         ignore: Callable[[int, int, int], int] = lambda offset, size, value: 0,
         comparable: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda record: record,
         seen_by_model: Callable[[Walk], Blind | None] = lambda walk: None,
+        astray: Callable[[Walk], int | None] = lambda walk: None,
     ) -> None:
         self.ours: Final = ours
         self.model: Final = model
@@ -188,6 +194,7 @@ class Lockstep:
         self._ignore: Final = ignore
         self._comparable: Final = comparable
         self._seen_by_model: Final = seen_by_model
+        self._astray: Final = astray
 
     @property
     def counters(self) -> Counters:
@@ -235,7 +242,9 @@ class Lockstep:
         for other in (walk, blind.walk if blind is not None else walk):
             if other.maddr is not None and other.maddr not in expected:
                 expected.append(other.maddr)
-        theirs = self.model.probe(sid, iova, write, expected)
+        elsewhere = self._astray(walk)
+        guesses = [] if elsewhere is None or elsewhere in expected else [elsewhere]
+        theirs = self.model.probe(sid, iova, write, expected, guesses)
         if not self.model.seen:
             self.tally.unseen += 1
         access = Access(sid, iova, write, mine, theirs, walk, self.ours.counters.iotlb_hits != hits, blind)

@@ -95,16 +95,16 @@ class QemuSmmuUnit:
 
     # Translation.
 
-    def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int]) -> int | Fault:
+    def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int], guesses: Sequence[int]) -> int | Fault:
         self.settled_prod = self._prod
         edu = self._virt.devices[sid]
         slot = self._slot()
         words = self._memory.words
         words[slot : slot + EVENT_WORDS] = _NO_EVENT
         if write:
-            landed = self._prober.write(edu, iova, expected)
+            landed = self._prober.write(edu, iova, expected, guesses)
         else:
-            landed = self._prober.read(edu, iova, expected, self.mailboxes.get(sid))
+            landed = self._prober.read(edu, iova, expected, guesses, self.mailboxes.get(sid))
         self.seen = landed.seen
         self._known.clear()
         if landed.status is None:

@@ -98,17 +98,17 @@ class QemuVtdUnit:
 
     # Translation.
 
-    def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int]) -> int | Fault:
+    def probe(self, sid: int, iova: int, write: bool, expected: Sequence[int], guesses: Sequence[int]) -> int | Fault:
         """Send an 8-byte access; where it went, or the fault.
 
-        ``expected`` are the machine addresses that it may well reach, which makes finding out cheap.
+        ``expected`` and ``guesses`` are the machine addresses that it may well reach, which makes finding out cheap.
         """
         self._known.clear()
         edu = self._pc.devices[sid]
         if write:
-            landed = self._prober.write(edu, iova, expected)
+            landed = self._prober.write(edu, iova, expected, guesses)
         else:
-            landed = self._prober.read(edu, iova, expected, self.mailboxes.get(sid))
+            landed = self._prober.read(edu, iova, expected, guesses, self.mailboxes.get(sid))
         self.seen = landed.seen
         if landed.status is None:
             if landed.maddr is not None:

@@ -17,7 +17,7 @@ from machine.iommu.smmuv3.events import (
     F_TRANSLATION,
     F_WALK_EABT,
 )
-from machine.iommu.unit import Fault, IommuUnit, Walk
+from machine.iommu.unit import Fault, IommuUnit, Walk, WalkStep
 from machine.memory import PhysicalMemory
 from oracle.lockstep import Access, Blind, Deviation
 
@@ -28,6 +28,8 @@ READ: Final = 1 << 35
 """RnW in the same word."""
 ACCESSED: Final = 1 << 10
 """AF of a leaf."""
+READ_ONLY: Final = 1 << 7
+"""AP[2] of a stage 1 leaf."""
 APTABLE_READ_ONLY: Final = 1 << 62
 """APTable[1] of a stage 1 table descriptor."""
 QEMU_OAS: Final = 44
@@ -53,8 +55,19 @@ class BlindSpot:
     set: int
     reason: str
     evidence: str
-    leaf_only: bool = False
+    where: Callable[[WalkStep], bool] = lambda step: True
+    """Whether they would mean something in that very step."""
     fixed_in: int = 1 << 30
+
+
+def _is_leaf(step: WalkStep) -> bool:
+    """A descriptor that says it leads to memory."""
+    return step.level is not None and bool(step.words[0] & 1) and (not step.words[0] & 2 or step.level == 3)
+
+
+def _has_stage_1(step: WalkStep) -> bool:
+    """An STE with stage 1 in its Config; stage 2 knows no privileges."""
+    return bool(step.words[0] >> 1 & 1)
 
 
 BLIND_SPOTS: Final = (
@@ -95,6 +108,26 @@ BLIND_SPOTS: Final = (
         evidence="QEMU 10.0: with S2HA set the stream translates.",
     ),
     BlindSpot(
+        name="every request is privileged",
+        structure="STE",
+        word=1,
+        clear=0,
+        set=3 << 48,
+        reason="A request without a PASID is unprivileged unless PRIVCFG says otherwise (3.13, 5.2): a leaf without"
+        " AP[1], or below APTable[0], is F_PERMISSION to it.",
+        evidence="QEMU 7.2 and 10.0: with PRIVCFG = 1 and AP[1] = 0 the access reaches the page.",
+        where=_has_stage_1,
+    ),
+    BlindSpot(
+        name="no request is an instruction fetch",
+        structure="STE",
+        word=1,
+        clear=1 << 50,
+        set=0,
+        reason="INSTCFG = 3 makes every read an instruction fetch (5.2), which execute-never bits deny.",
+        evidence="QEMU 7.2 and 10.0: with INSTCFG = 3 a read reaches a page with UXN and PXN.",
+    ),
+    BlindSpot(
         name="CD.PAN",
         structure="CD",
         word=0,
@@ -111,7 +144,7 @@ BLIND_SPOTS: Final = (
         set=1 << 10,
         reason="A leaf with AF=0 is an Access flag fault unless CD.AFFD (3.13.2; hardware that cannot set the flag).",
         evidence="QEMU 7.2: a descriptor with AF=0 translates; 10.0 reports F_ACCESS.",
-        leaf_only=True,
+        where=_is_leaf,
         fixed_in=10,
     ),
 )
@@ -130,10 +163,8 @@ def as_seen(memory: PhysicalMemory, ours: IommuUnit, version: int, walk: Walk) -
                 if step.name != spot.structure or spot.word >= len(step.words) or version >= spot.fixed_in:
                     continue
                 word = step.words[spot.word]
-                if spot.leaf_only and (step.level is None or not word & 1 or (word & 2 and step.level < 3)):
-                    continue
                 seen = word & ~spot.clear | spot.set
-                if seen != word:
+                if seen != word and spot.where(step):
                     at = (step.maddr >> 3) + spot.word
                     changed.append((at, words[at]))
                     words[at] = words[at] & ~spot.clear | spot.set
@@ -237,6 +268,19 @@ def _table_rights_first(access: Access) -> bool:
         and access.write
         and _ours(access) in (F_TRANSLATION, F_ADDR_SIZE, F_ACCESS, F_WALK_EABT)
         and _recorded(access.model) == F_PERMISSION
+    )
+
+
+def _table_rights_not_cached(access: Access) -> bool:
+    """Cached by both halves, the write is denied by a table descriptor alone, and QEMU lets it through."""
+    tables = [step for step in access.walk.steps if step.name == "stage 1 descriptor" and not _is_leaf(step)]
+    return (
+        access.cached
+        and access.write
+        and _ours(access) == F_PERMISSION
+        and any(step.words[0] & APTABLE_READ_ONLY for step in tables)
+        and not access.walk.steps[-1].words[0] & READ_ONLY
+        and access.model == leaf_output(access.walk)
     )
 
 
@@ -383,6 +427,13 @@ DEVIATIONS: Final[tuple[Deviation, ...]] = (
         reason="Translation, address size and access flag faults come before permission faults (Arm ARM D8.16).",
         evidence="QEMU 7.2 and 10.0: a write through a table descriptor with APTable[1] is F_PERMISSION at once.",
         excuses=_table_rights_first,
+    ),
+    Deviation(
+        name="APTable is not cached",
+        reason="What a table descriptor withholds is part of the translation that is cached (Arm ARM D8.4.5).",
+        evidence="QEMU 7.2 and 10.0: a read through a table descriptor with APTable[1] caches the page, and the write"
+        " after it arrives; after an invalidation the same write is F_PERMISSION.",
+        excuses=_table_rights_not_cached,
     ),
     Deviation(
         name="granules of 16 and 64 KiB",

@@ -124,6 +124,7 @@ def side_by_side(virt: Virt, stage: int, linear: bool = False) -> tuple[QemuSmmu
         meaningless_bits(model.read(_GBPA, 4) != 0, lambda: bool((words[_GERROR] ^ words[_GERRORN]) & 1)),
         comparable_record,
         lambda walk: as_seen(memory, ours, version, walk),
+        leaf_output,
     )
     return model, ours, unit
 

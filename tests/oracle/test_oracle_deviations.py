@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Each known deviation is shown by a program of its own, which needs no other excuse, and none is left over."""
 
+from pathlib import Path
+
 import pytest
 
 from oracle.catalogue import CATALOGUE, qemu_arm, qemu_x86
@@ -14,6 +16,9 @@ from oracle.vtd_deviations import DEVIATIONS as VTD
 
 KNOWN = {"qemu-vtd": VTD, "qemu-smmuv3": (*DEVIATIONS, *BLIND_SPOTS), "qemu-cpu-s2": WALK_DEVIATIONS}
 CASES = [(name, one.name) for name, known in KNOWN.items() for one in known]
+
+CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.txt"))
+"""Programs that showed a disagreement once, named by their oracle."""
 
 
 def test_there_is_a_program_for_each_and_for_nothing_else():
@@ -41,3 +46,13 @@ def test_its_program_shows_it_and_nothing_else_where_the_model_has_it(name, know
     outcome = entry.replay(program)
     assert outcome.findings == []
     assert set(outcome.excused) == ({known} if version < getattr(deviation, "fixed_in", 1 << 30) else set())
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_what_was_a_disagreement_once_is_none(path):
+    entry = CATALOGUE[path.stem.partition("_")[0]]
+    if entry.missing():
+        pytest.skip(entry.missing())
+    outcome = entry.replay(from_text(path.read_text()))
+    assert outcome.checked
+    assert outcome.findings == []
