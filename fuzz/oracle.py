@@ -71,13 +71,16 @@ class Oracle:
         self._codecs: Final = {name: subop.codec for name, subop in abi.by_name.items()}
         self._own: Final = range(self._frames.base, self._frames.base + self._frames.size)
         self._free_before = 0
+        self._told: list[tuple[int, range]] = []
+        """(context, device frames) that hardware was told to forget during this operation."""
         self.overlooked: set[str] = set()
         """Clauses of sweeps that are known not to hold."""
         self.shadow = self._fresh()
         target.watch_flush = self._before_flush
 
-    def _before_flush(self, number: int, dfn: int) -> str:
+    def _before_flush(self, number: int, dfn: int, pages: int) -> str:
         """Whether the frame at ``dfn`` has lost a reference before hardware is told that it is unmapped."""
+        told, self._told = self._told, [*self._told, (number, range(dfn, dfn + pages))]
         shadow = self.shadow
         space = shadow.spaces.get(number)
         found = space.at(dfn) if space is not None else None
@@ -85,7 +88,7 @@ class Oracle:
         if found is None or shadow.unsure or shadow.dying or dfn + found[2] >= frames.frames:
             return ""
         mfn = dfn + found[2]
-        if frames.refs[mfn] & 0xFFFF_FFFF < frames.allocated[mfn] + shadow.count(mfn):
+        if frames.refs[mfn] & 0xFFFF_FFFF < frames.allocated[mfn] + shadow.count(mfn, told):
             return f"the reference on frame {mfn:#x}"
         return ""
 
@@ -123,6 +126,7 @@ class Oracle:
         self._free_before = arena.pages - arena.used if arena is not None else 0
         self.target.events = 0
         self.target.too_early = ""
+        self._told = []
         if self.target.faults is not None:
             self.target.faults.clear()
 

@@ -6,7 +6,7 @@ little.  Every method answers with the result
 and the OUT fields that the call must have, and with what is done to the state if it has them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from abi.errno import (
@@ -300,10 +300,14 @@ class Shadow:
             return -(self._errno_paged_out if kind == "paged" else self.frames.hole)
         return -EPERM if kind == "foreign" or (write and kind in ("ro", "shared", "pagetable")) else 0
 
-    def count(self, mfn: int) -> int:
-        """How many mappings of the domain's own contexts lead to ``mfn``."""
+    def count(self, mfn: int, without: Sequence[tuple[int, range]] = ()) -> int:
+        """How many mappings of the domain's own contexts lead to ``mfn``, but for those ``without`` (context, device
+        frames)."""
         return sum(
-            start + delta <= mfn < end + delta for space in self.spaces.values() for start, end, delta, _ in space
+            not any(number == other and mfn - delta in dfns for other, dfns in without)
+            for number, space in self.spaces.items()
+            for start, end, delta, _ in space
+            if start + delta <= mfn < end + delta
         )
 
     def held(self, mfn: int, access: int = 3) -> bool:

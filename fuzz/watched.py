@@ -28,8 +28,8 @@ class Watched:
         """What happened (a mask of :mod:`fuzz.events`) since this was last cleared."""
         self.too_early = ""
         """What was let go before hardware had confirmed, since this was last cleared."""
-        self.watch_flush: Callable[[int, int], str] = lambda context, dfn: ""
-        """Told of every flush, before it happens, with context and first device frame; what was let go too early."""
+        self.watch_flush: Callable[[int, int, int], str] = lambda context, dfn, pages: ""
+        """Told of every flush, before it happens, with context and device frames; what was let go too early."""
         self._splits: dict[int, int] = {}
 
     def _watch(self) -> None:
@@ -113,7 +113,10 @@ class Watched:
                 if what[2].folded:
                     self.events |= events.FOLD
                 if not self.too_early and (context.number or what[2].tables):
-                    self.too_early = self._let_go_before(context, what[2]) or self.watch_flush(context.number, what[0])
+                    dfn, pages, changes = what
+                    self.too_early = self._let_go_before(context, changes) or self.watch_flush(
+                        context.number, dfn, pages
+                    )
             table = context.table
             if table is not None and table.splits != self._splits.get(context.number, 0):
                 self._splits[context.number] = table.splits
