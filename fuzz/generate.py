@@ -47,6 +47,7 @@ _WEIGHTS: Final = {
     "fail": 1,
     "preempt": 1,
     "lookup": 2,
+    "flush": 2,
     "query": 0.3,
     "regions": 0.2,
     "noop": 0.3,
@@ -68,6 +69,7 @@ class Generator:
             verb
             for verb, subop in (
                 ("lookup", "lookup_page"),
+                ("flush", "flush_pages"),
                 ("init", "init"),
                 ("remote", "remote_cmd"),
                 ("progress", "init"),
@@ -94,6 +96,7 @@ class Generator:
             "progress": lambda: ("progress", self._pick((0x100, 0x100, 0x200, 0x300, 0x1000, 0xFFFF_FF00))),
             "preempt": lambda: ("preempt", self._pick(PATTERNS)),
             "lookup": lambda: ("lookup", self._ctx(), self._somewhere(), *self._arg()),
+            "flush": self._flush,
             "regions": lambda: (
                 "regions",
                 self._rng.choice(DEVICES),
@@ -129,6 +132,8 @@ class Generator:
         weights = [_WEIGHTS[name] * rng.choice((0.3, 1, 1, 3)) for name in names]
         self._base = rng.choice(BASES)
         self._access = rng.choice((3, 3, 3, 1, 2))
+        if self._abi.map_no_flush and rng.random() < 0.5:
+            self._access |= self._abi.map_no_flush
         self._wild = rng.choice((0.0, 0.01, 0.05, 0.2))
         ops: list[Op] = []
         if self.bench.contexts is None and self._abi.has("init") and rng.random() < 0.95:
@@ -285,6 +290,14 @@ class Generator:
             return ("unmap", 0, self._pick((FIRST_FRAME, FIRST_FRAME + 9, 9, MMIO)), 1, 0x1000, "plain", 0)
         size = self._pick(SIZES) if self._limited is None and self._is_wild() else 0x1000
         return ("unmap", self._ctx(), self._somewhere(), self._count(), size, *self._arg())
+
+    def _flush(self) -> Op:
+        """Let hardware see what was mapped with the flush put off, or something near."""
+        if self._mapped and self._rng.random() < 0.8:
+            ctx, at, pages, _, _ = self._mapped[-1 if self._rng.random() < 0.5 else self._below(len(self._mapped))]
+            return ("flush", ctx, at, pages, 0x1000, *self._arg())
+        size = self._pick(SIZES) if self._is_wild() else self._pick((0x1000, 0x20_0000))
+        return ("flush", self._ctx(), self._somewhere(), self._count(), size, *self._arg())
 
     def _touch(self, ctx: int, at: int, pages: int) -> Op:
         """DMA where something was mapped, by any device: which one is in the context is not known here."""

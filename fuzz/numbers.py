@@ -38,7 +38,7 @@ COUNTS: Final = (0, 1, 255, 256, 257, 511, 512, 513, 1024, 0xFFFF, 0xFFFF_FFFF)
 SIZES: Final = (0, 1, 0x800, 0x2000, 0x3000, 0x20_0000, 0x4000_0000, 0x8000_0000, 0x20_1000)
 DEVICES: Final = ("nic", "nic", "copier", "copier", "rogue", "port")
 PATTERNS: Final = (0, 1, 2, 5, 9, 0b110, 0x8000)
-_WIDE: Final = {"map": (3, 4), "unmap": (2, 3), "dma": (2, 3), "lookup": (2, 0)}
+_WIDE: Final = {"map": (3, 4), "unmap": (2, 3), "flush": (2, 3), "dma": (2, 3), "lookup": (2, 0)}
 """Positions of dfn and count (0: none)."""
 
 

@@ -67,7 +67,7 @@ class Oracle:
         self._limit: Final = dom0.iommu.limit
         self._initialised: Final = dom0.iommu.initialised
         abi = xen.abi
-        self._caps: Final = abi.caps.get("default_identity", 0) | abi.caps.get("cache", 0)
+        self._caps: Final = sum(abi.caps.get(name, 0) for name in ("default_identity", "cache", "deferred_flush"))
         self._codecs: Final = {name: subop.codec for name, subop in abi.by_name.items()}
         self._own: Final = range(self._frames.base, self._frames.base + self._frames.size)
         self._free_before = 0
@@ -167,7 +167,8 @@ class Oracle:
         """What the hypervisor did beside answering."""
         if self.target.too_early:
             return Broken("let-go", f"{call.name} gave up {self.target.too_early} before hardware was told")
-        if happened & (events.FLUSH | events.ATTACH) and call.name in _QUIET:
+        quiet = call.name in _QUIET or (call.name == "flush_pages" and not self.target.xen.flushes_additions)
+        if happened & (events.FLUSH | events.ATTACH) and quiet:
             return Broken("idle", f"{call.name} told hardware something")
         if happened & events.ATTACH and call.name == "reattach_device" and not self.shadow.moved and not call.result:
             return Broken("idle", "a device was programmed again for the context that it is in")

@@ -91,6 +91,7 @@ class Shadow:
             "reattach_device": self._reattach,
             "map_pages": self._map,
             "unmap_pages": self._unmap,
+            "flush_pages": self._flush,
             "lookup_page": self._lookup,
         }
         """By sub-op: (fields, actual result, actual OUT fields) to what they must be.  Where the contract leaves
@@ -340,6 +341,11 @@ class Shadow:
         if limit:
             space.remove(dfn, limit)
         return error, ((start + limit) // unit,)
+
+    def _flush(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
+        number, dfn, pgsize, nr_pages = args
+        _, error = self._checked(number, dfn, 0, pgsize, nr_pages)
+        return error or (-EIO if self.unconfirmed() else 0), ()
 
     def _lookup(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
         number, dfn, _ = args

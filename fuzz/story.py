@@ -81,7 +81,7 @@ def _walks(bed: TestBed, ops: tuple[Op, ...]) -> Iterator[str]:
 def _place(operation: Op) -> int | None:
     """The device frame that an operation is about."""
     verb = operation[0]
-    position = {"map": 3, "unmap": 2, "dma": 2, "lookup": 2}.get(verb)
+    position = {"map": 3, "unmap": 2, "flush": 2, "dma": 2, "lookup": 2}.get(verb)
     if position is not None:
         return min(int(operation[position]), (1 << 36) - 1)
     return int(operation[2]) >> 12 if verb in ("iommu_map", "iommu_unmap", "iova_to_phys") else None

@@ -49,6 +49,7 @@ SUBOPS: Final = {
     "attach": "reattach_device",
     "map": "map_pages",
     "unmap": "unmap_pages",
+    "flush": "flush_pages",
     "lookup": "lookup_page",
 }
 """Verb to sub-op."""
@@ -321,6 +322,9 @@ class Target(Watched):
         if verb == "unmap":
             _, ctx, at, pages, size = operation[:5]
             return (ctx, at, size, pages, 0xABAB)
+        if verb == "flush":
+            _, ctx, at, pages, size = operation[:5]
+            return (ctx, at, size, pages)
         if verb == "attach":
             device = DEVICES[str(operation[1])]
             return (operation[2], device >> 16, device >> 8 & 0xFF, device & 0xFF, operation[3])

@@ -87,6 +87,13 @@ VERBS: Final[dict[str, tuple[Field, ...]]] = {
         Field("size", "size", 0x1000),
         *_ARG,
     ),
+    "flush": (
+        Field("ctx", "count"),
+        Field("at", "hex"),
+        Field("pages", "count", 1),
+        Field("size", "size", 0x1000),
+        *_ARG,
+    ),
     "lookup": (Field("ctx", "count"), Field("at", "hex"), *_ARG),
     "raw": (Field("subop", "hex"), Field("bytes", "bytes", b""), Field("arg", "argument", "plain")),
     "dma": (Field("device", "device"), Field("at", "hex"), Field("pages", "count", 1)),

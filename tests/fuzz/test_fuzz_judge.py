@@ -56,14 +56,16 @@ def specified(target):
         devices={int(sbdf): Device(0, tuple(device.reserved)) for sbdf, device in target.bed.dom0.devices.items()},
         frames=Frames(target),
         max_iova_addr=target.xen.backend.max_iova,
-        cap_flags=abi.caps.get("default_identity", 0) | abi.caps.get("cache", 0),
+        cap_flags=sum(abi.caps.get(name, 0) for name in ("default_identity", "cache", "deferred_flush")),
         pgsize_mask=target.xen.pgsize_mask,
         dfn_mask=target.xen.max_dfn,
     )
 
 
 @pytest.mark.parametrize("guest", ["pv", "pvh"])
-@pytest.mark.parametrize(("profile", "contexts"), [("v7-fixed", 4), ("v7-fixed", None), ("v3-fixed", 4)])
+@pytest.mark.parametrize(
+    ("profile", "contexts"), [("v7-fixed", 4), ("v7-fixed", None), ("v3-fixed", 4), ("e3-fixed", 4)]
+)
 def test_the_judge_predicts_what_the_specification_says(profile, contexts, guest):
     bench = Bench("vtd", profile, guest, contexts, 9)
     target = Target(bench)
