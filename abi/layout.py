@@ -7,6 +7,7 @@ what they are proven equal to.
 """
 
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any
 
 import construct
@@ -170,3 +171,13 @@ def as_construct(layout: Layout, case: str = "") -> Any:
     if layout.size > at:
         parts.append(construct.Padding(layout.size - at))
     return construct.Struct(*parts)
+
+
+def as_struct(layout: Layout, case: str = "") -> Struct:
+    """:func:`as_construct` as a ``Struct``: the values of the members in the order of their offsets."""
+    codes = ["<"]
+    at = 0
+    for member in sorted(layout.of_case(case).members, key=lambda m: m.offset):
+        codes.append(f"{member.offset - at}x{member.code}")
+        at = member.end
+    return Struct(f"{''.join(codes)}{layout.size - at}x")

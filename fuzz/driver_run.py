@@ -6,7 +6,8 @@ each what has to be true of driver, IOMMU core and dma-iommu.  What the machine 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 from abi.errno import EBUSY, errno_name
@@ -16,10 +17,11 @@ from fuzz import events
 from fuzz.driver_contract import CONTRACT
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench, Program
+from fuzz.resync import Known, format_known, known_as, parse_known
 from fuzz.run import Finding, raised
 from fuzz.sweep import Broken
 from fuzz.sweep import sweep as machine_sweep
-from fuzz.verbs import DEVICES, Op
+from fuzz.verbs import DEVICES, Op, ProgramError
 from guest_driver import drivers
 from guest_driver.linux.oops import KernelOops
 from testbed.build import TestBed
@@ -27,6 +29,7 @@ from testbed.invariants import View
 from testbed.invariants_guest import INVARIANTS, check
 from testbed.validate import coherent_calls
 from testbed.validate.calls import perform
+from testbed.validate.record import Step
 from testbed.validate.world import World
 
 assert coherent_calls.__name__  # imported for the calls that it registers
@@ -82,10 +85,18 @@ class DriverRunner:
         self._sabotage: Final = sabotage
         self.coverage: Counter[tuple[str, int, int]] = Counter()
         self.ops = 0
+        self.known: set[Known] = set()
+        """Faults after which a program goes on, as :attr:`fuzz.run.Runner.known`."""
+        self._met: Final[set[Known]] = set()
+        try:
+            self.overlook(parse_known(bench.known))
+        except ValueError as error:
+            raise ProgramError(str(error)) from None
         self._happened = 0
         self.faults: PlannedFaults | None = None
         """A fault plan, if the program has put one in place."""
-        self._refused: Final[Counter[tuple[str, int]]] = Counter()
+        self._refused: Final[Counter[str]] = Counter()
+        """Hypercalls that failed, by name."""
         if sabotage is not None:
             sabotage(self.world.testbed)
 
@@ -97,11 +108,17 @@ class DriverRunner:
     def bed(self) -> TestBed:
         return self.world.testbed
 
+    def overlook(self, known: set[Known]) -> None:
+        """As :meth:`fuzz.run.Runner.overlook`."""
+        self.known = known
+        self._met.clear()
+
     def begin(self) -> None:
         """Power off."""
         self._no_faults()
         self.world.reset()
         self._refused.clear()
+        self._met.clear()
 
     def step(self, operation: Op, sweep: bool = True) -> tuple[str, Broken | None]:
         """As :meth:`fuzz.run.Runner.step`."""
@@ -110,7 +127,7 @@ class DriverRunner:
             result, happened, broken = self._step(operation)
             self._happened |= happened
             if broken is None and sweep:
-                broken = machine_sweep(View(self.world.testbed))
+                broken = self._end_sweep(True)
         except KernelOops as death:
             return "oops", Broken("oops", str(death))
         except KeyboardInterrupt:
@@ -139,14 +156,24 @@ class DriverRunner:
             broken = self._end_sweep(full)
         if broken is None:
             return None
-        errno = "0" if errno.startswith("0x") else errno
+        met = self._met | {fault for fault in self.known if fault[1] == "*"}
+        bench = replace(self.bench, known=format_known(met)) if met or self.bench.known else self.bench
         return Finding(
-            Program(self.bench, ops[: k + 1]), broken.clause, broken.what, errno, events.names(self._happened)
+            Program(bench, ops[: k + 1]), broken.clause, broken.what, _plain(errno), events.names(self._happened)
         )
 
     def _end_sweep(self, full: bool) -> Broken | None:
         """The look at the whole state when a program is over."""
-        return machine_sweep(View(self.world.testbed), full)
+        overlooked = {clause for clause, verb, _ in self.known if verb == "*"}
+        return machine_sweep(View(self.world.testbed), full, overlooked=overlooked)
+
+    def _passes(self, clause: str, verb: str, errno: str) -> bool:
+        """Whether that is a fault that is known."""
+        fault = known_as(clause, verb, _plain(errno))
+        if fault is None or fault not in self.known:
+            return False
+        self._met.add(fault)
+        return True
 
     def locate(self, ops: tuple[Op, ...]) -> Finding | None:
         """As :meth:`fuzz.run.Runner.locate`."""
@@ -175,7 +202,9 @@ class DriverRunner:
         if world.kernel is not None and world.kernel.xen is None:
             return 0, 0, None  # the driver did not start, and said so: nothing is left to do
         if verb == "dma":
-            return self._dma(*values)
+            result, happened, broken = self._dma(*values)
+            passes = broken is not None and self._passes(broken.clause, verb, errno_name(result))
+            return result, happened, None if passes else broken
         if verb == "shutdown":
             self._give_back()
         if self._misuses(verb, values):
@@ -183,7 +212,7 @@ class DriverRunner:
         args = values
         if verb.endswith("_sg") and "map" in verb and "unmap" not in verb:
             args = (*values[:-1], *str(values[-1]).split(","))
-        return self._perform(CALLS[verb], args)
+        return self._perform(verb, args)
 
     def _inject(self, plan: str) -> tuple[int, int, Broken | None]:
         self._no_faults()
@@ -198,13 +227,16 @@ class DriverRunner:
     def _note(self, happened: int) -> None:
         self._happened |= happened
 
-    def _stuck(self) -> bool:
-        """Whether so much was refused that a context could not be given back: a device that cannot be moved stays, and
-        what is refused twice over is not asked for for ever."""
-        refused = Counter[str]()
-        for (name, _), times in self._refused.items():
-            refused[name] += times
-        return refused["reattach_device"] > 0 or refused["free_context"] > 1
+    def _explained(self, invariant: str, step: Step) -> bool:
+        """Whether hypercalls that were refused are why ``invariant`` does not hold.
+
+        A device that cannot be moved stays, its context cannot be freed then, and what is refused twice over is not
+        asked for for ever.
+        """
+        if invariant == "15":
+            return any(call.name == "reattach_device" and call.result < 0 for call in step.hypercalls)
+        stays = self._refused["reattach_device"] > 0
+        return (invariant == "14" and stays) or (invariant == "leak" and (stays or self._refused["free_context"] > 1))
 
     def _give_back(self) -> None:
         """What drivers do when they are removed, before the IOMMU's own is unloaded."""
@@ -230,9 +262,8 @@ class DriverRunner:
             perform(self.world, "one-group", ())
         return self._perform("boot", (mode,))
 
-    def _perform(self, name: str, args: tuple[Any, ...]) -> tuple[int, int, Broken | None]:
-        world = self.world
-        step = perform(world, name, args)
+    def _perform(self, verb: str, args: tuple[Any, ...]) -> tuple[int, int, Broken | None]:
+        step = perform(self.world, CALLS[verb], args)
         happened = 0
         for call in step.hypercalls:
             happened |= _EVENTS.get(call.name, 0)
@@ -241,19 +272,20 @@ class DriverRunner:
         result = step.result if isinstance(step.result, int) else 0
         for call in step.hypercalls:
             if call.result < 0:
-                self._refused[call.name, call.result] += 1
-        for complaint in check(world, step):
-            if complaint.invariant == "leak" and self._stuck():
-                continue
-            if complaint.invariant == "15" and any(
-                call.name == "reattach_device" and call.result < 0 for call in step.hypercalls
-            ):
-                continue  # a device that cannot be moved is not where it was to go
-            return result, happened, Broken(f"guest:{complaint.invariant}", complaint.what)
-        for clause, (_, holds) in CONTRACT.items():
-            for what in holds(world, step):
-                return result, happened, Broken(clause, what)
+                self._refused[call.name] += 1
+        for broken in self._complaints(step):
+            if not self._passes(broken.clause, verb, errno_name(result)):
+                return result, happened, broken
         return result, happened, None
+
+    def _complaints(self, step: Step) -> Iterator[Broken]:
+        """What does not hold after ``step``."""
+        for complaint in check(self.world, step):
+            if not self._explained(complaint.invariant, step):
+                yield Broken(f"guest:{complaint.invariant}", complaint.what)
+        for clause, (_, holds) in CONTRACT.items():
+            for what in holds(self.world, step):
+                yield Broken(clause, what)
 
     def _dma(self, name: str, at: int, pages: int) -> tuple[int, int, Broken | None]:
         """The device reads and writes; it reaches what the tables of its context say, whatever is cached."""
@@ -283,3 +315,8 @@ class DriverRunner:
                     what = f"{name}'s {'write' if write else 'read'} at dfn {dfn:#x} reaches {got}, mapped is {must}"
                     return 0, happened, Broken("device-reach", what)
         return 0, happened, None
+
+
+def _plain(errno: str) -> str:
+    """An answer as findings have it: one count is like another."""
+    return "0" if errno.startswith("0x") else errno

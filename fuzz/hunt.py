@@ -13,6 +13,7 @@ from time import monotonic, process_time
 from typing import Final
 
 from abi.versions import Abi
+from fuzz.driver_run import DriverRunner
 from fuzz.engines.swarm import Swarm, benches
 from fuzz.engines.together import Together
 from fuzz.faults import PlannedFaults
@@ -133,7 +134,7 @@ def _in_driver() -> Iterator[Quarry]:
             bench
             for profile in ("v7-fixed", *(("v3-fixed",) if union else ()))
             for name in backends.names()
-            for bench in benches(name, profile, "driver", f"reference+{defect.id}")
+            for bench in benches(name, profile, "driver", "+".join(("reference", *defect.needs, defect.id)))
         ]
         yield Quarry(defect.id, "driver", defect.title, tuple(over), reason)
 
@@ -218,8 +219,8 @@ class Apart:
         if other is not None and other.like(found):
             self.noise += 1
             known = known_as(*found.key[:3])
-            if known is not None and isinstance(self._runner, Runner) and isinstance(self._sound, Runner):
-                for runner in (self._runner, self._sound):  # go on behind it from now on
+            for runner in (self._runner, self._sound):  # go on behind it from now on
+                if known is not None and isinstance(runner, Runner | DriverRunner):
                     runner.overlook(runner.known | {known})
             return None
         return found
@@ -227,8 +228,10 @@ class Apart:
 
 def sound(bench: Bench) -> Bench:
     """The same bench without the defect, but with what it needs to show."""
+    if bench.level == "driver":
+        return replace(bench, driver=bench.driver.rpartition("+")[0] or bench.driver)
     needed = [entry.id for entry in complete([bench.defects])] if bench.defects not in ("", *COVERED) else []
-    return replace(bench, defects=",".join(name for name in needed if name != bench.defects), driver="reference")
+    return replace(bench, defects=",".join(name for name in needed if name != bench.defects))
 
 
 def _look(work: tuple[Quarry, float, int]) -> Hunt:

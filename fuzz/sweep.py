@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The machine's invariants as a sweep: whole-array comparisons first, the invariants themselves where those fail."""
 
-from array import array
 from collections.abc import Collection
-from itertools import accumulate
 from typing import Final, NamedTuple
 
 from testbed.invariants import INVARIANTS, View
@@ -46,11 +44,13 @@ def counts_are_right(view: View) -> bool:
     if view.xen.kept:
         return False
     pv = any(domain.pv for domain in view.xen.domains.values())
-    steps = [0] * (frames.frames + 1)
+    held = list(frames.allocated)
     for domain, _, leaf in view.leaves():
         if leaf.referenced and leaf.mfn + leaf.pages <= frames.frames:
             amount = (1 << 32 | 1) if pv and leaf.writable and domain.pv else 1
-            steps[leaf.mfn] += amount
-            steps[leaf.mfn + leaf.pages] -= amount
-    held = array("Q", map(int.__add__, accumulate(steps[:-1]), frames.allocated))
-    return held == frames.refs
+            if leaf.order:
+                run = slice(leaf.mfn, leaf.mfn + leaf.pages)
+                held[run] = [count + amount for count in held[run]]
+            else:
+                held[leaf.mfn] += amount
+    return held == frames.refs.tolist()

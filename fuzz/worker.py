@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Final
 
 from fuzz import address_space
+from fuzz.driver_run import DriverRunner
 from fuzz.engines.engine import make
 from fuzz.naming import name
 from fuzz.program import Bench, Program
@@ -20,6 +21,8 @@ from fuzz.resync import known_as
 from fuzz.run import Finding, Key, ProgramRunner, Runner, runner_for
 from fuzz.shrink import Shrinker
 from fuzz.store import Outcome, keep_pending, set_aside
+from guest_driver import drivers
+from hypervisor import profile as profiles
 
 REPORT_EVERY: Final = 0.5
 """Seconds between two reports of a worker."""
@@ -137,8 +140,9 @@ def settle(runner: ProgramRunner, program: Program) -> Finding | None:
 
 
 def _overlook(runners: Sequence[ProgramRunner], found: Finding) -> None:
-    """On a hypervisor with faults, go on after what is known now; on a sound one whatever comes is worth a look."""
+    """With faults in hypervisor or driver, go on after what is known now; without, whatever comes is worth a look."""
     known = known_as(*found.key[:3])
     for runner in runners:
-        if known is not None and isinstance(runner, Runner) and runner.target.xen.profile.defects:
+        posted = profiles.get(runner.bench.profile).defects or drivers.get(runner.bench.driver).defects
+        if known is not None and posted and isinstance(runner, Runner | DriverRunner):
             runner.overlook(runner.known | {known})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from abi.declare import ARCHES
 from abi.errno import EFAULT, EINVAL, ENOBUFS, ENOSYS
-from abi.layout import as_construct, place
+from abi.layout import as_struct, place
 from abi.memory_op import ENTRY, MAP, XENMEM_RDM_ALL, XENMEM_RESERVED_DEVICE_MEMORY_MAP
 from base.units import PAGE_SHIFT, U32_MAX
 from hypervisor.domain import Vcpu
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 EXTENT_SHIFT: Final = 6
 """memory_op's first register: the sub-op in the bits below, where a preempted call goes on in those above."""
 _LAYOUT: Final = place(MAP, ARCHES["x86-64"])
-_MAP: Final = as_construct(_LAYOUT, "pci")
+_MAP: Final = as_struct(_LAYOUT, "pci")  # flags, nr_entries, buffer, segment, bus, devfn
 _NEEDED: Final = _LAYOUT.member("nr_entries")
-_ENTRY: Final = as_construct(place(ENTRY, ARCHES["x86-64"]))
-_MAP_SIZE: Final = _MAP.sizeof()
-_ENTRY_SIZE: Final = _ENTRY.sizeof()
+_ENTRY: Final = as_struct(place(ENTRY, ARCHES["x86-64"]))  # start_pfn, nr_pages
 
 
 def memory_op(xen: "Xen", vcpu: Vcpu, command: int, arg: int) -> int:
@@ -45,21 +43,18 @@ def reserved_device_memory_map(xen: "Xen", vcpu: Vcpu, arg: int) -> int:
     -EFAULT, -EINVAL (an unknown flag); -ENOBUFS with the number of entries needed and as many as fit written.
     """
     memory = vcpu.memory
-    raw = memory.read(arg, _MAP_SIZE)
+    raw = memory.read(arg, _MAP.size)
     if raw is None:
         return -EFAULT
-    request = _MAP.parse(raw)
-    if request.flags & ~XENMEM_RDM_ALL:
+    flags, slots, buffer, segment, bus, devfn = _MAP.unpack(raw)
+    if flags & ~XENMEM_RDM_ALL:
         return -EINVAL
-    pci = request["dev.pci.seg"] << 16 | request["dev.pci.bus"] << 8 | request["dev.pci.devfn"]
-    slots = request.nr_entries
+    pci = segment << 16 | bus << 8 | devfn
     used = result = 0
-    for first, pages in _regions(xen, None if request.flags & XENMEM_RDM_ALL else pci):
-        if used < slots:
-            entry = _ENTRY.build({"start_pfn": first, "nr_pages": pages})
-            if not memory.write(request.buffer + used * _ENTRY_SIZE, entry):
-                result = -EFAULT
-                break
+    for first, pages in _regions(xen, None if flags & XENMEM_RDM_ALL else pci):
+        if used < slots and not memory.write(buffer + used * _ENTRY.size, _ENTRY.pack(first, pages)):
+            result = -EFAULT
+            break
         used += 1
     if not result and slots < used:
         result = -ENOBUFS

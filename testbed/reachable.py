@@ -6,6 +6,7 @@ A second, plain reading of the tables, so that properties are not checked with t
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Final, NamedTuple
 
 from hypervisor.pagetable.format import ADDRESS_MASK
@@ -75,6 +76,46 @@ def reachable(memory: PhysicalMemory, table: PageTable | None) -> Reachable:
     if table is not None:
         _read(memory.words, table, found, table.root << 9, table.root_frames << 9, table.levels, 0)
     return found
+
+
+def mapped_pages(memory: PhysicalMemory, table: PageTable) -> dict[int, tuple[int, int]]:
+    """dfn -> (machine frame, rights: 1 readable, 2 writable) of every page of the tree that gives any right."""
+    pages: dict[int, tuple[int, int]] = {}
+    _read_pages(memory.words, table, pages, table.root << 9, table.root_frames << 9, table.levels, 0)
+    return pages
+
+
+def _read_pages(
+    words: memoryview,
+    table: PageTable,
+    pages: dict[int, tuple[int, int]],
+    word: int,
+    entries: int,
+    level: int,
+    dfn: int,
+) -> None:
+    fmt = table.format
+    order = 9 * (level - 1)
+    present = fmt.present
+    by_bits: dict[int, int] = {}
+    for index, entry in enumerate(words[word : word + entries].tolist()):
+        if not entry & present:
+            continue
+        frame = (entry & ADDRESS_MASK) >> 12
+        if level > 1 and not fmt.is_leaf(entry, level):
+            _read_pages(words, table, pages, frame << 9, 512, level - 1, dfn + (index << order))
+            continue
+        bits = entry & ~ADDRESS_MASK
+        rights = by_bits.get(bits)
+        if rights is None:
+            rights = by_bits[bits] = fmt.readable(entry) | fmt.writable(entry) << 1
+        if not rights:
+            continue
+        if level == 1:
+            pages[dfn + index] = frame, rights
+        else:
+            here, count = dfn + (index << order), 1 << order
+            pages.update(zip(range(here, here + count), zip(range(frame, frame + count), repeat(rights))))
 
 
 def _read(words: memoryview, table: PageTable, found: Reachable, word: int, entries: int, level: int, dfn: int) -> int:

@@ -33,7 +33,12 @@ def iova_is_free_and_reachable(world: World, step: Step) -> Iterator[str]:
 
 @invariant(39, "when everything is unmapped the domain is empty and no IOVA is in use")
 def all_unmapped_is_empty(world: World, step: Step) -> Iterator[str]:
-    if step.name not in ("dma-unmap", "dma-unsg") or step.domain is None or step.injected or _held(world, step.domain):
+    if (
+        step.name not in ("dma-unmap", "dma-unsg", "dma-free")
+        or step.domain is None
+        or step.injected
+        or _held(world, step.domain)
+    ):
         return
     doorbells = _doorbells(step.domain)
     live = [pfn for pfn, _ in step.after.live_iovas.get(step.domain, ()) if pfn not in doorbells]
@@ -45,7 +50,8 @@ def all_unmapped_is_empty(world: World, step: Step) -> Iterator[str]:
 
 
 def _held(world: World, domain: IommuDomain) -> bool:
-    devices = [dev for dev, _, _ in world.dma.values()] + [dev for dev, _ in world.lists.values()]
+    devices = [dev for dev, _, _ in world.dma.values()]
+    devices += [dev for dev, _ in world.lists.values()] + [buffer.dev for buffer in world.coherent.values()]
     return any(dev.iommu_group is not None and dev.iommu_group.default_domain is domain for dev in devices)
 
 

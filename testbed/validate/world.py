@@ -29,7 +29,7 @@ from machine.firmware import Rmrr
 from testbed.build import COPIER, NIC, ROGUE, TestBed, build
 from testbed.config import MIB, SWITCHED_ON, Config
 from testbed.guest import HypercallCall, ObservedHypercalls
-from testbed.reachable import reachable
+from testbed.reachable import mapped_pages
 from testbed.validate.faults import FaultyHypercalls
 from testbed.validate.record import GroupState, OpCall, Pages, Step, View
 
@@ -280,11 +280,7 @@ class World:
             return {}
         if number in self._mapped:
             return self._mapped[number]
-        pages: dict[int, tuple[int, int]] = {}
-        for leaf in reachable(self.testbed.memory, context.table).leaves:
-            rights = leaf.readable | leaf.writable << 1
-            if rights:
-                pages.update({leaf.dfn + k: (leaf.mfn + k, rights) for k in range(leaf.pages)})
+        pages = mapped_pages(self.testbed.memory, context.table)
         for region in context.identity:
             for dfn in range(region.first, region.last + 1):
                 pages.pop(dfn, None)

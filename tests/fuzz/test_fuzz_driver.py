@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs of driver level: each clause of the contract sees its fault, refused calls explain what they explain."""
+
+import pytest
+
+from fuzz.driver_contract import CONTRACT
+from fuzz.driver_run import DriverRunner
+from fuzz.program import Bench, parse
+from fuzz.verbs import ProgramError
+
+FAULTS = {
+    "smaller-arena": ("K9", "fail_call init errno=ENOMEM\nboot"),
+    "absent": ("K11", "fail_call query_capabilities errno=EPERM\nboot"),
+    "blocking-is-free": ("L1.2-7", "boot\nfail_call alloc_context errno=ENOSPC\nclaim_dma_owner copier"),
+    "default-domain": ("K6", "boot mode=passthrough"),
+    "map-works": (
+        "K10+L1.2-2",
+        "domain_alloc domain=0 copier\niommu_map domain=0 iova=0x40000000 frames=near pages=1024",
+    ),
+}
+"""By clause: a defect, and a program that shows it."""
+
+
+def runner(driver="reference", guest="pv", **more):
+    return DriverRunner(Bench("vtd", "v7-fixed", guest, level="driver", driver=driver, **more))
+
+
+def ops(text):
+    return parse(f"# pviommu program 1\nbench level=driver\n{text}\n").ops
+
+
+def test_each_clause_of_the_contract_has_a_fault():
+    assert set(FAULTS) == set(CONTRACT)
+
+
+@pytest.mark.parametrize("clause", FAULTS)
+def test_a_clause_of_the_contract_sees_its_fault(clause):
+    defect, program = FAULTS[clause]
+    name = f"reference+{defect}"
+    known = "guest:calls/iommu_map/0,guest:12/boot/0"  # what the same defects break besides
+    found = runner(name, known=known).run(ops(program))
+    assert found is not None and found.clause == clause, found
+    assert runner().run(ops(program)) is None
+
+
+def test_what_is_known_is_passed_over_and_stands_in_the_bench_line():
+    text = ops("domain_alloc domain=0 copier\niommu_map domain=0 iova=0x40000000 frames=near pages=8\nshutdown")
+    single = runner("reference+K10")
+    found = single.run(text)
+    assert found is not None and found.key[:3] == ("guest:calls", "iommu_map", "0")
+    single.overlook({found.key[:3]})
+    assert single.run(text) is None
+    leaking = runner("reference+K10+L1.2-8", known="guest:calls/iommu_map/0")
+    found = leaking.run((*text[:-1], *ops("fail_call free_context errno=EBUSY\nshutdown")))
+    assert found is not None and found.clause == "guest:leak"
+    assert found.program.bench.known == "guest:calls/iommu_map/0"
+    with pytest.raises(ProgramError, match="can be known"):
+        runner(known="oops/boot/0")
+
+
+def test_a_device_that_cannot_be_moved_explains_a_context_that_cannot_be_freed():
+    text = (
+        "domain_alloc domain=0 nic\ndomain_attach domain=0 copier\nfail_call reattach_device errno=ENOMEM\n"
+        "domain_detach domain=0 copier\nshutdown"
+    )
+    assert runner().run(ops(text)) is None
+
+
+def test_other_buffers_of_a_domain_explain_iovas_in_use():
+    text = "dma_map_page slot=2 copier bytes=1\ndma_alloc_coherent slot=0 copier bytes=1\ndma_unmap_page slot=2"
+    assert runner().run(ops(text)) is None
+
+
+def test_an_oracle_of_programs_does_not_expect_an_arena_without_contexts():
+    assert runner().run(ops("fail_call init errno=ENOMEM\nboot hide=contexts")) is None
