@@ -51,6 +51,8 @@ class Progress:
     """Workers that were killed, and replaced."""
     outgrown: int = 0
     """Workers that needed more memory than :data:`MEMORY`, and were replaced."""
+    unconfirmed: int = 0
+    """Programs that broke something once and not again, earlier runs on the same directory included."""
     lost: int = 0
     """Workers that died of a fault of ours."""
 
@@ -254,5 +256,6 @@ class Campaign:
         progress = self.progress
         progress.programs, progress.ops = (sum(count[k] for count in self._counts.values()) for k in (0, 1))
         progress.seconds = monotonic() - self._start
+        progress.unconfirmed = self._store.unconfirmed()
         self._store.checkpoint(progress.programs, progress.ops, progress.seconds, self._news)
         self._news = Counter()

@@ -29,6 +29,8 @@ create table if not exists samples (run integer, seconds real, ops integer);
 create table if not exists coverage (verb text, errno integer, events integer, times integer,
   unique (verb, errno, events));
 """
+UNCONFIRMED: Final = "unconfirmed"
+"""The part of a campaign's directory for programs that broke something once and not again."""
 Outcome = tuple[str, int, int]
 """(verb, result, events)."""
 
@@ -94,6 +96,10 @@ class Store:
         rows = self._db.execute("select path, names from findings").fetchall()
         return {path: tuple(filter(None, names.split(","))) for path, names in rows}
 
+    def unconfirmed(self) -> int:
+        """Programs that broke something once and not again, in all runs."""
+        return len(list((self.directory / UNCONFIRMED).glob("*.txt")))
+
     def file(self, finding: Finding, names: tuple[str, ...], seconds: float = 0.0) -> Path:
         """Write a finding's directory, then its row.  ``seconds``: into the campaign when it was found."""
         text = str(finding.program)
@@ -145,7 +151,7 @@ def pending(directory: Path) -> Iterable[tuple[Path, Program]]:
 
 def set_aside(path: Path) -> None:
     """Put a pending program that fresh test beds do not confirm where somebody will find it."""
-    place = path.parent.parent / "unconfirmed"
+    place = path.parent.parent / UNCONFIRMED
     place.mkdir(exist_ok=True)
     path.replace(place / path.name)
 

@@ -159,6 +159,7 @@ def _record(progress: "Progress") -> "dict[str, Any]":
         "workers_lost": progress.lost,
         "workers_killed": progress.killed,
         "workers_outgrown": progress.outgrown,
+        "unconfirmed": progress.unconfirmed,
         "findings": found,
         "coverage": coverage,
     }
@@ -218,8 +219,9 @@ def _line(progress: "Progress") -> str:
     earlier = f" (earlier runs: {progress.earlier[1]} operations)" if progress.earlier[0] else ""
     killed = f", {progress.killed} workers killed and replaced" if progress.killed else ""
     outgrown = f", {progress.outgrown} workers out of memory and replaced" if progress.outgrown else ""
+    unconfirmed = f", {progress.unconfirmed} unconfirmed" if progress.unconfirmed else ""
     return (
         f"{progress.seconds:.0f} s: {progress.programs} programs ({progress.programs / seconds:.0f}/s), "
         f"{progress.ops} operations ({progress.ops / seconds:.0f}/s){earlier}, {progress.coverage} outcomes "
-        f"(operation, answer, events), {len(progress.findings)} findings{killed}{outgrown}"
+        f"(operation, answer, events), {len(progress.findings)} findings{unconfirmed}{killed}{outgrown}"
     )

@@ -97,7 +97,22 @@ def test_a_programs_of_a_dead_campaign_is_filed_by_the_next(tmp_path):
     progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=0.1, jobs=1, seed=0, max_ops=1)
     assert [key[0] for key in progress.findings] == ["written-back"]
     assert [names[0] for names in progress.names.values()] == ["A9"]
-    assert not list(pending(tmp_path))
+    assert not list(pending(tmp_path)) and not progress.unconfirmed
+
+
+def test_a_program_that_breaks_nothing_any_more_is_told(tmp_path):
+    store = Store(tmp_path)
+    store.begin()
+    store.close()
+    keep_pending(tmp_path, parse(DEFECT.replace("v6", "v7-fixed") + "alloc\n"))
+    done = subprocess.run(
+        command(tmp_path, "--profile", "v7-fixed", "--time", "0.1", "--jobs", "1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "0 findings, 1 unconfirmed" in done.stdout
+    assert [path.suffix for path in (tmp_path / "unconfirmed").iterdir()] == [".txt"]
 
 
 def test_killing_everything_loses_nothing_and_resume_goes_on(tmp_path):
