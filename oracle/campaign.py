@@ -20,7 +20,8 @@ from oracle.program import Directed, Step, to_text
 from oracle.shrink import shrink
 
 STEPS_PER_MACHINE: Final = 6000
-SHRINK_SECONDS: Final = 45.0
+SHRINK_STEPS: Final = 50_000
+"""Steps that shrinking one program may take: about a minute."""
 MOST_FINDINGS: Final = 3
 
 
@@ -142,7 +143,7 @@ def _try(
         again, _, _ = _execute(oracle, candidate[0], iter(candidate[1:]))
         return again is not None and again[1] == kind
 
-    short = program if kind[0] == STATED else shrink(program, fails, SHRINK_SECONDS)
+    short = program if kind[0] == STATED else shrink(program, fails, SHRINK_STEPS)
     outcome.findings.append(_tell(oracle, short, len(program)))
     return True
 

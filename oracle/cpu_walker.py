@@ -33,7 +33,7 @@ FIRST_FREE: Final = CODE + 0x40_0000
 MOST: Final = 0x2_0000
 """Most requests of a batch."""
 WRITE: Final = 1
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds for a batch."""
 
 ABORTED: Final = 0xE5E5 << 48

@@ -52,7 +52,7 @@ def _version(program: str) -> str:
     """What ``--version`` prints; nothing if the program does not run or does not end."""
     command = [program, "--version"]
     try:
-        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False).stdout
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return said.decode(errors="replace")

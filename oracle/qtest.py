@@ -16,7 +16,7 @@ from oracle.shared_ram import SharedRam
 
 WINDOW: Final = 128
 """Most requests whose answers may be outstanding."""
-PATIENCE: Final = 10.0
+PATIENCE: Final = 60.0
 """Seconds without an answer after which a model counts as hung."""
 
 _WRITE: Final = {1: "writeb", 2: "writew", 4: "writel", 8: "writeq"}

@@ -1,30 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Making a failing program short: leave out what is not needed, larger pieces first."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from oracle.program import Step
 
+START: Final = 300
+"""What a machine's start costs, in steps."""
 LATE: Final = (4, 12, 40, 200, 1000)
 """Before anything else, how many of the last steps might do."""
 
 
-def shrink(program: Sequence[Step], fails: Callable[[Sequence[Step]], bool], seconds: float) -> list[Step]:
-    """The shortest program found within ``seconds`` for which ``fails`` holds; its first line always stays.
+def shrink(program: Sequence[Step], fails: Callable[[Sequence[Step]], bool], most: int) -> list[Step]:
+    """The shortest program found for which ``fails`` holds; its first line always stays.
 
-    ``program`` itself fails, with its last step.
+    ``program`` itself fails, with its last step.  ``most``: steps to take in all, starts of machines (:data:`START`)
+    included, so that the result does not depend on how fast the machine is.
     """
-    deadline = time.monotonic() + seconds
+    left = most
     first, steps = program[0], list(program[1:])
 
     def still(candidate: Sequence[Step]) -> bool:
-        return time.monotonic() < deadline and fails([first, *candidate])
+        nonlocal left
+        left -= START + len(candidate)
+        return left >= 0 and fails([first, *candidate])
 
     steps = _keep_late(steps, still)
     size = max(len(steps) // 2, 1)
-    while size and time.monotonic() < deadline:
+    while size and left > 0:
         at = len(steps) - size
         removed = False
         while at > -size:

@@ -78,7 +78,7 @@ class Standin:
         server = threading.Thread(target=self._serve, args=(listener, process.pid), daemon=True)
         server.start()
         try:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=300)
         finally:
             process.kill()
             listener.close()

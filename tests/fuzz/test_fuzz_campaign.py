@@ -150,7 +150,7 @@ def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
             os.kill(worker.pid, signal.SIGKILL)
 
     monkeypatch.setattr(campaign.Campaign, "_hire", hire)
-    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=20, jobs=1, seed=0, max_ops=400)
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=300, jobs=1, seed=0, max_ops=400)
     assert len(hired) == 2 and progress.killed == 1 and progress.lost == 0
     assert progress.ops >= 400
     store = Store(tmp_path)
@@ -185,7 +185,7 @@ def hoard_in_the_first_worker(job, mouth):
 def test_a_worker_without_memory_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "work", hoard_in_the_first_worker)
     monkeypatch.setattr(campaign, "MEMORY", 600 << 20)
-    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=60, jobs=1, seed=0, max_ops=12_000)
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=300, jobs=1, seed=0, max_ops=12_000)
     assert (progress.outgrown, progress.killed, progress.lost) == (1, 0, 0)
     assert progress.ops > 12_000 and not progress.findings and not list(pending(tmp_path))
 
@@ -194,7 +194,7 @@ def test_a_program_that_eats_memory_is_a_finding(tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "work", eat_in_the_first_worker)
     monkeypatch.setattr(campaign, "MEMORY", 2 << 30)
     monkeypatch.setattr(Runner, "_dma", eat)  # the coordinator looks at what is left
-    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=60, jobs=1, seed=0, max_ops=400)
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=300, jobs=1, seed=0, max_ops=400)
     assert (progress.outgrown, progress.killed, progress.lost) == (1, 0, 0)
     assert [key[:3] for key in progress.findings] == [("exception", "dma", "MemoryError")]
     assert resource.getrlimit(resource.RLIMIT_AS)[0] != 2 << 30
@@ -217,7 +217,7 @@ def test_a_worker_ends_with_its_campaign(tmp_path):
 
 def test_a_worker_killed_in_the_middle_of_a_word_holds_nobody_up(tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "work", say_half_a_word_in_the_first_worker)
-    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=60, jobs=2, seed=0, max_ops=400)
+    progress = campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=300, jobs=2, seed=0, max_ops=400)
     assert (progress.killed, progress.lost) == (1, 0) and progress.ops >= 800
 
 
@@ -231,7 +231,7 @@ def test_interrupting_leaves_a_campaign_to_resume(tmp_path):
     running = subprocess.Popen(command(directory, "--time", "100", "--jobs", "1"), stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (directory / "campaign.sqlite").exists() and any(directory.glob("findings/*/finding.json")))
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=300)
     assert running.returncode == 130 and "--resume" in said
     assert rows(directory)
 

@@ -44,7 +44,7 @@ def built(tmp_path_factory):
 
 
 def run(*arguments, **options):
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300, **options)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -89,7 +89,7 @@ def test_a_program_that_is_killed_leaves_nothing(built):
             break
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    out, err = server.communicate(timeout=60)
+    out, err = server.communicate(timeout=300)
     assert server.returncode == 128 + signal.SIGKILL and lines == ["ready\n"] and out == ""
     assert "left behind" not in err and "ioctl 0x3b81 = 0" in err
 
@@ -99,7 +99,7 @@ def test_a_command_that_is_told_to_end_takes_its_program_along(built, number):
     server = subprocess.Popen([*COMMAND, "--", "sh", "-c", "echo ready; exec sleep 300"], stdout=-1, text=True)
     assert server.stdout.readline() == "ready\n"
     server.send_signal(number)
-    assert server.communicate(timeout=60)[0] == "", "that it comes back says that nobody has the pipe any more"
+    assert server.communicate(timeout=120)[0] == "", "that it comes back says that nobody has the pipe any more"
     assert server.returncode in (128 + number, -number)
 
 

@@ -47,7 +47,7 @@ class Station:
             self.tx_tail = (self.tx_tail + 1) % SIZE
         self.nic.write(0x4C, 4, self.tx_tail)
 
-    def receive(self, seconds=2.0):
+    def receive(self, seconds=30.0):
         deadline = time.monotonic() + seconds
         while not self.nic.poll(1):
             left = deadline - time.monotonic()

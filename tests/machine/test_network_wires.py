@@ -48,7 +48,7 @@ def check_pong(frame, sequence, payload):
     assert message == struct.pack(">BBHHH", 0, 0, struct.unpack(">H", message[2:4])[0], 0x5056, sequence) + payload
 
 
-def next_frame(wire, ethertype, seconds=2.0):
+def next_frame(wire, ethertype, seconds=30.0):
     """The next frame of the given type; a real kernel may say other things in between."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -47,7 +47,7 @@ def test_a_flush_that_does_nothing_fails_on_a_model_too(name):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pviommu", "conformance", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "pviommu", "conformance", *arguments], capture_output=True, text=True, timeout=300
     )
 
 

@@ -16,7 +16,7 @@ def pviommu(*arguments, env=None):
         [sys.executable, "-c", "from pviommu.__main__ import main; main()", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=env,
     )
 
@@ -136,7 +136,7 @@ def test_help_names_the_commands():
 
 def test_a_reader_that_goes_away_is_not_a_fault_found():
     command = f"{sys.executable} -m pviommu dump | head -c 20; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 141
     assert done.stderr == ""
 
@@ -144,7 +144,7 @@ def test_a_reader_that_goes_away_is_not_a_fault_found():
 def test_output_that_cannot_be_written_is_one_line_and_status_2():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "pviommu", "dump"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            [sys.executable, "-m", "pviommu", "dump"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300
         )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -153,10 +153,7 @@ def test_output_that_cannot_be_written_is_one_line_and_status_2():
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 1.0])
 def test_an_interrupt_at_any_moment_is_one_line_and_status_130(delay):
-    start = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
-        "from pviommu.__main__ import main; print('up', flush=True); main()"
-    )
+    start = "from pviommu.__main__ import main; print('up', flush=True); main()"
     process = subprocess.Popen(
         [sys.executable, "-c", start, "run", "--count", "100000", "--wire", "in-process"],
         stdout=subprocess.PIPE,
@@ -166,7 +163,7 @@ def test_an_interrupt_at_any_moment_is_one_line_and_status_130(delay):
     assert process.stdout.readline() == "up\n"
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=300)
     assert (process.returncode, complaint) == (130, "pviommu: interrupted\n")
 
 
