@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from abi.errno import ENODEV, ENOMEM, ENOSPC, errno_name
+from abi.errno import ENODEV, ENOMEM, ENOSPC, EPERM, errno_name
 from base.units import PAGE_SHIFT
 from guest_driver.linux.iommu import IOMMU_DOMAIN_BLOCKED, IOMMU_DOMAIN_IDENTITY
 from guest_driver.linux.iommu_map import iommu_iova_to_phys
@@ -14,6 +14,7 @@ from testbed.validate.world import World
 CONTRACT: Final[dict[str, tuple[str, Callable[[World, Step], Iterator[str]]]]] = {}
 """Name of the clause to (its prose, what yields where it does not hold)."""
 _PROBE: Final = 0x1234_5000
+_REFUSALS: Final = tuple([("query_capabilities", errno)] for errno in (-EPERM, -ENODEV))
 
 
 def _clause(name: str, prose: str) -> Callable[[Callable[[World, Step], Iterator[str]]], None]:
@@ -36,7 +37,8 @@ def _smaller_arena(world: World, step: Step) -> Iterator[str]:
 
 @_clause("absent", "A hypervisor that refuses to be asked is absent to the guest: the start answers -ENODEV.")
 def _absent(world: World, step: Step) -> Iterator[str]:
-    if step.name == "boot" and _refused(step) == ["query_capabilities"] and step.result != -ENODEV:
+    refused = [(call.name, call.result) for call in step.hypercalls if call.result < 0]
+    if step.name == "boot" and refused in _REFUSALS and step.result != -ENODEV:
         yield f"query_capabilities was refused, the start answers {errno_name(step.result)}"
 
 

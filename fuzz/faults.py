@@ -6,7 +6,8 @@ empty one counts what is reached and lets nothing fail.  It finds every place, t
 included; the quicker operation ``fail`` counts allocations and flushes alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from fuzz import events
@@ -56,6 +57,15 @@ class PlannedFaults(Faults):
         if kind in COPIES:
             self.copy = kind
         return True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is no part of the program: nothing fails, and no place is counted."""
+        self._places.plan = None
+        try:
+            yield
+        finally:
+            self._places.plan = self
 
     def remove(self) -> None:
         """Nothing fails any more."""

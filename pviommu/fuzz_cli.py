@@ -69,9 +69,10 @@ def fuzz(
         )
     if level not in LEVELS:
         raise UsageError(f"unknown level {level!r}; there are: {', '.join(LEVELS)}")
-    if engine in ("greybox", "raw", "together") and level == "driver":
+    if engine in ("raw", "together") and level == "driver":
         raise UsageError(
-            f"--engine {engine} takes programs of hypercalls; at driver level there are swarm, differential"
+            f"--engine {engine} is for hypercalls: at driver level a guest kernel makes them, and there are swarm, "
+            "greybox and differential"
         )
     names = backend_list(backend)
     if resume:

@@ -2,8 +2,8 @@
 """Programs that made something new happen are kept, and later ones are made out of them.
 
 New is an outcome (operation, answer, events) that no program had, or a block of the code under test that none had run
-(:mod:`fuzz.blocks`).  For programs of hypercalls: those of driver level have rules (free what was allocated, unmap what
-was mapped) that a piece put elsewhere breaks.
+(:mod:`fuzz.blocks`).  At driver level that code is the guest's too, and what is put together keeps the rules of that
+level (:mod:`fuzz.driver_mutate`).
 """
 
 import random
@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Final
 
 from fuzz.blocks import Blocks
+from fuzz.driver_mutate import DriverMutator
 from fuzz.engines.engine import Hit
 from fuzz.engines.swarm import FULL_EVERY, LENGTH, Swarm
 from fuzz.mutate import Mutator
@@ -58,14 +59,18 @@ class Greybox(Swarm):
     def __init__(self, over: list[Bench], seed: int, sabotage: Callable[[TestBed], None] | None = None) -> None:
         super().__init__(over, seed, sabotage)
         self.kept: Final = [
-            _Kept(Mutator(source, seed * 1_000_003 + k), seed * 1_000_003 + k)
-            for k, source in enumerate(self._generators)
+            _Kept(
+                (DriverMutator if runner.bench.level == "driver" else Mutator)(source, seed * 1_000_003 + k),
+                seed * 1_000_003 + k,
+            )
+            for k, (runner, source) in enumerate(zip(self.runners, self._generators))
         ]
         """One for each bench."""
 
     def findings(self, seconds: float, max_ops: int | None = None) -> Iterator[Hit | None]:
         """See :class:`fuzz.engines.engine.Engine`."""
-        blocks = Blocks(("hypervisor",))
+        driver = any(runner.bench.level == "driver" for runner in self.runners)
+        blocks = Blocks(("hypervisor", "guest_driver") if driver else ("hypervisor",))
         try:
             end = monotonic() + seconds
             while monotonic() < end and (max_ops is None or self.ops < max_ops):

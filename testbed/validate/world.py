@@ -7,6 +7,7 @@ The guest boots anew for each program from a snapshot of the machine, which take
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Final
 
@@ -85,8 +86,9 @@ class World:
 
     def _forget(self) -> None:
         testbed = self.testbed
-        self.faults = FaultyHypercalls(testbed.hypercalls, testbed.xen.abi, testbed.vcpu.memory)
-        self.port: ObservedHypercalls = ObservedHypercalls(self.faults, testbed.xen.abi, testbed.vcpu.memory)
+        memory = copy(testbed.vcpu.memory)  # who looks on is not met by failures that are put into the vCPU's own
+        self.faults = FaultyHypercalls(testbed.hypercalls, testbed.xen.abi, memory)
+        self.port: ObservedHypercalls = ObservedHypercalls(self.faults, testbed.xen.abi, memory)
         self.port.watch = self._heard
         self.kernel: GuestKernel | None = None
         self.domains: dict[int, XenIommuDomain] = {}

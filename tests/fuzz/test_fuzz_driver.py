@@ -4,8 +4,11 @@
 import pytest
 
 from fuzz.driver_contract import CONTRACT
+from fuzz.driver_mutate import legal
 from fuzz.driver_run import DriverRunner
-from fuzz.program import Bench, parse
+from fuzz.engines.fail_nth import FailNth
+from fuzz.engines.greybox import Greybox
+from fuzz.program import Bench, Program, parse
 from fuzz.verbs import ProgramError
 
 FAULTS = {
@@ -58,10 +61,11 @@ def test_what_is_known_is_passed_over_and_stands_in_the_bench_line():
         runner(known="oops/boot/0")
 
 
-def test_a_device_that_cannot_be_moved_explains_a_context_that_cannot_be_freed():
+@pytest.mark.parametrize("groups", ["own", "shared"])
+def test_a_device_that_cannot_be_moved_explains_where_it_is_and_a_context_that_cannot_be_freed(groups):
     text = (
-        "domain_alloc domain=0 nic\ndomain_attach domain=0 copier\nfail_call reattach_device errno=ENOMEM\n"
-        "domain_detach domain=0 copier\nshutdown"
+        f"boot groups={groups}\ndomain_alloc domain=0 nic\ndomain_attach domain=0 copier\n"
+        "fail_call reattach_device errno=ENOMEM\ndomain_detach domain=0 copier\nshutdown"
     )
     assert runner().run(ops(text)) is None
 
@@ -73,3 +77,42 @@ def test_other_buffers_of_a_domain_explain_iovas_in_use():
 
 def test_an_oracle_of_programs_does_not_expect_an_arena_without_contexts():
     assert runner().run(ops("fail_call init errno=ENOMEM\nboot hide=contexts")) is None
+
+
+def test_a_number_in_use_is_given_to_nothing_else():
+    text = "domain_alloc domain=0 nic\ndomain_alloc domain=0 nic\nshutdown"
+    told = []
+    assert runner().run(ops(text), told=told) is None
+    assert told[1] == "EBUSY"
+
+
+def test_every_place_of_a_program_fails_once_and_explains_what_it_does():
+    text = (
+        "domain_alloc domain=0 copier\ndomain_attach domain=0 copier\niommu_map domain=0 iova=0x40000000 frames=near\n"
+        "dma copier at=0x40000\niommu_unmap domain=0 iova=0x40000000\ndma copier at=0x40000"
+    )
+    bench = Bench("smmuv3", "v3-fixed", "pv", level="driver")
+    sweep = FailNth(Program(bench, ops(text)))
+    assert {"copy-in", "arena", "confirm"} <= set(sweep.reached)
+    assert [run for run in sweep.runs() if run.finding is not None] == []
+
+
+def test_programs_put_together_keep_the_rules_of_their_level():
+    pieces = (
+        "boot\ndomain_alloc domain=3 nic\niommu_map domain=0 iova=0x1000 frames=near\nboot\n"
+        "dma_map_page slot=1 nic bytes=1\ndma_map_page slot=1 nic bytes=2\ndma_unmap_page slot=9\nshutdown\n"
+        "dma_unmap_sg slot=1\ndomain_free domain=3\ndomain_attach domain=3 nic\nshutdown"
+    )
+    kept = (
+        "boot\ndomain_alloc domain=3 nic\niommu_map domain=3 iova=0x1000 frames=near\n"
+        "dma_map_page slot=1 nic bytes=1\ndma_map_page slot=2 nic bytes=2\ndma_unmap_page slot=2\n"
+        "domain_free domain=3\nshutdown"
+    )
+    assert legal(ops(pieces)) == ops(kept)
+
+
+def test_greybox_makes_programs_of_driver_level_out_of_others_and_is_quiet():
+    engine = Greybox([Bench("vtd", "v7-fixed", "pv", level="driver")], 1)
+    assert [hit for hit in engine.findings(600, max_ops=250) if hit is not None] == []
+    (kept,) = engine.kept
+    assert 0 < len(kept.programs) < engine.programs and kept.blocks.bit_count() > 200
