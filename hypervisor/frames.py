@@ -11,6 +11,7 @@ from typing import Final
 
 from base.units import DomId, Mfn
 from hypervisor.errors import XenBug
+from hypervisor.words import LONGEST, lowered, raised
 
 DOMID_IO: Final = DomId(0x7FF1)
 DOMID_XEN: Final = DomId(0x7FF2)
@@ -71,29 +72,34 @@ class FrameTable:
         if run == array("Q", [run[0]]) * count:  # as is usual: all are held alike
             refs[mfn : mfn + count] = array("Q", [run[0] + ref]) * count
         else:
-            refs[mfn : mfn + count] = array("Q", [held + ref for held in run])
+            for at in range(0, count, LONGEST):
+                part = run[at : at + LONGEST]
+                refs[mfn + at : mfn + at + len(part)] = array("Q", raised(part.tobytes(), ref))
 
     def put(self, mfn: int, count: int, ref: int) -> None:
         """Drop what :meth:`get` took.  Dropping what nobody holds is a :class:`XenBug`."""
         refs = self.refs
-        left = refs[mfn] - ref
-        if left < 0 or not left & _COUNT_MASK:
-            self._last_reference(mfn, left)
-        elif count == 1:
-            refs[mfn] = left
+        held = refs[mfn]
+        left = held - ref
+        lasting = left > 0 and left & _COUNT_MASK
+        if count == 1:
+            if lasting:
+                refs[mfn] = left
+            else:
+                self._last_reference(mfn, left)
             return
-        else:
-            run = refs[mfn : mfn + count]
-            if run == array("Q", [run[0]]) * count:
-                refs[mfn : mfn + count] = array("Q", [left]) * count
-                return
-            counts = [held - ref for held in run]
-            if min(counts) > 0 and all(number & _COUNT_MASK for number in counts):  # nobody drops the last one
-                refs[mfn : mfn + count] = array("Q", counts)
-                return
-            refs[mfn] = left
-        for other in range(mfn + 1, mfn + count):
-            self.put(other, 1, ref)
+        run = refs[mfn : mfn + count]
+        if lasting and run == array("Q", [held]) * count:
+            refs[mfn : mfn + count] = array("Q", [left]) * count
+            return
+        for at in range(0, count, LONGEST):
+            part = run[at : at + LONGEST]
+            counts = lowered(part.tobytes(), ref & _COUNT_MASK, ref >> 32)
+            if counts is not None:  # nobody drops the last one
+                refs[mfn + at : mfn + at + len(part)] = array("Q", counts)
+            else:
+                for other in range(mfn + at, mfn + at + len(part)):
+                    self.put(other, 1, ref)
 
     def disown(self, mfn: int) -> bool:
         """Drop the reference with which ``mfn`` was allocated; ``False`` if that happened before."""
@@ -110,12 +116,6 @@ class FrameTable:
     def writable_count(self, mfn: int) -> int:
         """Writable type references that ``mfn`` holds."""
         return self.refs[mfn] >> 32
-
-    def owned(self, mfn: int, count: int, owner: int) -> bool:
-        """Whether ``owner`` owns all of ``count`` frames from ``mfn``."""
-        if count == 1:
-            return self.owner[mfn] == owner
-        return self.owner[mfn : mfn + count] == array("H", [owner]) * count
 
     def has_pagetable(self, mfn: int, count: int) -> bool:
         """Whether any of ``count`` frames from ``mfn`` is a PV page table."""

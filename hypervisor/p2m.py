@@ -11,6 +11,7 @@ from array import array
 from typing import Final, Protocol
 
 from hypervisor.frames import DOMID_IO, FrameTable
+from hypervisor.words import alike
 
 # What a guest frame is: the types of Xen's p2m that the PV-IOMMU tells apart.  Plain ints, because every page
 # that is mapped is asked for its kind.
@@ -101,11 +102,8 @@ class P2m:
         delta, kind = self._delta[gfn], self._kind[gfn]
         if limit == 1:
             return gfn + delta, kind, 1
-        limit = min(limit, self.size - gfn)
-        deltas, kinds = self._delta[gfn : gfn + limit], self._kind[gfn : gfn + limit]
-        if deltas != array("q", [delta]) * limit or kinds != bytes([kind]) * limit:
-            limit = next(k for k in range(limit) if deltas[k] != delta or kinds[k] != kind)
-        return gfn + delta, kind, limit
+        limit = alike(self._kind, gfn, min(limit, self.size - gfn))
+        return gfn + delta, kind, alike(self._delta, gfn, limit)
 
     def ram(self, gfn: int, write: bool) -> int:
         if gfn >= self.size:
@@ -156,10 +154,7 @@ class PvFrames:
         kind = MMIO if owner == DOMID_IO else RAM_RW
         if limit == 1:
             return gfn, kind, 1
-        limit = min(limit, frames.frames - gfn)
-        if not frames.owned(gfn, limit, owner):
-            limit = next(k for k in range(limit) if self._owner[gfn + k] != owner)
-        return gfn, kind, limit
+        return gfn, kind, alike(self._owner, gfn, min(limit, frames.frames - gfn))
 
     def ram(self, gfn: int, write: bool) -> int:
         if gfn >= self._frames.frames or self._owner[gfn] != self._domid:

@@ -319,9 +319,6 @@ class PostedPageTable(PageTable):
             else:
                 yield from self._leaves((entry & ADDRESS_MASK) >> 3, 512, level - 1, here)
 
-    def leaves_from_first(self) -> Iterator[tuple[int, int, int]]:
-        return iter(list(self.leaves()))
-
     def empty_some(self, budget: int, changes: Changes) -> bool:
         """Teardown: everything at once, without touching an entry."""
         if not self.root:

@@ -15,15 +15,17 @@ What the callers rely on:
   them, and drops the frames' references, after hardware has been told.
 """
 
+import itertools
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from operator import ne
 from types import MappingProxyType
 from typing import Final, Protocol
 
 from abi.errno import EADDRINUSE, ENOENT, ENOMEM
 from hypervisor.errors import XenBug
 from hypervisor.pagetable.format import ADDRESS_MASK, Format
+from hypervisor.words import ladder, leading_zeros
 from machine.memory import PhysicalMemory
 
 _ZEROS: Final = array("Q", [0]) * 512
@@ -134,6 +136,21 @@ class PageTable:
             level -= 1
             word = ((entry & ADDRESS_MASK) >> 3) + (dfn >> _LEVEL_SHIFT[level] & 511)
 
+    def vacant(self, dfn: int, pages: int) -> int:
+        """How many of ``pages`` pages from ``dfn`` on come before the first that is seen to be mapped by a look at
+        last-level tables alone: what lies under a superpage counts as vacant here."""
+        done = 0
+        while done < pages:
+            index = dfn + done & 511
+            run = min(pages - done, 512 - index)
+            table = self._level1.get(dfn + done >> 9)
+            if table is not None:
+                present = self._words[table + index : table + index + run]
+                if present != _ZEROS_VIEW[:run]:
+                    return done + leading_zeros(present)
+            done += run
+        return done
+
     # ------------------------------------------------------------------------------------------------- map
 
     def map(self, dfn: int, mfn: int, count: int, bits: int, changes: Changes) -> tuple[int, int]:
@@ -184,9 +201,8 @@ class PageTable:
             if words[word]:
                 return 0, -EADDRINUSE
         else:
-            present = words[word : word + run]
-            if present != _ZEROS_VIEW[:run]:
-                run = next(k for k, entry in enumerate(present) if entry)
+            if words[word : word + run] != _ZEROS_VIEW[:run]:
+                run = leading_zeros(words[word : word + run])
                 error = -EADDRINUSE
                 if not run:
                     return 0, error
@@ -197,7 +213,7 @@ class PageTable:
         if run == 1:
             words[word] = leaf
         else:
-            words[word : word + run] = array("Q", range(leaf, leaf + (run << 12), 4096))
+            words[word : word + run] = array("Q", ladder(leaf, 4096, run))
         if self.written is not None:
             self.written(word, run)
         changes.added = True
@@ -292,7 +308,7 @@ class PageTable:
             return
         if words[(table << 9) + 511] != first + 511 * step:
             return
-        if words[table << 9 : (table << 9) + 512] != memoryview(array("Q", range(first, first + 512 * step, step))):
+        if words[table << 9 : table + 1 << 9].tobytes() != ladder(first, step, 512):
             return
         base = dfn >> span << span
         parent = self._entry_above(base, level + 1)
@@ -370,17 +386,21 @@ class PageTable:
             words[word] = 0
             changes.removed.append(((entry & ADDRESS_MASK) >> 12, 1, entry))
         else:
-            entries = words[word : word + run].tolist()
-            if 0 in entries:
-                run = entries.index(0)
-                error = -ENOENT
-                if not run:
-                    return 0, error
-                del entries[run:]
+            first = words[word]
+            if not first:
+                return 0, -ENOENT
+            if words[word : word + run].tobytes() == ladder(first, 4096, run):
+                changes.removed.append(((first & ADDRESS_MASK) >> 12, run, first))
+            else:
+                entries = words[word : word + run].tolist()
+                if 0 in entries:
+                    run = entries.index(0)
+                    error = -ENOENT
+                    del entries[run:]
+                self._collect(entries, changes)
             if not self._touched[frame]:
                 self._memory.touch(frame)
             words[word : word + run] = _ZEROS_VIEW[:run]
-            self._collect(entries, changes)
         if self.written is not None:
             self.written(word, run)
         changes.modified = True
@@ -422,20 +442,13 @@ class PageTable:
     @staticmethod
     def _collect(entries: list[int], changes: Changes) -> None:
         """Note the frames of 4 KiB leaves, as few runs as they form."""
-        start = entries[0]
-        if entries[-1] - start == (len(entries) - 1) << 12 and entries == list(
-            range(start, start + (len(entries) << 12), 4096)
-        ):
-            changes.removed.append(((start & ADDRESS_MASK) >> 12, len(entries), start))
-            return
-        length = 1
-        for previous, entry in pairwise(entries):
-            if entry == previous + 4096:
-                length += 1
-            else:
-                changes.removed.append(((start & ADDRESS_MASK) >> 12, length, start))
-                start, length = entry, 1
-        changes.removed.append(((start & ADDRESS_MASK) >> 12, length, start))
+        first, end = 0, len(entries)
+        while first < end:
+            start = entries[first]
+            differs = map(ne, itertools.islice(entries, first, None), itertools.count(start, 4096))
+            stop = next(itertools.compress(itertools.count(first), differs), end)
+            changes.removed.append(((start & ADDRESS_MASK) >> 12, stop - first, start))
+            first = stop
 
     def _remove_leaf(self, dfn: int, word: int, entry: int, level: int, changes: Changes) -> None:
         """Remove a whole superpage and the deposits that stood by for splitting it."""
@@ -509,7 +522,7 @@ class PageTable:
             self._memory.touch(table)
         first = self.format.at_level(entry, level, level - 1)
         step = 4096 << _LEVEL_SHIFT[level - 1]
-        self._words[table << 9 : (table << 9) + 512] = array("Q", range(first, first + 512 * step, step))
+        self._words[table << 9 : table + 1 << 9] = array("Q", ladder(first, step, 512))
         if self.written is not None:
             self.written(table << 9, 512)
         self._used[table] = 512
@@ -538,43 +551,62 @@ class PageTable:
                 yield from self._leaves((entry & ADDRESS_MASK) >> 3, 512, level - 1, here)
 
     def empty_some(self, budget: int, changes: Changes) -> bool:
-        """Remove leaves from the front until about ``budget`` entries are gone; ``True`` once the tree is empty."""
-        leaves = self.leaves_from_first()
-        for dfn, _, order in leaves:
+        """Remove leaves from the front until ``budget`` entries are gone; ``True`` once the tree is empty."""
+        dfn = 0
+        while (found := self._first_leaf(dfn)) is not None:
             if budget <= 0:
                 return False
-            if order:
-                removed, error = self.unmap(dfn, 1 << order, changes)
-                expected = 1 << order
+            dfn, word, level = found
+            if level > 1:
+                self._remove_leaf(dfn, word, self._words[word], level, changes)
                 budget -= 1
-            else:  # a run under one table goes at once
-                index = dfn & 511
-                word = self._level1[dfn >> 9] + index
-                expected = _run_length(self._words[word : word + min(budget, 512 - index)])
-                removed, error = self._unmap_pages(dfn, word, expected, changes)
-                budget -= expected
-            if error or removed != expected:
-                raise XenBug(f"teardown met a hole at dfn {dfn:#x}")
+            else:
+                budget -= self._empty_table(dfn, word, budget, changes)
         return True
 
-    def leaves_from_first(self) -> Iterator[tuple[int, int, int]]:
-        """Like :meth:`leaves`, but valid while the caller removes what it was given."""
+    def _first_leaf(self, dfn: int) -> tuple[int, int, int] | None:
+        """(its dfn, its word, its level) of the first leaf that ends behind ``dfn``."""
         words, fmt = self._words, self.format
-        dfn = 0
+        kind_mask, leaf_kind = fmt.kind_mask, fmt.leaf_kind
         end = self.root_frames << 9 + _LEVEL_SHIFT[self.levels]
         while dfn < end:
             level = self.levels
             word = (self.root << 9) + (dfn >> _LEVEL_SHIFT[level])
-            while (entry := words[word]) and not fmt.is_leaf(entry, level):
+            while entry := words[word]:
+                if level == 1 or entry & kind_mask == leaf_kind:
+                    return dfn & -(1 << _LEVEL_SHIFT[level]), word, level
                 level -= 1
                 word = ((entry & ADDRESS_MASK) >> 3) + (dfn >> _LEVEL_SHIFT[level] & 511)
             span = 1 << _LEVEL_SHIFT[level]
-            dfn &= -span
-            if entry:
-                yield dfn, entry, _LEVEL_SHIFT[level]
-            elif level == 1:
-                span = _gap_length(words[word : (word | 511) + 1])
-            dfn += span
+            dfn = (dfn & -span) + span * leading_zeros(words[word : (word | 511) + 1])
+        return None
+
+    def _empty_table(self, dfn: int, word: int, budget: int, changes: Changes) -> int:
+        """Clear up to ``budget`` entries of a level 1 table whose first one is at ``word``; returns how many."""
+        frame, words = word >> 9, self._words
+        used = self._used[frame]
+        end = frame + 1 << 9
+        entries = words[word:end].tolist()
+        if budget < used:
+            filled = [k for k, entry in enumerate(entries) if entry]
+            del entries[filled[budget - 1] + 1 :]
+            end = word + len(entries)
+        cleared = min(budget, used)
+        if cleared < len(entries):
+            entries = [entry for entry in entries if entry]
+        if len(entries) != cleared:
+            raise XenBug(f"table {frame:#x} does not have the {used} entries that it was counted to have")
+        self._collect(entries, changes)
+        if not self._touched[frame]:
+            self._memory.touch(frame)
+        words[word:end] = _ZEROS_VIEW[: end - word]
+        if self.written is not None:
+            self.written(word, end - word)
+        changes.modified = True
+        self._used[frame] = used - cleared
+        if used == cleared:
+            self._prune(dfn, frame, 1, changes)
+        return cleared
 
     def save(self) -> object:
         """The bookkeeping beside the tables, whose bytes the memory's own snapshot keeps."""
@@ -585,17 +617,6 @@ class PageTable:
         self._used = dict(used)  # type: ignore[has-type]
         self._level1 = dict(level1)  # type: ignore[has-type]
         self._deposits = dict(deposits)  # type: ignore[has-type]
-
-
-def _run_length(entries: memoryview) -> int:
-    """How many entries come before the first empty one."""
-    listed = entries.tolist()
-    return listed.index(0) if 0 in listed else len(listed)
-
-
-def _gap_length(entries: memoryview) -> int:
-    """How many empty entries come first."""
-    return next((k for k, entry in enumerate(entries.tolist()) if entry), len(entries))
 
 
 _ZEROS_VIEW: Final = memoryview(_ZEROS)

@@ -8,6 +8,7 @@ from hypervisor.domain import Domain
 from hypervisor.frames import DOMID_IO, DOMID_NONE, DOMID_XEN, REF, WRITABLE_REF, FrameTable
 from hypervisor.p2m import IS_OTHERS, IS_RAM, IS_READ_ONLY, MMIO, RAM_PAGED
 from hypervisor.profile import Profile
+from hypervisor.words import alike
 
 _NOBODY_TO_ASK: Final = frozenset({DOMID_IO, DOMID_XEN, DOMID_NONE})
 
@@ -40,8 +41,8 @@ def frame_rights(
         others = profile.maps_foreign and domain.hardware and (domain.pv or IS_OTHERS[kind])
         if not others or owner in _NOBODY_TO_ASK:
             return mfn, 0, 0, -EPERM
-    if count > 1 and not frames.owned(mfn, count, owner):
-        count = next(k for k in range(count) if frames.owner[mfn + k] != owner)
+    if count > 1:
+        count = alike(frames.owner, mfn, count)
     if not (domain.pv and write):
         return mfn, count, REF, 0
     if frames.pagetable[mfn]:

@@ -16,7 +16,7 @@ for the rest with flush_pages, before a device uses the range.
 
 from typing import TYPE_CHECKING, Final
 
-from abi.errno import E2BIG, EADDRNOTAVAIL, EINVAL, ENOENT
+from abi.errno import E2BIG, EADDRINUSE, EADDRNOTAVAIL, EINVAL, ENOENT
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IommuContext
@@ -73,10 +73,16 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
         if error:
             break
         if reference:
-            frames.get(mfn, count, reference)
-            step, error = table.map(dfn + done, mfn, count, bits | xen.referenced, changes)
-            if step != count:
-                frames.put(mfn + step, count - step, reference)
+            vacant = table.vacant(dfn + done, count)
+            if vacant:
+                frames.get(mfn, vacant, reference)
+                step, error = table.map(dfn + done, mfn, vacant, bits | xen.referenced, changes)
+                if step != vacant:
+                    frames.put(mfn + step, vacant - step, reference)
+            else:
+                step = 0
+            if vacant != count and not error:
+                error = -EADDRINUSE
         else:
             step, error = table.map(dfn + done, mfn, count, bits, changes)
         done += step

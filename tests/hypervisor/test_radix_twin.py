@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from radix_twin import BLOCK, FORMATS, GIGA, Pair, frame_table
 
 from hypervisor.iommu.pool import Arena, HeapPool
+from hypervisor.pagetable.format import ADDRESS_MASK
 from hypervisor.pagetable.radix import Changes
 
 EADDRINUSE, ENOENT, ENOMEM = -98, -2, -12
@@ -84,6 +85,52 @@ def test_every_result_error_leaf_and_table_is_the_twins(fmt, shape, size, data):
         for page in touched:
             pair.check_page(page)
     pair.check_all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(fmt=st.sampled_from(FORMATS), shape=SHAPES, budget=st.sampled_from([1, 7, 100, 511, 1024]), data=st.data())
+def test_teardown_takes_leaves_from_the_front_as_far_as_its_budget_goes(fmt, shape, budget, data):
+    pair = Pair(fmt, size=64, **shape)
+    play(pair, data.draw(operations(limit_of(shape))))
+    left = list(pair.table.leaves())
+    empty = False
+    while not empty:
+        changes = Changes()
+        empty = pair.table.empty_some(budget, changes)
+        gone, left = left[:budget], left[budget:]
+        assert list(pair.table.leaves()) == left
+        assert empty == (not left)
+        assert changes.modified == bool(gone)
+        removed = [
+            (mfn + k, entry & (pair.format.read | pair.format.write | pair.format.referenced))
+            for mfn, pages, entry in changes.removed
+            for k in range(pages)
+        ]
+        expected = [
+            (
+                ((entry & ADDRESS_MASK) >> 12) + k,
+                entry & (pair.format.read | pair.format.write | pair.format.referenced),
+            )
+            for _, entry, order in gone
+            for k in range(1 << order)
+        ]
+        assert removed == expected
+        for table in changes.tables:
+            pair.pool.free(table)
+    assert pair.table.tables == pair.table.root_frames
+    assert pair.pool.used == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(fmt=st.sampled_from(FORMATS), shape=SHAPES, data=st.data())
+def test_what_is_not_vacant_is_mapped_and_what_is_before_it_is_not(fmt, shape, data):
+    pair = Pair(fmt, size=64, **shape)
+    steps = data.draw(operations(limit_of(shape)))
+    play(pair, steps)
+    for _, dfn, count, *_ in steps:
+        vacant = pair.table.vacant(dfn, count)
+        assert vacant == count or pair.table.lookup(dfn + vacant) is not None
+        assert all((pair.table.lookup(dfn + k) or (0, 0, 9))[2] for k in range(vacant))
 
 
 @settings(max_examples=40, deadline=None)
