@@ -42,6 +42,6 @@ class MessageInterrupts:
         return (self.delivered, self.spurious, dict(self._handlers))
 
     def restore(self, state: object) -> None:
-        self.delivered, self.spurious, handlers = cast(tuple[int, int, dict[int, Callable[[], None]]], state)
+        self.delivered, self.spurious, handlers = cast("tuple[int, int, dict[int, Callable[[], None]]]", state)
         self._handlers.clear()
         self._handlers.update(handlers)

@@ -179,7 +179,7 @@ class Smmuv3Backend:
     def _streams_of(self, device: PciDevice) -> tuple[Stream, ...] | None:
         """The streams of all requester ids, ``None`` if one is behind no unit."""
         if device.hw is not None:
-            return cast(tuple[Stream, ...], device.hw)
+            return cast("tuple[Stream, ...]", device.hw)
         streams = []
         for requester in device.requester_ids:
             unit = self._unit_of(requester)
@@ -408,7 +408,7 @@ class Smmuv3Backend:
         return (dict(self._owners), set(self._unsure), self.caches.save(), [unit.save() for unit in self.units])
 
     def restore(self, state: object) -> None:
-        owners, unsure, caches, units = cast(tuple[dict[Stream, IommuContext], set[Stream], Any, list[Any]], state)
+        owners, unsure, caches, units = cast("tuple[dict[Stream, IommuContext], set[Stream], Any, list[Any]]", state)
         self._owners = dict(owners)
         self._unsure = set(unsure)
         self.caches.restore(caches)

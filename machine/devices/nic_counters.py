@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a network card has counted, by the names that its reports use."""
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 
 
 @dataclass(slots=True)
@@ -27,5 +27,5 @@ class NicCounters:
         return astuple(self)
 
     def restore(self, state: tuple[int, ...]) -> None:
-        for field, value in zip(fields(self), state):
-            setattr(self, field.name, value)
+        for name, value in zip(self.__slots__, state):
+            setattr(self, name, value)

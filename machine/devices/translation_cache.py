@@ -55,7 +55,7 @@ class TranslationCache:
         return (self.answering, self._entries.save())
 
     def restore(self, state: object) -> None:
-        self.answering, entries = cast(tuple[bool, object], state)
+        self.answering, entries = cast("tuple[bool, object]", state)
         self._entries.restore(entries)
 
     def reset(self) -> None:

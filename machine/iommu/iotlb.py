@@ -133,7 +133,7 @@ class IoTlb(Generic[Entry]):
         return (self._size, {tag: (dict(s[0]), dict(s[1]), dict(s[2])) for tag, s in self._tags.items()})
 
     def restore(self, state: object) -> None:
-        size, tags = cast(tuple[int, dict[Hashable, _Sizes[Entry]]], state)
+        size, tags = cast("tuple[int, dict[Hashable, _Sizes[Entry]]]", state)
         self._size = size
         self._tags = {tag: (dict(s[0]), dict(s[1]), dict(s[2])) for tag, s in tags.items()}
 

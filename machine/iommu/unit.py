@@ -77,6 +77,11 @@ class Counters:
     commands: dict[str, int] = field(default_factory=dict)
     """Invalidation descriptors or commands executed, by the manual's name."""
 
+    def clear(self) -> None:
+        self.iotlb_hits = self.iotlb_misses = 0
+        self.config_hits = self.config_misses = self.faults = 0
+        self.commands.clear()
+
 
 class IommuUnit(Registers, Protocol):
     """One IOMMU.  ``read``/``write`` are its registers, from the start of its register block."""

@@ -100,7 +100,7 @@ class ContextTable:
         return (dict(self.cached), dict(self._l1))
 
     def restore(self, state: object) -> None:
-        cached, l1 = cast(tuple[dict[tuple[int, int], Context], dict[tuple[int, int, int], int]], state)
+        cached, l1 = cast("tuple[dict[tuple[int, int], Context], dict[tuple[int, int, int], int]]", state)
         self.cached.clear()
         self.cached.update(cached)
         self._l1.clear()

@@ -210,7 +210,7 @@ class Invalidations:
         return self._forget_address(low, high, [tag for tag in self._tags1() if tag[0] == world])
 
     def _tags1(self) -> list[Stage1Tag]:
-        return cast(list[Stage1Tag], list({*self._tlb1.tags(), *self._tables1.tags()}))
+        return cast("list[Stage1Tag]", list({*self._tlb1.tags(), *self._tables1.tags()}))
 
     def _forget1(self, tags: Iterator[Stage1Tag]) -> None:
         for tag in tags:

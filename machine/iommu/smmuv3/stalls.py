@@ -131,7 +131,7 @@ class Stalls:
         return (dict(self._waiting), list(self._unrecorded), self._next)
 
     def restore(self, state: object) -> None:
-        waiting, unrecorded, self._next = cast(tuple[dict[int, Stalled], list[Stalled], int], state)
+        waiting, unrecorded, self._next = cast("tuple[dict[int, Stalled], list[Stalled], int]", state)
         self._waiting.clear()
         self._waiting.update(waiting)
         self._unrecorded[:] = unrecorded

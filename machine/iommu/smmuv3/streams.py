@@ -147,7 +147,7 @@ class StreamTable:
         return (dict(self.cached), dict(self.translating), dict(self._l1))
 
     def restore(self, state: object) -> None:
-        cached, translating, l1 = cast(tuple[dict[int, Stream], dict[int, tuple[int, int]], dict[int, int]], state)
+        cached, translating, l1 = cast("tuple[dict[int, Stream], dict[int, tuple[int, int]], dict[int, int]]", state)
         self.invalidate_range(0, ALL_STREAMS)
         self.cached.update(cached)
         self.translating.update(translating)

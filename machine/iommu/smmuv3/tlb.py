@@ -110,7 +110,7 @@ class WalkCache(Generic[Tag, Pointer]):
             if victims is None:
                 return None
             for position in victims if tables else ():
-                _evict(cast(Iterable[dict[int, Pointer]], tables), position)
+                _evict(cast("Iterable[dict[int, Pointer]]", tables), position)
         if tables is None:
             tables = self._tags[tag] = ({}, {}, {})
         return tables
@@ -144,7 +144,7 @@ class WalkCache(Generic[Tag, Pointer]):
         return {tag: (dict(t[0]), dict(t[1]), dict(t[2])) for tag, t in self._tags.items()}
 
     def restore(self, state: object) -> None:
-        saved = cast(dict[Tag, tuple[dict[int, Pointer], dict[int, Pointer], dict[int, Pointer]]], state)
+        saved = cast("dict[Tag, tuple[dict[int, Pointer], dict[int, Pointer], dict[int, Pointer]]]", state)
         self._tags = {tag: (dict(t[0]), dict(t[1]), dict(t[2])) for tag, t in saved.items()}
 
 

@@ -313,7 +313,4 @@ class Smmuv3Unit:
         if self.config.pri:
             self.pri.refresh()
         self._select()
-        counters = self.counters
-        counters.iotlb_hits = counters.iotlb_misses = 0
-        counters.config_hits = counters.config_misses = counters.faults = 0
-        counters.commands.clear()
+        self.counters.clear()

@@ -6,7 +6,6 @@ chapter 3; each chapter has its own file beside this one.
 """
 
 from collections import defaultdict
-from dataclasses import fields
 from typing import Final, NamedTuple
 
 from machine.iommu.ats import Completion, InvalidationPort
@@ -333,8 +332,4 @@ class VtdUnit:
         self.view.restore(state.view)
         self.scalable.restore(state.scalable)
         self._choose_mode()
-        fresh = Counters()
-        for field in fields(Counters):
-            if field.name != "commands":
-                setattr(self.counters, field.name, getattr(fresh, field.name))
-        self.counters.commands.clear()
+        self.counters.clear()

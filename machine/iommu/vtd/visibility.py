@@ -72,7 +72,7 @@ class UncachedView(View):
         return {frame: self._map[frame << PAGE_SHIFT : frame + 1 << PAGE_SHIFT] for frame in self._frames}
 
     def restore(self, state: object) -> None:
-        saved = cast(dict[int, bytes], state)
+        saved = cast("dict[int, bytes]", state)
         for frame in self._frames - saved.keys():
             self._map[frame << PAGE_SHIFT : frame + 1 << PAGE_SHIFT] = bytes(PAGE_SIZE)
         for frame, content in saved.items():
@@ -114,7 +114,7 @@ class BufferedView(View):
 
     def restore(self, state: object) -> None:
         self._seen.clear()
-        self._seen.update({frame: list(words) for frame, words in cast(dict[int, list[int]], state).items()})
+        self._seen.update({frame: list(words) for frame, words in cast("dict[int, list[int]]", state).items()})
 
     def _read(self, frame: int) -> list[int]:
         return self._memory[frame * WORDS_PER_FRAME : (frame + 1) * WORDS_PER_FRAME].tolist()
