@@ -95,8 +95,9 @@ def take_apart(program: Program) -> Parts:
 class Concurrent:
     """One program of several vCPUs, run under as many schedules as wanted."""
 
-    def __init__(self, program: Program) -> None:
-        """``ProgramError`` for a program that cannot be run at once, or breaks a clause before it gets there."""
+    def __init__(self, program: Program, looked_at: bool = False) -> None:
+        """``ProgramError`` for a program that cannot be run at once, or breaks a clause before it gets there;
+        ``looked_at``: it is known not to."""
         if program.bench.level == "driver" or program.bench.against:
             raise ProgramError("schedules are explored of hypercalls on one machine")
         self.parts: Final = take_apart(program)
@@ -104,8 +105,8 @@ class Concurrent:
         runner = Runner(self.program.bench)
         self._target: Final = runner.target
         runner.begin()
-        for operation in self.parts.before:
-            _, broken = runner.step(operation)
+        for k, operation in enumerate(self.parts.before, 1):
+            _, broken = runner.step(operation, sweep=not looked_at and k == len(self.parts.before))
             if broken is not None:
                 raise ProgramError(f"{format_op(operation)} breaks {broken} before the vCPUs start")
         self.bed: Final = runner.bed
@@ -146,8 +147,8 @@ class Concurrent:
 
     # ------------------------------------------------------------------------------------------------------ runs
 
-    def attempt(self, schedule: Chooser | str) -> Attempt:
-        """One run and what it breaks."""
+    def attempt(self, schedule: Chooser | str, full: bool = True) -> Attempt:
+        """One run and what it breaks; ``full``: how deep the sweep at the end looks."""
         self.bed.reset()
         if self.bed.xen.locks is not None:
             self.bed.xen.locks.forget_order()
@@ -158,9 +159,9 @@ class Concurrent:
             broken, _ = raised(error)
             answers: list[list[object]] = [[] for _ in self._programs]
             return Attempt(Run(answers, heard.points, heard.runnable, heard.schedule, FaultPlan(), []), broken)
-        return Attempt(run, self._judge(run))
+        return Attempt(run, self._judge(run, full))
 
-    def _judge(self, run: Run) -> Broken | None:
+    def _judge(self, run: Run, full: bool) -> Broken | None:
         if run.stopped is not None:
             return Broken(_STOPS.get(run.outcome, "xen-bug"), str(run.stopped))
         if run.inversions:
@@ -168,7 +169,7 @@ class Concurrent:
         if run.left_held:
             lock, who = next(iter(run.left_held.items()))
             return Broken("lock-left", f"{lock} is still held: {who}")
-        broken = sweep(View(self.bed))
+        broken = sweep(View(self.bed), full)
         if broken is not None or self._preempted:  # a preempted call is several critical sections by design
             return broken
         end = self._state()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs of several vCPUs as campaigns and shrinkers want them: run, and say what breaks under some schedule.
 
-Every schedule with one preemption is tried, :data:`RUNS` of them at most; what is found carries the one that shows it.
+The schedule that a program names is tried first, then every one with one preemption, :data:`RUNS` of them at most; what
+is found carries the one that shows it.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 
 from abi.versions import Abi
 from fuzz.concurrent import Concurrent
@@ -57,6 +59,7 @@ class ConcurrentRunner:
         self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
     ) -> Finding | None:
         """As :meth:`fuzz.run.Runner.run`; what breaks before the vCPUs start is found as in a program of one."""
+        wanted = [operation[1].replace(",", " ") for operation in ops if operation[0] == "schedule"]
         ops = tuple(operation for operation in ops if operation[0] != "schedule")
         starts = [k for k, operation in enumerate(ops) if operation[0] == "vcpu"]
         if not starts:
@@ -65,8 +68,10 @@ class ConcurrentRunner:
         self.ops += len(ops)
         if early is not None:
             return replace(early, program=Program(self.bench, early.program.ops))
-        concurrent = Concurrent(Program(self.bench, ops))
-        for attempt in Explorer(concurrent).attempts("exhaustive", RUNS, 0, 2, 1):
+        concurrent = Concurrent(Program(self.bench, ops), looked_at=True)
+        told_of = (concurrent.attempt(schedule, full=False) for schedule in wanted)
+        every = Explorer(concurrent, full=False).attempts("exhaustive", RUNS, 0, 2, 1)
+        for attempt in chain(told_of, every):
             if attempt.broken is not None:
                 simple = simplify(concurrent, attempt)
                 assert simple.broken is not None

@@ -12,8 +12,9 @@ from typing import Final
 from abi.errno import errno_name
 from fuzz.driver_run import DriverRunner
 from fuzz.program import Bench
+from fuzz.spans import Span
 from fuzz.sweep import Broken
-from fuzz.twins import Span, other_bench, spaces
+from fuzz.twins import other_bench, spaces
 from fuzz.verbs import DEVICES, Op, ProgramError
 from guest_driver import drivers
 from testbed.build import TestBed

@@ -6,17 +6,16 @@ with some operations missing altogether (swarm testing); the next mapping often 
 aligned and contiguous form superpages; and now and then a number is one of those at which code goes wrong.
 """
 
-import random
 from collections.abc import Callable
 from typing import Final
 
 from abi.versions import Abi
+from fuzz.choices import Choices
 from fuzz.numbers import (
     BASES,
     CONTIGUOUS,
-    COUNTS,
     DEVICES,
-    FAR,
+    EDGES,
     FIRST_FRAME,
     FLAGS,
     MMIO,
@@ -40,6 +39,7 @@ _WEIGHTS: Final = {
     "superpage": 4,
     "slice": 4,
     "long": 0.3,
+    "edge": 0.5,
     "remove": 1,
     "p2m": 0.4,
     "remote": 0.5,
@@ -57,14 +57,13 @@ _WEIGHTS: Final = {
 _OPTIONAL: Final = tuple(name for name in _WEIGHTS if name not in ("alloc", "map", "dma"))
 
 
-class Generator:
+class Generator(Choices):
     """Programs for one bench; equal seeds give equal programs, whatever PYTHONHASHSEED is."""
 
     def __init__(self, bench: Bench, abi: Abi, seed: int) -> None:
+        super().__init__(abi.max_nr_pages, seed)
         self.bench: Final = bench
         self._abi: Final = abi
-        self._rng: Final = random.Random(seed)
-        self._limited: Final = abi.max_nr_pages
         self._verbs: Final[set[str]] = set(_WEIGHTS) - {
             verb
             for verb, subop in (
@@ -89,6 +88,7 @@ class Generator:
             "superpage": self._superpage,
             "slice": self._slice,
             "long": self._long,
+            "edge": self._edge,
             "remove": lambda: ("remove", ("ram", 8 + self._below(PAGES - 8))),
             "fail": self._fail,
             "p2m": self._retype,
@@ -114,12 +114,7 @@ class Generator:
             "raw": self._raw,
         }
         self._pending: list[Op] = []
-        self._contexts: list[int] = []
-        self._mapped: list[tuple[int, int, int, tuple[str, int], int]] = []
-        """(context, dfn, pages, frame, access) of what was probably mapped, newest last."""
-        self._base = 0
         self._access = 3
-        self._wild = 0.0
 
     def program(self, length: int) -> tuple[Op, ...]:
         """``length`` operations."""
@@ -139,6 +134,8 @@ class Generator:
         if self.bench.contexts is None and self._abi.has("init") and rng.random() < 0.95:
             if rng.random() < 0.1:
                 ops.append(("fault", rng.choice(("xenheap:1", "xenheap:2", "xenheap:3"))))
+            elif rng.random() < 0.2:  # too large a wish first
+                ops.append(("init", rng.choice((1, 4, 0xFFFF)), rng.choice((12, 20, 60)), "plain", 0))
             ops.append(("init", rng.choice((1, 3, 4, 16)), rng.choice((0, 2, 4, 6, 8)), "plain", 0))
         for _ in range(rng.randint(1, 3)):
             ops.append(self._alloc())
@@ -152,66 +149,6 @@ class Generator:
             if len(ops) >= length:
                 break
         return tuple(ops)
-
-    # ------------------------------------------------------------------------------------------------------ choices
-
-    def _below(self, bound: int) -> int:
-        return int(self._rng.random() * bound)
-
-    def _pick(self, values: tuple[int, ...]) -> int:
-        return values[int(self._rng.random() * len(values))]
-
-    def _is_wild(self) -> bool:
-        return self._wild > 0 and self._rng.random() < self._wild
-
-    def _arg(self) -> tuple[str, int]:
-        """Where the struct lies, and whether one of its holes is dirty."""
-        if not self._is_wild():
-            return "plain", 0
-        return self._rng.choice(("split", "readonly", "unmapped", "noncanonical", "plain")), self._below(3)
-
-    def _ctx(self) -> int:
-        contexts = self._contexts
-        if not contexts or self._is_wild():
-            return self._pick((0, 1, 2, 3, 5, 255, 256, 0xFFFE, 0xFFFF))
-        if self._rng.random() < 0.6:
-            return contexts[0]
-        return contexts[int(self._rng.random() * len(contexts))]
-
-    def _somewhere(self) -> int:
-        """A device frame that may mean something."""
-        draw = self._rng.random()
-        if self._mapped and draw < 0.7:
-            _, at, pages, _, _ = self._mapped[int(self._rng.random() ** 2 * len(self._mapped)) - 1]
-            return at + (self._below(pages + 1) if draw < 0.5 else 0)
-        if self._is_wild():
-            return self._pick(FAR)
-        return self._base + self._pick((0, 0, 1, 2, 3, 7, 8, 255, 256, 511, 512, 513, 516, 768, 1023))
-
-    def _frame(self) -> tuple[str, int]:
-        draw = self._rng.random()
-        if draw < 0.45:
-            return "ram", self._pick((0, 0, 512, 512, 1, 256, 8, 9, 511))
-        if draw < 0.8:
-            return "ram", self._below(CONTIGUOUS)
-        if draw < 0.95 or not self._wild:
-            return "ram", self._below(PAGES)
-        space = self._rng.choice(("xen", "mmio", "rmrr", "gfn", "gfn"))
-        return space, self._pick(FAR) if space == "gfn" else self._below(600)
-
-    def _count(self) -> int:
-        draw = self._rng.random()
-        if draw < 0.45:
-            return 1
-        if draw < 0.8:
-            return 1 + self._below(16)
-        if self._is_wild():
-            return self._pick(COUNTS)
-        return (
-            self._pick((32, 64, 128, 255, 256, 256))
-            if self._limited or draw < 0.95
-            else self._pick((512, 512, 513, 600, 1024))
-        )
 
     # --------------------------------------------------------------------------------------------------- operations
 
@@ -353,8 +290,16 @@ class Generator:
         elif draw < 0.5:
             rng.shuffle(ops)
         ops.insert(self._below(len(ops)), self._touch(ctx, at, 512))
+        lead = 0
+        if rng.random() < 0.4:  # pages of the table before it
+            lead = 1 + self._below(16)
+            before = ("ram", (first - lead) % CONTIGUOUS)
+            ops.append(("map", ctx, before, at - lead, lead, self._access, 0x1000, "plain", 0))
         ops.append(self._touch(ctx, at, 512))
-        self._note(ctx, at, 512, ("ram", first), self._access)
+        if rng.random() < 0.2:  # split it from there on, when there may be no table for that
+            ops.append(("fail", self._pick((0, 1, 1)), 0))
+            ops.append(("unmap", ctx, at - lead, lead + 1 + self._below(4), 0x1000, "plain", 0))
+        self._note(ctx, at - lead, 512 + lead, ("ram", (first - lead) % CONTIGUOUS), self._access)
         ops.reverse()
         self._pending.extend(ops[:-1])
         return ops[-1]
@@ -375,10 +320,14 @@ class Generator:
 
     def _fail(self) -> Op:
         """What fails next; often where a context is being made."""
-        if self._rng.random() < 0.2:
+        draw = self._rng.random()
+        if draw < 0.2:
             return ("fail", 0, 1 + self._below(3))
-        if self._rng.random() < 0.3:
+        if draw < 0.4:
             self._pending += [("alloc", 0, "plain", 0), ("alloc", 0, "plain", 0)]
+            return ("fail", 1, 0)
+        if draw < 0.6:
+            self._pending.append(self._unmap())
             return ("fail", 1, 0)
         return ("fail", 1 + self._below(4), 0)
 
@@ -386,11 +335,17 @@ class Generator:
         """Many pages that form no superpage, and their end."""
         number, step = self._ctx(), self._limited or 1000
         maps: list[Op] = [
-            ("map", number, ("ram", 8), self._base + 1 + step * k, step, self._access, 0x1000, "plain", 0)
+            ("map", number, ("ram", 8), (self._base ^ 0x4000) + 1 + step * k, step, self._access, 0x1000, "plain", 0)
             for k in range(2400 // step)
         ]
         self._pending += [("free", number, 1, "plain", 0), *maps]
         return ("preempt", self._pick((1, 1, 2)))
+
+    def _edge(self) -> Op:
+        """A mapping where numbers end, and its end."""
+        ctx, at, pages = self._ctx(), self._pick(EDGES), self._pick((1, 1, 2))
+        self._pending += [("unmap", ctx, at, pages, 0x1000, "plain", 0), self._touch(ctx, at, pages)]
+        return ("map", ctx, self._frame(), at, pages, self._access, 0x1000, "plain", 0)
 
     def _retype(self) -> Op:
         """A page of the guest's becomes one that devices may not write, one that is elsewhere, or RAM again."""

@@ -42,8 +42,6 @@ class Frames:
         if self.pv:
             if self.base <= gfn < self.base + self.size:
                 return gfn, min(limit, self.base + self.size - gfn), 0
-            if gfn < self.ram_frames:
-                return 0, 0, -EPERM
         elif gfn < self.size:
             place = bisect_right(self._starts, gfn)
             end = self._starts[place] if place < len(self._starts) else self.size

@@ -18,7 +18,7 @@ from fuzz.engines.swarm import Swarm, benches
 from fuzz.engines.together import Together
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench
-from fuzz.resync import known_as
+from fuzz.resync import Known, known_as
 from fuzz.run import Finding, ProgramRunner, Runner, runner_for
 from fuzz.shrink import Shrinker
 from fuzz.sweep import Broken
@@ -49,8 +49,6 @@ OUT_OF_SIGHT: Final[dict[str, str]] = {
 """Entries that no guest or device could see, with the reason; they are listed, and nobody hunts them."""
 
 
-COVERED: Final = frozenset({"T2"})
-"""Entries that are a part of what they need (the tables of S1 are torn down in one go): told apart from a clean bed."""
 AT_ONCE: Final = frozenset({"C4", "C5", "F4"})
 """Entries that show when two vCPUs are at work at the same time."""
 
@@ -145,7 +143,8 @@ def look(quarry: Quarry, seconds: float, seed: int) -> Hunt:
         return Hunt(quarry.defect, quarry.side, quarry.title, False, 0, 0, 0, 0, out_of_sight=quarry.out_of_sight)
     start, cpu = monotonic(), process_time()
     swarm = (Together if quarry.over[0].vcpus > 1 else Swarm)(list(quarry.over), seed)
-    swarm.runners[:] = [Apart(runner) for runner in swarm.runners]
+    noise: set[Known] = set()
+    swarm.runners[:] = [Apart(runner, noise) for runner in swarm.runners]
     begun: Hunt | None = None
     looks = 0
     for hit in swarm.findings(seconds):
@@ -165,15 +164,18 @@ def look(quarry: Quarry, seconds: float, seed: int) -> Hunt:
     if begun is None:
         took, used = monotonic() - start, process_time() - cpu
         begun = Hunt(quarry.defect, quarry.side, quarry.title, False, took, used, swarm.programs, swarm.ops)
-    noise = sum(runner.noise for runner in swarm.runners if isinstance(runner, Apart))
-    return replace(begun, noise=noise)
+    return replace(begun, noise=sum(runner.noise for runner in swarm.runners if isinstance(runner, Apart)))
 
 
 class Apart:
-    """A runner whose findings are those that are not there without the defect: what is left is the defect's."""
+    """A runner whose findings are those that are not there without the defect: what is left is the defect's.
 
-    def __init__(self, runner: ProgramRunner) -> None:
+    ``known``: what was seen without it, on this bench or another one of the hunt; programs go on behind that.
+    """
+
+    def __init__(self, runner: ProgramRunner, known: set[Known]) -> None:
         self._runner: Final = runner
+        self._known: Final = known
         self._sound: ProgramRunner | None = None
         self.bench = runner.bench
         self.coverage = runner.coverage
@@ -205,6 +207,8 @@ class Apart:
     def run(
         self, ops: tuple[Op, ...], sweep_from: int | None = None, told: list[str] | None = None, full: bool = True
     ) -> Finding | None:
+        if isinstance(self._runner, Runner | DriverRunner) and self._runner.known != self._known:
+            self._runner.overlook(set(self._known))
         return self._own(self._runner.run(ops, sweep_from, told, full))
 
     def locate(self, ops: tuple[Op, ...]) -> Finding | None:
@@ -215,13 +219,14 @@ class Apart:
             return None
         if self._sound is None:
             self._sound = runner_for(sound(self.bench))
+        if isinstance(self._sound, Runner | DriverRunner):
+            self._sound.overlook(set(self._known))
         other = self._sound.run(found.program.ops)
         if other is not None and other.like(found):
             self.noise += 1
             known = known_as(*found.key[:3])
-            for runner in (self._runner, self._sound):  # go on behind it from now on
-                if known is not None and isinstance(runner, Runner | DriverRunner):
-                    runner.overlook(runner.known | {known})
+            if known is not None and isinstance(self._runner, Runner | DriverRunner):
+                self._known.add(known)
             return None
         return found
 
@@ -230,7 +235,7 @@ def sound(bench: Bench) -> Bench:
     """The same bench without the defect, but with what it needs to show."""
     if bench.level == "driver":
         return replace(bench, driver=bench.driver.rpartition("+")[0] or bench.driver)
-    needed = [entry.id for entry in complete([bench.defects])] if bench.defects not in ("", *COVERED) else []
+    needed = [entry.id for entry in complete([bench.defects])] if bench.defects else []
     return replace(bench, defects=",".join(name for name in needed if name != bench.defects))
 
 

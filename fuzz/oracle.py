@@ -6,7 +6,6 @@ once, by the quick :mod:`fuzz.shadow`; what needs a look at the whole state is t
 densely only to find out which operation it was.
 """
 
-from collections.abc import Iterator
 from typing import Final
 
 from abi.errno import errno_name
@@ -16,21 +15,24 @@ from fuzz.faults import COPIES
 from fuzz.guest_frames import Frames
 from fuzz.intervals import Intervals
 from fuzz.shadow import Shadow
+from fuzz.spans import diverge, joined, words
 from fuzz.sweep import Broken, sweep
 from fuzz.target import Call, Target
 from fuzz.verbs import DEVICES
 from hypervisor.frames import DOMID_IO
 from hypervisor.pviommu.contexts import TEARDOWN_LEAVES
+from hypervisor.pviommu.mappings import RESUME_GRAIN
 from testbed.invariants import INVARIANTS, View
-from testbed.reachable import Leaf, Reachable
+from testbed.reachable import Reachable
 
 CLAUSES: Final[dict[str, str]] = {
     "answer": "A call's result is what the contract says.",
     "written-back": "A call's struct reads afterwards as the contract says, every byte of it.",
-    "short-of-memory": "-ENOMEM is answered only when there was no page for a table.",
+    "short-of-memory": "-ENOMEM is answered only when there was no page for a table, not even one that the call itself "
+    "had no more use for.",
     "confirmed": "A map or unmap whose flush hardware did not confirm answers -EIO.",
     "let-go": "References and tables are let go after hardware has confirmed to have forgotten them, not before.",
-    "yields": "A long call lets others run when the vCPU is wanted elsewhere.",
+    "yields": "A long call lets others run when the vCPU is wanted elsewhere, and gets on with its work in between.",
     "idle": "Hardware is told nothing when nothing changed that it could remember.",
     "device-reach": "A device reaches what the guest mapped for it, with those rights, and nothing else, whatever the "
     "IOTLB may still remember; after an unconfirmed flush, also what it remembers, if nobody else can have it.",
@@ -88,6 +90,8 @@ class Oracle:
         if found is None or shadow.unsure or shadow.dying or dfn + found[2] >= frames.frames:
             return ""
         mfn = dfn + found[2]
+        if frames.owner[mfn] == DOMID_IO:  # mapped as MMIO is, without a reference
+            return ""
         if frames.refs[mfn] & 0xFFFF_FFFF < frames.allocated[mfn] + shadow.count(mfn, told):
             return f"the reference on frame {mfn:#x}"
         return ""
@@ -122,13 +126,17 @@ class Oracle:
 
     def before(self) -> None:
         """An operation is about to run."""
-        arena = self.target.arena
-        self._free_before = arena.pages - arena.used if arena is not None else 0
-        self.target.events = 0
+        self._free_before = self._free_pages()
+        self.target.events = self.target.restarts = 0
         self.target.too_early = ""
         self._told = []
         if self.target.faults is not None:
             self.target.faults.clear()
+
+    def _free_pages(self) -> int:
+        """Of the arena."""
+        arena = self.target.arena
+        return arena.pages - arena.used if arena is not None else 0
 
     def _is_in(self, device: int, number: int) -> bool:
         found = self.target.bed.dom0.devices.get(Sbdf(device))
@@ -175,6 +183,14 @@ class Oracle:
         long = call.name == "free_context" and not call.result and self.shadow.scattered > 2 * TEARDOWN_LEAVES
         if long and self.target.always_wanted and not happened & events.RESTART:
             return Broken("yields", f"free of {self.shadow.scattered} pages let nobody else run")
+        if self.target.restarts > 1 and call.name in ("map_pages", "unmap_pages"):
+            fields = self._codecs[call.name].as_dict(call.before)  # type: ignore[union-attr]
+            pages = fields["nr_pages"] * max(fields.get("pgsize", 0) >> PAGE_SHIFT, 1)
+            if self.target.restarts > 1 + pages // RESUME_GRAIN:
+                return Broken("yields", f"{call.name} of {pages} pages was issued again {self.target.restarts} times")
+        short = call.result == -12 and call.name == "unmap_pages" and self.target.faults is None
+        if short and not happened & events.UNCONFIRMED and self._free_pages() > self._free_before:
+            return Broken("short-of-memory", "unmap_pages answered ENOMEM, and gave tables back afterwards")
         added_only = call.name == "map_pages" and not call.result and not happened & (events.FOLD | events.RESTART)
         if added_only and happened & events.FLUSH and not self.target.xen.flushes_additions:
             return Broken("idle", "hardware was told to forget something, and entries were only added")
@@ -332,8 +348,8 @@ class Oracle:
             return Broken("tree", f"context {number} exists and should not")
         regions = [(first, last + 1, 0, 3) for first, last in shadow.regions[number]]
         expected = sorted([*shadow.spaces[number], *regions])
-        for said, found in _diverge(expected, list(joined(tree.leaves))):
-            return Broken("tree", f"context {number}: the guest mapped {_words(said)}, the tables say {_words(found)}")
+        for said, found in diverge(expected, list(joined(tree.leaves))):
+            return Broken("tree", f"context {number}: the guest mapped {words(said)}, the tables say {words(found)}")
         largest = 2 if self.target.xen.backend.orders[-1] >= 9 else 1
         if largest == 1:
             return None
@@ -361,50 +377,3 @@ def _sample(at: int, pages: int) -> list[int]:
     chosen = {at, at + 1, at + pages // 2, at + pages - 1}
     chosen.update(dfn for dfn in (boundary - 1, boundary) if dfn < at + pages)
     return sorted(chosen)
-
-
-def joined(leaves: list[Leaf]) -> Iterator[tuple[int, int, int, int]]:
-    """Leaves as ranges, alike neighbours joined."""
-    start = end = delta = access = 0
-    for leaf in leaves:
-        rights = leaf.readable | leaf.writable << 1
-        if leaf.dfn == end and leaf.mfn - leaf.dfn == delta and rights == access and end > start:
-            end += 1 << leaf.order
-            continue
-        if end > start:
-            yield start, end, delta, access
-        start, end, delta, access = leaf.dfn, leaf.dfn + (1 << leaf.order), leaf.mfn - leaf.dfn, rights
-    if end > start:
-        yield start, end, delta, access
-
-
-Span = tuple[int, int, int, int]
-
-
-def _diverge(expected: list[Span], found: list[Span]) -> Iterator[tuple[Span | None, Span | None]]:
-    """Where two lists of ranges differ; alike neighbours in either may be joined or not."""
-    left, right = _merge(expected), _merge(found)
-    for k in range(max(len(left), len(right))):
-        one = left[k] if k < len(left) else None
-        other = right[k] if k < len(right) else None
-        if one != other:
-            yield one, other
-            return
-
-
-def _merge(spans: list[Span]) -> list[Span]:
-    merged: list[Span] = []
-    for span in spans:
-        if merged and merged[-1][1] == span[0] and merged[-1][2:] == span[2:]:
-            merged[-1] = (merged[-1][0], span[1], *span[2:])
-        else:
-            merged.append(span)
-    return merged
-
-
-def _words(span: Span | None) -> str:
-    if span is None:
-        return "nothing more"
-    start, end, delta, access = span
-    rights = ("nothing", "r", "w", "rw")[access]
-    return f"dfn {start:#x}+{end - start:#x} to frame {start + delta:#x} ({rights})"

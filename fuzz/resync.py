@@ -9,8 +9,8 @@ from typing import Final
 
 from fuzz.driver_contract import CONTRACT
 from fuzz.intervals import Intervals
-from fuzz.oracle import joined
 from fuzz.shadow import Shadow
+from fuzz.spans import joined
 from testbed.build import TestBed
 from testbed.reachable import reachable
 

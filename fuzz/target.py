@@ -112,6 +112,8 @@ class Target(Watched):
         """A fault plan, if the program has put one in place."""
         self._names: Final = {number: subop.name for number, subop in self.abi.subops.items() if subop.implemented}
         self.xen.map_default(bed.dom0, MMIO_START >> PAGE_SHIFT, MMIO_START >> PAGE_SHIFT, 1)
+        if bed.dom0.pv:  # firmware's frames lie within RAM, and are the hardware domain's to access as MMIO is
+            bed.dom0.mmio.insert(0, (RMRR.base >> PAGE_SHIFT, RMRR.last >> PAGE_SHIFT))
         self._set_up()
         if sabotage is not None:
             sabotage(bed)

@@ -17,6 +17,7 @@ from base.units import PAGE_SHIFT
 from fuzz.oracle import Oracle
 from fuzz.program import Bench
 from fuzz.run import Runner
+from fuzz.spans import Span
 from fuzz.sweep import Broken
 from fuzz.target import SUBOPS, Call, Target
 from fuzz.verbs import DEVICES, Op, ProgramError
@@ -33,8 +34,6 @@ _TOLD: Final = {"preempt": "preempt", "progress": "claim", "remote": "carry"}
 """Verb to the target's method."""
 _SAMPLE: Final = 8
 """Pages of a device's access that are compared."""
-Span = tuple[int, int, int, int]
-"""(first dfn, end, machine frame - dfn, access)."""
 
 
 def other_bench(bench: Bench) -> Bench:

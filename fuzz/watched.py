@@ -26,6 +26,8 @@ class Watched:
         self._bit = 0
         self.events = 0
         """What happened (a mask of :mod:`fuzz.events`) since this was last cleared."""
+        self.restarts = 0
+        """How often a preempted call was issued again since this was last cleared."""
         self.too_early = ""
         """What was let go before hardware had confirmed, since this was last cleared."""
         self.watch_flush: Callable[[int, int, int], str] = lambda context, dfn, pages: ""
@@ -44,7 +46,7 @@ class Watched:
         """A program begins: nothing is planned, nothing happened."""
         self._fail_in = self._flush_fails_in = self._pattern = self._bit = 0
         self.xen.preempt = None
-        self.events = 0
+        self.events = self.restarts = 0
         self.too_early = ""
         self._splits.clear()
 
@@ -58,6 +60,7 @@ class Watched:
 
     def _rescheduled(self, vcpu: object) -> None:
         self.events |= events.RESTART
+        self.restarts += 1
 
     @property
     def always_wanted(self) -> bool:

@@ -107,8 +107,10 @@ class Explored:
 class Explorer:
     """Tries schedules of one program."""
 
-    def __init__(self, concurrent: Concurrent) -> None:
+    def __init__(self, concurrent: Concurrent, full: bool = True) -> None:
+        """``full``: how deep the sweep after a schedule looks."""
         self._concurrent: Final = concurrent
+        self._full: Final = full
         self.explored: Final = Explored()
 
     def attempts(self, strategy: str, runs: int, seed: int, depth: int, preemptions: int) -> Iterator[Attempt]:
@@ -124,7 +126,7 @@ class Explorer:
 
     def _run(self, chooser: Chooser) -> Attempt:
         self.explored.schedules += 1
-        return self._concurrent.attempt(chooser)
+        return self._concurrent.attempt(chooser, self._full)
 
     def _exhaustive(self, runs: int, preemptions: int) -> Iterator[Attempt]:
         """Depth first; a schedule's children differ from it after its last change."""

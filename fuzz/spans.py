@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is mapped as ranges, and where two lists of them differ."""
+
+from collections.abc import Iterator
+
+from testbed.reachable import Leaf
+
+Span = tuple[int, int, int, int]
+"""(first dfn, end, machine frame - dfn, access)."""
+
+
+def joined(leaves: list[Leaf]) -> Iterator[tuple[int, int, int, int]]:
+    """Leaves as ranges, alike neighbours joined."""
+    start = end = delta = access = 0
+    for leaf in leaves:
+        rights = leaf.readable | leaf.writable << 1
+        if leaf.dfn == end and leaf.mfn - leaf.dfn == delta and rights == access and end > start:
+            end += 1 << leaf.order
+            continue
+        if end > start:
+            yield start, end, delta, access
+        start, end, delta, access = leaf.dfn, leaf.dfn + (1 << leaf.order), leaf.mfn - leaf.dfn, rights
+    if end > start:
+        yield start, end, delta, access
+
+
+def diverge(expected: list[Span], found: list[Span]) -> Iterator[tuple[Span | None, Span | None]]:
+    """Where two lists of ranges differ; alike neighbours in either may be joined or not."""
+    left, right = _merge(expected), _merge(found)
+    for k in range(max(len(left), len(right))):
+        one = left[k] if k < len(left) else None
+        other = right[k] if k < len(right) else None
+        if one != other:
+            yield one, other
+            return
+
+
+def _merge(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for span in spans:
+        if merged and merged[-1][1] == span[0] and merged[-1][2:] == span[2:]:
+            merged[-1] = (merged[-1][0], span[1], *span[2:])
+        else:
+            merged.append(span)
+    return merged
+
+
+def words(span: Span | None) -> str:
+    if span is None:
+        return "nothing more"
+    start, end, delta, access = span
+    rights = ("nothing", "r", "w", "rw")[access]
+    return f"dfn {start:#x}+{end - start:#x} to frame {start + delta:#x} ({rights})"
