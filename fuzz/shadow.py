@@ -312,10 +312,12 @@ class Shadow:
         )
 
     def held(self, mfn: int, access: int = 3) -> bool:
-        """Whether a mapping of the domain's own contexts with one of the rights in ``access`` leads to ``mfn``."""
+        """Whether a mapping of the domain's own contexts with one of the rights in ``access`` leads to ``mfn``; what is
+        left of dying ones, nobody is told."""
         return any(
             start + delta <= mfn < end + delta and rights & access
-            for space in self.spaces.values()
+            for number, space in self.spaces.items()
+            if number not in self.dying
             for start, end, delta, rights in space
         )
 
