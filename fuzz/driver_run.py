@@ -18,7 +18,7 @@ from fuzz import events
 from fuzz.driver_contract import CONTRACT
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench, Program
-from fuzz.resync import Known, format_known, known_as, parse_known
+from fuzz.resync import Known, format_known, is_swept, known_as, parse_known
 from fuzz.run import Finding, raised
 from fuzz.sweep import Broken
 from fuzz.sweep import sweep as machine_sweep
@@ -169,7 +169,7 @@ class DriverRunner:
             broken = self._end_sweep(full)
         if broken is None:
             return None
-        met = self._met | {fault for fault in self.known if fault[1] == "*"}
+        met = self._met | {fault for fault in self.known if is_swept(fault[0])}
         bench = replace(self.bench, known=format_known(met)) if met or self.bench.known else self.bench
         return Finding(
             Program(bench, ops[: k + 1]), broken.clause, broken.what, _plain(errno), events.names(self._happened)
@@ -177,7 +177,7 @@ class DriverRunner:
 
     def _end_sweep(self, full: bool) -> Broken | None:
         """The look at the whole state when a program is over."""
-        overlooked = {clause for clause, verb, _ in self.known if verb == "*"}
+        overlooked = {clause for clause, _, _ in self.known}
         return machine_sweep(View(self.world.testbed), full, self._unconfirmed, overlooked)
 
     def _passes(self, clause: str, verb: str, errno: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
+from fuzz.driver_run import DriverRunner
 from fuzz.program import Bench
 from fuzz.resync import parse_known
 from fuzz.run import Finding, ProgramRunner, Runner, runner_for
@@ -88,7 +89,7 @@ def _with(bench: Bench, defects: list[str]) -> Bench:
 def _run(bench: Bench, ops: tuple[Op, ...]) -> Finding | None:
     try:
         runner = _runner(replace(bench, known=""))
-        if isinstance(runner, Runner):
+        if isinstance(runner, Runner | DriverRunner):
             runner.overlook(parse_known(bench.known))
         return runner.run(ops)
     except ProgramError:

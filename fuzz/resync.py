@@ -21,6 +21,8 @@ PASSABLE: Final = frozenset(
 )
 """Clauses of single hypercalls after which a program can go on.  At driver level every call is judged by itself, and a
 program can go on after any clause but a dead kernel."""
+LASTING: Final = frozenset(f"guest:{number}" for number in (9, 10, 12, 17, 19, 21, 29, 32, 33, 42))
+"""Clauses about a guest's state: broken once, they are broken after every operation from then on."""
 
 
 def resync(shadow: Shadow, bed: TestBed) -> None:
@@ -55,7 +57,7 @@ def is_swept(clause: str) -> bool:
 
 def known_as(clause: str, verb: str, errno: str) -> Known | None:
     """What a fault is known as from now on; ``None`` for one that nothing can go on after."""
-    if is_swept(clause):
+    if is_swept(clause) or clause in LASTING:
         return clause, "*", "*"
     return (clause, verb, errno) if clause in PASSABLE or clause in CONTRACT or clause.startswith("guest:") else None
 

@@ -84,9 +84,12 @@ def fuzz(
     for name in names:
         make_config(name, profile, None, seed, defect)
     try:
-        drivers.get(driver)
+        version = drivers.get(driver)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if level == "driver" and not version.speaks(profiles.get(profile).abi):
+        spoken = [name for name in profiles.names() if version.speaks(profiles.get(name).abi)]
+        raise UsageError(f"{driver} does not speak the ABI of {profile}; it speaks that of {', '.join(spoken)}")
     try:
         with _Status(sys.stderr.isatty() and not as_json) as status:
             progress = campaign.run(

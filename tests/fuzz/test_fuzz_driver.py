@@ -2,14 +2,18 @@
 """Programs of driver level: each clause of the contract sees its fault, refused calls explain what they explain."""
 
 import pytest
+from typer.testing import CliRunner
 
 from fuzz.driver_contract import CONTRACT
 from fuzz.driver_mutate import legal
 from fuzz.driver_run import DriverRunner
 from fuzz.engines.fail_nth import FailNth
 from fuzz.engines.greybox import Greybox
+from fuzz.naming import name
 from fuzz.program import Bench, Program, parse
+from fuzz.run import replay
 from fuzz.verbs import ProgramError
+from pviommu.cli import app
 
 FAULTS = {
     "smaller-arena": ("K9", "fail_call init errno=ENOMEM\nboot"),
@@ -39,9 +43,8 @@ def test_each_clause_of_the_contract_has_a_fault():
 @pytest.mark.parametrize("clause", FAULTS)
 def test_a_clause_of_the_contract_sees_its_fault(clause):
     defect, program = FAULTS[clause]
-    name = f"reference+{defect}"
-    known = "guest:calls/iommu_map/0,guest:12/boot/0"  # what the same defects break besides
-    found = runner(name, known=known).run(ops(program))
+    known = "guest:calls/iommu_map/0,guest:12/*/*"  # what the same defects break besides
+    found = runner(f"reference+{defect}", known=known).run(ops(program))
     assert found is not None and found.clause == clause, found
     assert runner().run(ops(program)) is None
 
@@ -116,3 +119,20 @@ def test_greybox_makes_programs_of_driver_level_out_of_others_and_is_quiet():
     assert [hit for hit in engine.findings(600, max_ops=250) if hit is not None] == []
     (kept,) = engine.kept
     assert 0 < len(kept.programs) < engine.programs and kept.blocks.bit_count() > 200
+
+
+def test_what_hides_behind_a_known_fault_is_named():
+    program = (
+        "# pviommu program 1\nbench guest=pv level=driver driver=edera known=guest:1/iommu_map/EADDRINUSE\n"
+        "domain_alloc domain=0 copier\niommu_map domain=0 iova=0x1000 frames=far pages=3\n"
+    )
+    found = replay(parse(program))
+    assert found is not None and found.clause == "guest:3"
+    assert name(found) == ("L1.2-1",)
+
+
+def test_a_driver_that_does_not_speak_the_version_is_wrong_usage():
+    said = CliRunner().invoke(app, ["fuzz", "--level", "driver", "--driver", "rfc-v3", "--profile", "v3-fixed"])
+    assert (
+        said.exit_code == 2 and "rfc-v3 does not speak the ABI of v3-fixed; it speaks that of v4-fixed" in said.output
+    )
