@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final, final
 class Field:
     """Bits ``msb`` down to ``lsb``, inclusive, of the word that a :class:`Layout` describes."""
 
-    __slots__ = ("doc", "lsb", "msb", "name")
+    __slots__ = ("doc", "lsb", "mask", "msb", "name", "width")
 
     def __init__(self, msb: int, lsb: int, doc: str = "") -> None:
         if not 0 <= lsb <= msb:
@@ -31,22 +31,16 @@ class Field:
         self.lsb: Final = lsb
         self.doc: Final = doc
         self.name = "?"
-
-    @property
-    def width(self) -> int:
-        return self.msb - self.lsb + 1
-
-    @property
-    def mask(self) -> int:
+        self.width: Final = msb - lsb + 1
+        self.mask: Final = ((1 << self.width) - 1) << lsb
         """The field's bits in place, all ones."""
-        return ((1 << self.width) - 1) << self.lsb
 
     def get(self, word: int) -> int:
-        return word >> self.lsb & ((1 << self.width) - 1)
+        return (word & self.mask) >> self.lsb
 
     def put(self, value: int) -> int:
         """``value`` shifted into place; ``ValueError`` if it does not fit."""
-        if not 0 <= value < 1 << self.width:
+        if value >> self.width:
             raise ValueError(f"{self.name} is {self.width} bits wide, {value:#x} does not fit")
         return value << self.lsb
 

@@ -111,6 +111,12 @@ class Target(Watched):
         self.faults: PlannedFaults | None = None
         """A fault plan, if the program has put one in place."""
         self._names: Final = {number: subop.name for number, subop in self.abi.subops.items() if subop.implemented}
+        self._structs: Final = {
+            number: (subop.name, subop.codec.size if subop.codec is not None else 0)
+            for number, subop in self.abi.subops.items()
+            if subop.implemented
+        }
+        """Name and size of the struct of every sub-op."""
         self.xen.map_default(bed.dom0, MMIO_START >> PAGE_SHIFT, MMIO_START >> PAGE_SHIFT, 1)
         if bed.dom0.pv:  # firmware's frames lie within RAM, and are the hardware domain's to access as MMIO is
             bed.dom0.mmio.insert(0, (RMRR.base >> PAGE_SHIFT, RMRR.last >> PAGE_SHIFT))
@@ -310,10 +316,10 @@ class Target(Watched):
             return self.issue(
                 number, self._names.get(number & 0xFFFF, ""), (tag + raw[2:]).ljust(32, b"\0")[:32], argument
             )
-        name = self._names.get(number, "") or self._names.get(number & 0xFF, "")
-        codec = self.abi.by_name[name].codec if name else None
-        size = codec.size if codec is not None else 0
-        return self.issue(number, name, raw[:size].ljust(size, b"\0"), argument)
+        name, size = self._structs.get(number) or self._structs.get(number & 0xFF, ("", 0))
+        if len(raw) != size:
+            raw = raw[:size].ljust(size, b"\0")
+        return self.issue(number, name, raw, argument)
 
     def arguments(self, operation: Op) -> tuple[int, ...]:
         """The canonical fields of a hypercall operation; OUT fields hold a number that no answer has."""

@@ -26,11 +26,14 @@ def install_locks(
         xen.locks = locks = locks or Locks()
         xen.entry.wrap_handlers(lambda name, handler: guarded(name, handler, guards[name], locks))
         guard_toolstack(xen, locks, toolstack)
+    xen.locks.dormant = False
     return xen.locks
 
 
 def install_places(xen: "Xen") -> Places:
-    """All named places of ``xen``, locks included; :meth:`Places.remove` takes them out again."""
-    places = Places(xen, install_locks(xen))
+    """All named places of ``xen``, locks included; :meth:`Places.remove` takes them out again, and lets locks that were
+    not in use before go dormant."""
+    unused = xen.locks is None or xen.locks.dormant
+    places = Places(xen, install_locks(xen), locks_unused=unused)
     places.install()
     return places

@@ -100,6 +100,8 @@ class Locks:
     def __init__(self) -> None:
         self.current: object = "toolstack"
         self.stepper: Stepper | None = None
+        self.dormant = False
+        """Calls take none of them: one runs at a time, and nobody looks."""
         self.debug_build = False
         """Whether Xen's own assertions notice, on the way back to the guest, that a lock is still held."""
         self.inversions: list[Inversion] = []

@@ -53,9 +53,11 @@ class Plan(Protocol):
 class Places:
     """The places of one hypervisor, visited once they are installed."""
 
-    def __init__(self, xen: "Xen", locks: Locks) -> None:
+    def __init__(self, xen: "Xen", locks: Locks, *, locks_unused: bool = False) -> None:
+        """``locks_unused``: nobody uses the locks once the places are gone."""
         self.xen: Final = xen
         self.locks: Final = locks
+        self._locks_unused: Final = locks_unused
         self.plan: Plan | None = None
         self._undo: list[tuple[Any, str, bool, Any]] = []
         self._reserved: set[tuple[int, int, int]] = set()
@@ -97,6 +99,7 @@ class Places:
             else:
                 delattr(part, name)
         self._reserved.clear()
+        self.locks.dormant = self._locks_unused
 
     def _put(self, part: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         if not hasattr(part, name):
