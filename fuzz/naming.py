@@ -66,7 +66,7 @@ def _suspects(bench: Bench) -> Iterator[tuple[str, Bench, Bench]]:
     if bench.level == "driver":
         base = _with(bench, [])
         for entry in drivers.get(bench.driver).defects:
-            yield entry.id, replace(base, driver=f"reference+{entry.id}"), base
+            yield entry.id, _with(bench, [entry.id]), base
     for defect in dict.fromkeys((*filter(None, bench.defects.split(",")), *profiles.get(bench.profile).defects)):
         needed = [entry.id for entry in complete([defect]) if entry.id != defect]
         if bench.backend in DEFECTS[defect].backends:
@@ -80,9 +80,10 @@ def _sound_profile(bench: Bench) -> str:
 
 def _with(bench: Bench, defects: list[str]) -> Bench:
     """The bench with these defects of both catalogues and no others."""
-    theirs = [defect for defect in defects if defect in drivers.DEFECTS and bench.level == "driver"]
-    ours = [defect for defect in defects if defect not in theirs]
-    driver = "reference" + "".join(f"+{defect}" for defect in theirs) if bench.level == "driver" else bench.driver
+    driver = bench.driver
+    if bench.level == "driver":  # mended, not the reference: a posted driver's choices are no defects
+        driver += "".join(f"~{entry.id}" for entry in drivers.get(driver).defects if entry.id not in defects)
+    ours = [defect for defect in defects if defect in DEFECTS]
     return replace(bench, profile=_sound_profile(bench), defects=",".join(ours), driver=driver)
 
 
