@@ -60,9 +60,9 @@ class Choices:
             return "ram", self._pick((0, 0, 512, 512, 1, 256, 8, 9, 511))
         if draw < 0.8:
             return "ram", self._below(CONTIGUOUS)
-        if draw < 0.95 or not self._wild:
+        if draw < 0.95:
             return "ram", self._below(PAGES)
-        space = self._rng.choice(("xen", "mmio", "rmrr", "gfn", "gfn"))
+        space = self._rng.choice(("mmio", "rmrr", "rmrr", "xen", "gfn", "gfn") if self._wild else ("mmio", "rmrr"))
         return space, self._pick(FAR) if space == "gfn" else self._below(6 if space == "rmrr" else 600)
 
     def _count(self) -> int:

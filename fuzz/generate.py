@@ -89,7 +89,7 @@ class Generator(Choices):
             "slice": self._slice,
             "long": self._long,
             "edge": self._edge,
-            "remove": lambda: ("remove", ("ram", 8 + self._below(PAGES - 8))),
+            "remove": self._remove,
             "fail": self._fail,
             "p2m": self._retype,
             "remote": lambda: ("remote", self._pick((0, 0, 0, 0, 1, 0x7FF0))),
@@ -341,8 +341,20 @@ class Generator(Choices):
         self._pending += [("free", number, 1, "plain", 0), *maps]
         return ("preempt", self._pick((1, 1, 2)))
 
+    def _remove(self) -> Op:
+        """Take a page away, for choice one that is mapped, and look what is there then."""
+        if self._mapped and self._rng.random() < 0.5:
+            ctx, at, pages, (space, number), _ = self._mapped[int(self._rng.random() * len(self._mapped))]
+            skip = self._below(min(pages, 512))
+            if space == "ram" and 8 <= number + skip < PAGES:
+                self._pending.append(self._touch(ctx, at + skip, 1))
+                if "lookup" in self._verbs:
+                    self._pending.append(("lookup", ctx, at + skip, "plain", 0))
+                return ("remove", ("ram", number + skip))
+        return ("remove", ("ram", 8 + self._below(PAGES - 8)))
+
     def _edge(self) -> Op:
-        """A mapping where numbers end, and its end."""
+        """A mapping where numbers end or a reserved region begins, and its end."""
         ctx, at, pages = self._ctx(), self._pick(EDGES), self._pick((1, 1, 2))
         self._pending += [("unmap", ctx, at, pages, 0x1000, "plain", 0), self._touch(ctx, at, pages)]
         return ("map", ctx, self._frame(), at, pages, self._access, 0x1000, "plain", 0)

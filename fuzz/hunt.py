@@ -8,7 +8,6 @@ is wrong in these test beds, so whatever is found is the defect.
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import median
 from time import monotonic, process_time
 from typing import Final
 
@@ -87,6 +86,7 @@ class Hunt:
     out_of_sight: str = ""
     noise: int = 0
     """Findings that were there without the defect as well."""
+    seed: int = 0
 
 
 def quarries(only: list[str] | None = None) -> list[Quarry]:
@@ -137,10 +137,11 @@ def _in_driver() -> Iterator[Quarry]:
         yield Quarry(defect.id, "driver", defect.title, tuple(over), reason)
 
 
-def look(quarry: Quarry, seconds: float, seed: int) -> Hunt:
-    """Fuzz until the entry is found, ``seconds`` at most."""
+def look(quarry: Quarry, seconds: float, seed: int, shrink: bool = True) -> Hunt:
+    """Fuzz until the entry is found, ``seconds`` at most; and ``shrink`` what was found."""
+    nothing = Hunt(quarry.defect, quarry.side, quarry.title, False, 0, 0, 0, 0, seed=seed)
     if quarry.out_of_sight:
-        return Hunt(quarry.defect, quarry.side, quarry.title, False, 0, 0, 0, 0, out_of_sight=quarry.out_of_sight)
+        return replace(nothing, out_of_sight=quarry.out_of_sight)
     start, cpu = monotonic(), process_time()
     swarm = (Together if quarry.over[0].vcpus > 1 else Swarm)(list(quarry.over), seed)
     noise: set[Known] = set()
@@ -150,10 +151,19 @@ def look(quarry: Quarry, seconds: float, seed: int) -> Hunt:
     for hit in swarm.findings(seconds):
         if hit is None:
             continue
-        if begun is None:
-            took, used, ops = monotonic() - start, process_time() - cpu, swarm.ops
-            begun = Hunt(quarry.defect, quarry.side, quarry.title, True, took, used, swarm.programs, ops)
         runner, found = hit
+        if begun is None:
+            begun = replace(
+                nothing,
+                found=True,
+                seconds=monotonic() - start,
+                cpu=process_time() - cpu,
+                programs=swarm.programs,
+                ops=swarm.ops,
+                clause=found.clause,
+            )
+        if not shrink:
+            break
         small = Shrinker(runner).shrink(runner.locate(found.program.ops) or found)
         length = len(small.program.ops)
         if not begun.length or length < begun.length:
@@ -163,7 +173,7 @@ def look(quarry: Quarry, seconds: float, seed: int) -> Hunt:
             break
     if begun is None:
         took, used = monotonic() - start, process_time() - cpu
-        begun = Hunt(quarry.defect, quarry.side, quarry.title, False, took, used, swarm.programs, swarm.ops)
+        begun = replace(nothing, seconds=took, cpu=used, programs=swarm.programs, ops=swarm.ops)
     return replace(begun, noise=sum(runner.noise for runner in swarm.runners if isinstance(runner, Apart)))
 
 
@@ -239,47 +249,15 @@ def sound(bench: Bench) -> Bench:
     return replace(bench, defects=",".join(name for name in needed if name != bench.defects))
 
 
-def _look(work: tuple[Quarry, float, int]) -> Hunt:
+def _look(work: tuple[Quarry, float, int, bool]) -> Hunt:
     return look(*work)
 
 
-def hunt(over: list[Quarry], seconds: float, seed: int, jobs: int = 1) -> Iterator[Hunt]:
+def hunt(over: list[Quarry], seconds: float, seed: int, jobs: int = 1, shrink: bool = True) -> Iterator[Hunt]:
     """Look for each, ``jobs`` at a time; results as they come."""
-    work = [(quarry, seconds, seed) for quarry in over]
+    work = [(quarry, seconds, seed, shrink) for quarry in over]
     if jobs == 1:
         yield from map(_look, work)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         yield from pool.imap_unordered(_look, work)
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A hunt in numbers."""
-
-    hunted: int
-    missed: tuple[str, ...]
-    out_of_sight: tuple[str, ...]
-    median_seconds: float
-    median_cpu: float
-    slowest: str
-    median_length: float
-    longest: str
-
-
-def summary(hunts: list[Hunt]) -> Summary:
-    """What a hunt came to."""
-    tried = [hunt for hunt in hunts if not hunt.out_of_sight]
-    found = [hunt for hunt in tried if hunt.found]
-    slow = max(found, key=lambda hunt: hunt.seconds, default=None)
-    long = max(found, key=lambda hunt: hunt.length, default=None)
-    return Summary(
-        len(tried),
-        tuple(hunt.defect for hunt in tried if not hunt.found),
-        tuple(hunt.defect for hunt in hunts if hunt.out_of_sight),
-        median([hunt.seconds for hunt in found]) if found else 0.0,
-        median([hunt.cpu for hunt in found]) if found else 0.0,
-        f"{slow.defect} ({slow.seconds:.1f} s)" if slow is not None else "none",
-        median([hunt.length for hunt in found]) if found else 0,
-        f"{long.defect} ({long.length} operations)" if long is not None else "none",
-    )

@@ -33,8 +33,9 @@ FAR: Final = (
     (1 << 52) - 1,
     (1 << 64) - 1,
 )
-EDGES: Final = (0, (1 << 27) - 1, 1 << 27, (1 << 36) - 1, 1 << 36, (1 << 52) - 1, (1 << 64) - 1)
-"""The last device frames that 39 bits, 48 bits, an address of 64 bits and a number of 64 bits reach, and the next."""
+EDGES: Final = (0, (1 << 27) - 1, 1 << 27, (1 << 36) - 1, 1 << 36, (1 << 52) - 1, (1 << 64) - 1, RMRR - 1, RMRR + 3)
+"""The last device frames that 39 bits, 48 bits, an address of 64 bits and a number of 64 bits reach, and the next; and
+both ends of a reserved region."""
 FLAGS: Final = (0, 1, 2, 4, 7, 8, 1 << 31, 0xFFFF_FFFF)
 COUNTS: Final = (0, 1, 255, 256, 257, 511, 512, 513, 1024, 0xFFFF, 0xFFFF_FFFF)
 SIZES: Final = (0, 1, 0x800, 0x2000, 0x3000, 0x20_0000, 0x4000_0000, 0x8000_0000, 0x20_1000)

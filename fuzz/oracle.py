@@ -17,7 +17,7 @@ from fuzz.intervals import Intervals
 from fuzz.shadow import Shadow
 from fuzz.spans import diverge, joined, words
 from fuzz.sweep import Broken, sweep
-from fuzz.target import Call, Target
+from fuzz.target import FIRMWARES, Call, Target
 from fuzz.verbs import DEVICES
 from hypervisor.frames import DOMID_IO
 from hypervisor.pviommu.contexts import TEARDOWN_LEAVES
@@ -38,6 +38,7 @@ CLAUSES: Final[dict[str, str]] = {
     "IOTLB may still remember; after an unconfirmed flush, also what it remembers, if nobody else can have it.",
     "tree": "The tables that hardware walks map exactly the pages that the guest mapped.",
     "superpage": "Aligned pages of a superpage that lead to aligned frames in a row, alike, are one superpage.",
+    "firmware": "Frames that firmware keeps stay firmware's.",
     "toolstack": "Taking a page from the guest succeeds exactly if it is the guest's.",
     "xen-bug": "No call stops the hypervisor.",
     "hang": "Every call ends.",
@@ -163,6 +164,11 @@ class Oracle:
         if self.target.events & events.UNCONFIRMED:
             self.shadow.unsure = True
         result = call.result
+        if self.target.restarts > 1 and call.name in ("map_pages", "unmap_pages"):
+            fields = self._codecs[call.name].as_dict(call.before)  # type: ignore[union-attr]
+            pages = fields["nr_pages"] * max(fields.get("pgsize", 0) >> PAGE_SHIFT, 1)
+            if self.target.restarts > 1 + pages // RESUME_GRAIN:
+                return Broken("yields", f"{call.name} of {pages} pages was issued again {self.target.restarts} times")
         if result != expected:
             clause = "short-of-memory" if result == -12 else "confirmed" if expected == -5 else "answer"
             name = call.name or "unknown sub-op"
@@ -183,11 +189,6 @@ class Oracle:
         long = call.name == "free_context" and not call.result and self.shadow.scattered > 2 * TEARDOWN_LEAVES
         if long and self.target.always_wanted and not happened & events.RESTART:
             return Broken("yields", f"free of {self.shadow.scattered} pages let nobody else run")
-        if self.target.restarts > 1 and call.name in ("map_pages", "unmap_pages"):
-            fields = self._codecs[call.name].as_dict(call.before)  # type: ignore[union-attr]
-            pages = fields["nr_pages"] * max(fields.get("pgsize", 0) >> PAGE_SHIFT, 1)
-            if self.target.restarts > 1 + pages // RESUME_GRAIN:
-                return Broken("yields", f"{call.name} of {pages} pages was issued again {self.target.restarts} times")
         short = call.result == -12 and call.name == "unmap_pages" and self.target.faults is None
         if short and not happened & events.UNCONFIRMED and self._free_pages() > self._free_before:
             return Broken("short-of-memory", "unmap_pages answered ENOMEM, and gave tables back afterwards")
@@ -337,6 +338,10 @@ class Oracle:
                 broken = self._compare(int(context.number), tree)
                 if broken is not None and broken.clause not in self.overlooked:
                     return broken
+        owner = self.target.xen.frames.owner
+        for mfn in FIRMWARES if "firmware" not in self.overlooked else ():
+            if owner[mfn] != DOMID_IO:
+                return Broken("firmware", f"frame {mfn:#x} is {owner[mfn]:#x}'s")
         return sweep(view, full, self.shadow.unsure, self.overlooked)
 
     def _compare(self, number: int, tree: Reachable) -> Broken | None:

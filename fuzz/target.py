@@ -23,6 +23,8 @@ RAM: Final = 16 * MIB
 GUEST_RAM: Final = 8 * MIB
 RMRR: Final = Rmrr(12 * MIB, 12 * MIB + 0x3FFF, (COPIER,))
 """The copier's reserved region: four pages that no domain owns."""
+FIRMWARES: Final = range(RMRR.base >> PAGE_SHIFT, (RMRR.last >> PAGE_SHIFT) + 1)
+"""Their frames."""
 _OUTER: Final = 4 << PAGE_SHIFT
 _STRUCT: Final = 5 << PAGE_SHIFT
 _SPLIT: Final = (6 << PAGE_SHIFT) - 4
@@ -119,7 +121,7 @@ class Target(Watched):
         """Name and size of the struct of every sub-op."""
         self.xen.map_default(bed.dom0, MMIO_START >> PAGE_SHIFT, MMIO_START >> PAGE_SHIFT, 1)
         if bed.dom0.pv:  # firmware's frames lie within RAM, and are the hardware domain's to access as MMIO is
-            bed.dom0.mmio.insert(0, (RMRR.base >> PAGE_SHIFT, RMRR.last >> PAGE_SHIFT))
+            bed.dom0.mmio.insert(0, (FIRMWARES[0], FIRMWARES[-1]))
         self._set_up()
         if sabotage is not None:
             sabotage(bed)

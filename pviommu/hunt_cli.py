@@ -12,9 +12,7 @@ import typer
 from pviommu.options import Json, Seed, UsageError
 
 if TYPE_CHECKING:
-    from fuzz.hunt import Hunt, Summary
-
-_HEAD = ("defect", "side", "found", "time", "cpu", "programs", "operations", "length", "clause")
+    from fuzz.hunt import Hunt
 
 
 def hunt(
@@ -22,7 +20,13 @@ def hunt(
     jobs: Annotated[int | None, typer.Option(min=1, help="Defects at a time; default is one for each core.")] = None,
     seed: Seed = 0,
     defect: Annotated[list[str] | None, typer.Option(help="Only this defect; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the table here, as text (or JSON: *.json).")] = None,
+    shrink: Annotated[bool, typer.Option(help="Shrink what is found.")] = True,
+    read: Annotated[
+        list[Path] | None, typer.Option(help="Hunt nothing, but put together what hunts wrote (*.json).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the table here: as JSON (*.json), a page (*.md), or text.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Switch every defect of both catalogues on alone in a fixed profile, and fuzz until it is found.
@@ -30,7 +34,8 @@ def hunt(
     Exit status 1 if one is not.
     """
     from fuzz.hunt import hunt as look
-    from fuzz.hunt import quarries, summary
+    from fuzz.hunt import quarries
+    from fuzz.hunt_table import conclusion, line, page, row, summary, table
 
     try:
         over = quarries(defect)
@@ -39,48 +44,37 @@ def hunt(
     if out is not None:
         out.write_text("", encoding="utf-8")  # an unwritable place is known now, not in an hour
     hunts: list[Hunt] = []
-    for result in look(over, time, seed, jobs or os.cpu_count() or 1):
-        hunts.append(result)
-        if not as_json:
-            print(_line(_row(result)), flush=True)
-    order = [quarry.defect for quarry in over]
-    hunts.sort(key=lambda hunt: order.index(hunt.defect))
+    if read:
+        time, hunts = _read(read)
+    else:
+        for result in look(over, time, seed, jobs or os.cpu_count() or 1, shrink):
+            hunts.append(result)
+            if not as_json:
+                print(line(row(result)), flush=True)
+        order = [quarry.defect for quarry in over]
+        hunts.sort(key=lambda hunt: order.index(hunt.defect))
     totals = summary(hunts)
     document = json.dumps(
         {"seed": seed, "seconds": time, **asdict(totals), "hunts": [asdict(h) for h in hunts]}, indent=2
     )
     if out is not None:
-        out.write_text(document + "\n" if out.suffix == ".json" else _table(hunts, totals), encoding="utf-8")
-    print(document if as_json else _conclusion(totals))
+        forms = {".json": lambda: document + "\n", ".md": lambda: page(hunts, time, [path.name for path in read or ()])}
+        out.write_text(forms.get(out.suffix, lambda: table(hunts))(), encoding="utf-8")
+    print(document if as_json else conclusion(totals))
     raise typer.Exit(1 if totals.missed else 0)
 
 
-def _row(hunt: "Hunt") -> tuple[str, ...]:
-    if hunt.out_of_sight:
-        return hunt.defect, hunt.side, "not hunted", "", "", "", "", "", hunt.out_of_sight
-    return (
-        *(hunt.defect, hunt.side, "yes" if hunt.found else "NO", f"{hunt.seconds:.1f} s", f"{hunt.cpu:.1f} s"),
-        *(str(hunt.programs), str(hunt.ops), str(hunt.length) if hunt.found else "", hunt.clause),
-    )
+def _read(files: list[Path]) -> "tuple[float, list[Hunt]]":
+    """What hunts wrote: (seconds for each entry, hunts); ``UsageError`` for a file that none did."""
+    from fuzz.hunt import Hunt
 
-
-def _line(row: tuple[str, ...]) -> str:
-    widths = (8, 10, 10, 8, 8, 8, 10, 6)
-    return " ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
-
-
-def _table(hunts: "list[Hunt]", totals: "Summary") -> str:
-    lines = [_line(_HEAD), *(_line(_row(hunt)) for hunt in hunts), "", _conclusion(totals), ""]
-    for hunt in hunts:
-        if hunt.program:
-            lines.extend([f"## {hunt.defect}: {hunt.title}", "", hunt.program])
-    return "\n".join(lines)
-
-
-def _conclusion(totals: "Summary") -> str:
-    missed = f"missed: {', '.join(totals.missed)}" if totals.missed else "none missed"
-    return (
-        f"{totals.hunted} hunted, {missed}; {len(totals.out_of_sight)} not hunted ({', '.join(totals.out_of_sight)}); "
-        f"median {totals.median_seconds:.1f} s ({totals.median_cpu:.1f} s of processor time), "
-        f"slowest {totals.slowest}; median length {totals.median_length:g}, longest {totals.longest}"
-    )
+    seconds = 0.0
+    hunts: list[Hunt] = []
+    for path in files:
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            seconds = max(seconds, document["seconds"])
+            hunts.extend(Hunt(**each) for each in document["hunts"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is nothing that a hunt wrote: {error}") from None
+    return seconds, hunts

@@ -14,6 +14,9 @@ from fuzz.verbs import Op
 from testbed.build import TestBed
 
 _DEVICES: Final = ("nic", "copier", "rogue")
+_FRAMES: Final = (("ram", 8), ("ram", 9), ("ram", 512), ("xen", 3), ("gfn", 1 << 30), ("rmrr", 0))
+_ODD: Final = ("ram", 9)
+"""The page that is somebody else's in some programs."""
 
 
 class TogetherGenerator:
@@ -21,6 +24,7 @@ class TogetherGenerator:
 
     def __init__(self, seed: int) -> None:
         self._rng: Final = random.Random(seed)
+        self._frames: tuple[tuple[str, int], ...] = _FRAMES
 
     def program(self, length: int) -> tuple[Op, ...]:
         """A dozen operations at most, whatever ``length``."""
@@ -28,8 +32,10 @@ class TogetherGenerator:
         ops: list[Op] = [("alloc", 0, "plain", 0) for _ in range(rng.randint(0, 2))]
         for _ in range(rng.randint(0, 2) if ops else 0):
             ops.append(("attach", rng.choice(_DEVICES), rng.randint(1, len(ops)), 0, "plain", 0))
-        if rng.random() < 0.3:
-            ops.append(("p2m", ("ram", 9), "foreign"))
+        self._frames = _FRAMES
+        if rng.random() < 0.4:
+            ops.append(("p2m", _ODD, "foreign"))
+            self._frames = (_ODD, _ODD, _ODD, *_FRAMES)
         if ops and rng.random() < 0.5:
             ops.append(self._call("map"))
         for vcpu in range(2):
@@ -52,8 +58,7 @@ class TogetherGenerator:
         at = rng.choice((0x10, 0x11, 0x200))
         if verb == "unmap":
             return ("unmap", ctx, at, rng.choice((1, 1, 2, 256)), 0x1000, "plain", 0)
-        frame = rng.choice((("ram", 8), ("ram", 9), ("ram", 512), ("xen", 3), ("gfn", 1 << 30), ("rmrr", 0)))
-        return ("map", ctx, frame, at, rng.choice((1, 1, 2, 256)), 3, 0x1000, "plain", 0)
+        return ("map", ctx, rng.choice(self._frames), at, rng.choice((1, 1, 2, 256)), 3, 0x1000, "plain", 0)
 
 
 class Together(Swarm):

@@ -16,7 +16,7 @@ for the rest with flush_pages, before a device uses the range.
 
 from typing import TYPE_CHECKING, Final
 
-from abi.errno import E2BIG, EADDRINUSE, EADDRNOTAVAIL, EINVAL, ENOENT
+from abi.errno import E2BIG, EADDRINUSE, EADDRNOTAVAIL, EINVAL, ENOENT, ENOMEM
 from hypervisor.domain import Domain, Vcpu
 from hypervisor.errors import XenBug
 from hypervisor.iommu.context import IommuContext
@@ -141,6 +141,11 @@ def unmap_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], p
                 break
         step, error = table.unmap(dfn + done, left, changes, pause if pause < left and unit == 1 else left)
         done += step
+        if error == -ENOMEM and changes.tables:  # a table is wanted, and this call has emptied some
+            error = xen.finish_pass(domain, context, dfn + start, done - start, changes)
+            changes = Changes()
+            if not error:
+                continue
         if error or done >= total:
             break
         if preempt is not None:

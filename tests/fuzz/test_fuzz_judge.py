@@ -202,6 +202,17 @@ def _stops(bed):
     bed.xen.backend.context_release = bug
 
 
+def _drops_too_many(bed):
+    let_go = bed.xen._let_go
+
+    def everything(domain, context, changes):
+        let_go(domain, context, changes)
+        for mfn, count, _ in changes.removed:
+            bed.xen.frames.put(mfn, count, 1)
+
+    bed.xen._let_go = everything
+
+
 def _raises(bed):
     bed.xen.backend.context_release = lambda context: 1 // 0
 
@@ -212,6 +223,7 @@ LONG = (
     "preempt pattern=0x1\nalloc\nmap ctx=1 frame=ram:8 at=0x401 pages=1000\nmap ctx=1 frame=ram:8 at=0xc01 pages=1000\n"
     "map ctx=1 frame=ram:8 at=0x1401 pages=1000\nfree ctx=1\n"
 )
+FIRMWARES = "alloc\nmap ctx=1 frame=rmrr:0 at=0x400\nunmap ctx=1 at=0x400\n"
 PLANTED = {
     "answer": (_accepts_any_flag, "alloc\nmap ctx=1 frame=ram:8 at=0x400 access=0xb\n"),
     "written-back": (_leaves_out_field, "alloc\n"),
@@ -223,6 +235,7 @@ PLANTED = {
     "device-reach": (_flushes_nothing, MAP + "dma nic at=0x400\nunmap ctx=1 at=0x400\ndma nic at=0x400\n"),
     "tree": (_maps_elsewhere, MAP),
     "superpage": (_never_folds, BIG),
+    "firmware": (_drops_too_many, FIRMWARES),
     "toolstack": (_keeps_page, "remove frame=ram:9\n"),
     "xen-bug": (_stops, "alloc\nfree ctx=1\n"),
     "exception": (_raises, "alloc\nfree ctx=1\n"),
@@ -258,6 +271,40 @@ def test_sound_code_is_not_accused(why, backend, profile):
     program = parse(f"# pviommu program 1\nbench backend={backend} profile={profile} guest={SOUND[why]}")
     found = replay(program)
     assert found is None, found
+
+
+CROSSING = "alloc\nmap ctx=1 frame=ram:8 at=0x5ff\n{}fail allocation=1\nunmap ctx=1 at=0x5ff pages=2\n"
+AT_ONCE = "map ctx=1 frame=ram:512 at=0x600 pages=512\n"
+IN_HALVES = "map ctx=1 frame=ram:512 at=0x600 pages=256\nmap ctx=1 frame=ram:768 at=0x700 pages=256\n"
+BUSY = "preempt pattern=0x1\nalloc\nmap ctx=1 frame=ram:8 at=0x400 pages=5\n"
+KNOWN = "known=idle/map/0,written-back/map/0"
+BUILT_ON = {
+    "R2": ("v3-fixed", "S1", CROSSING.format(IN_HALVES), "short-of-memory"),
+    "H3": ("v7-fixed", "A9", BUSY, "yields"),
+    "F3": ("v7-fixed", "", FIRMWARES, "firmware"),
+}
+
+
+@pytest.mark.parametrize("backend", ["vtd", "smmuv3"])
+@pytest.mark.parametrize("defect", BUILT_ON)
+def test_a_clause_tells_an_entry_from_those_that_it_is_built_on(defect, backend):
+    profile, base, text, clause = BUILT_ON[defect]
+    bench = f"# pviommu program 1\nbench backend={backend} profile={profile} guest=pv {KNOWN} defects="
+    program = parse(f"{bench}{defect}\n{text}")
+    found = Runner(program.bench).run(program.ops)
+    assert found is not None and found.clause == clause, found
+    sound = Runner(parse(f"{bench}{base}\n{text}").bench).run(program.ops)
+    assert sound is None or sound.clause != clause, sound
+
+
+@pytest.mark.parametrize("backend", ["vtd", "smmuv3"])
+def test_an_unmap_splits_a_superpage_with_a_table_that_it_has_emptied_itself(backend):
+    program = parse(
+        f"# pviommu program 1\nbench backend={backend} profile=v7-fixed guest=pv\n{CROSSING.format(AT_ONCE)}"
+    )
+    answers = []
+    assert Runner(program.bench).run(program.ops, told=answers) is None
+    assert answers[-1] == "0"
 
 
 def test_every_clause_has_its_prose_and_a_planted_fault():
