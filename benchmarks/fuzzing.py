@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fast programs are run: the swarm engine under the oracle, hypercalls of bytes alone, two workers against one.
 
-Hypercalls of bytes are timed as programs have them, then those of one page at most (teardown of such contexts
-included), and then with a hypervisor that does nothing, which leaves what the target costs.  Bytes are made beforehand.
+The swarm engine runs hypercalls, and at driver level guests that boot.  Hypercalls of bytes are timed as programs have
+them, then those of one page at most (teardown of such contexts included), and then with a hypervisor that does nothing,
+which leaves what the target costs.  Bytes are made beforehand.
 
 All but the workers are processor time of one core.  Workers are compared by the clock on the wall, so that this one
 says something on an idle machine only.
@@ -37,6 +38,9 @@ def figures(seconds: float, lean: Lean | None = None) -> Iterator[Figure]:
             swarm = Swarm(benches(backend, profile), 1)
             times = clock(lambda swarm=swarm: _run(swarm), _PROGRAMS * LENGTH, seconds)  # type: ignore[misc]
             yield rate("fuzz", f"{backend}, {profile}, swarm and oracle", "operations/s", times, bar=ORACLE_BAR)
+        guests = Swarm(benches(backend, "v7-fixed", "driver"), 1)
+        times = clock(lambda guests=guests: _run(guests), _PROGRAMS, seconds)  # type: ignore[misc]
+        yield rate("fuzz", f"{backend}, v7-fixed, driver level", "programs/s", times)
         target = Target(Bench(backend))
         calls = _calls(target)
         yield _bytes(f"{backend}, bytes, no oracle", target, calls, seconds, RAW_BAR)
