@@ -74,12 +74,14 @@ class Oracle:
         self._codecs: Final = {name: subop.codec for name, subop in abi.by_name.items()}
         self._own: Final = range(self._frames.base, self._frames.base + self._frames.size)
         self._free_before = 0
+        self._free_when_short = 0
         self._told: list[tuple[int, range]] = []
         """(context, device frames) that hardware was told to forget during this operation."""
         self.overlooked: set[str] = set()
         """Clauses of sweeps that are known not to hold."""
         self.shadow = self._fresh()
         target.watch_flush = self._before_flush
+        target.watch_shortage = self._note_shortage
 
     def _before_flush(self, number: int, dfn: int, pages: int) -> str:
         """Whether the frame at ``dfn`` has lost a reference before hardware is told that it is unmapped."""
@@ -127,12 +129,15 @@ class Oracle:
 
     def before(self) -> None:
         """An operation is about to run."""
-        self._free_before = self._free_pages()
+        self._free_before = self._free_when_short = self._free_pages()
         self.target.events = self.target.restarts = 0
         self.target.too_early = ""
         self._told = []
         if self.target.faults is not None:
             self.target.faults.clear()
+
+    def _note_shortage(self) -> None:
+        self._free_when_short = self._free_pages()
 
     def _free_pages(self) -> int:
         """Of the arena."""
@@ -190,7 +195,7 @@ class Oracle:
         if long and self.target.always_wanted and not happened & events.RESTART:
             return Broken("yields", f"free of {self.shadow.scattered} pages let nobody else run")
         short = call.result == -12 and call.name == "unmap_pages" and self.target.faults is None
-        if short and not happened & events.UNCONFIRMED and self._free_pages() > self._free_before:
+        if short and not happened & events.UNCONFIRMED and self._free_pages() > self._free_when_short:
             return Broken("short-of-memory", "unmap_pages answered ENOMEM, and gave tables back afterwards")
         added_only = call.name == "map_pages" and not call.result and not happened & (events.FOLD | events.RESTART)
         if added_only and happened & events.FLUSH and not self.target.xen.flushes_additions:

@@ -32,6 +32,8 @@ class Watched:
         """What was let go before hardware had confirmed, since this was last cleared."""
         self.watch_flush: Callable[[int, int, int], str] = lambda context, dfn, pages: ""
         """Told of every flush, before it happens, with context and device frames; what was let go too early."""
+        self.watch_shortage: Callable[[], None] = lambda: None
+        """Told of every allocation that finds nothing."""
         self._splits: dict[int, int] = {}
 
     def _watch(self) -> None:
@@ -100,8 +102,12 @@ class Watched:
                 self._fail_in -= 1
                 if not self._fail_in:
                     self.events |= events.NO_MEMORY
+                    self.watch_shortage()
                     return None
-            return genuine(*args)
+            found = genuine(*args)
+            if found is None:
+                self.watch_shortage()
+            return found
 
         setattr(pool, "allocate", allocate)  # noqa: B010 -- on the instance, so that the class stays what it is
 
