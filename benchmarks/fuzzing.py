@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fast programs are run: the swarm engine under the oracle, hypercalls of bytes alone, two workers against one.
 
-The swarm engine runs hypercalls, and at driver level guests that boot.  Hypercalls of bytes are timed as programs have
-them, then those of one page at most (teardown of such contexts included), and then with a hypervisor that does nothing,
-which leaves what the target costs.  Bytes are made beforehand.
+The swarm engine runs hypercalls, and at driver level guests that boot.
+
+Hypercalls of bytes are those of the raw engine's programs on the machines that it runs them on, each program from the
+start: what ``pviommu fuzz --level raw`` makes the hypervisor do, without oracle, DMA and sweeps.  Going back to the
+start and what the toolstack does in between take their time and do not count as calls.  The same follows with a
+hypervisor that does nothing, which leaves what the target costs.  Programs are made beforehand; what their calls are is
+given too: how many in a hundred are refused, and how many ask for more than one page.
 
 All but the workers are processor time of one core.  Workers are compared by the clock on the wall, so that this one
 says something on an idle machine only.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -18,16 +23,18 @@ from typing import Final
 from benchmarks.figures import Figure, clock, rate
 from benchmarks.hypercalls import BACKENDS
 from benchmarks.lean import Lean
-from fuzz import campaign
+from fuzz import campaign, memory_ops
 from fuzz.engines.swarm import LENGTH, Swarm, benches
 from fuzz.program import Bench
 from fuzz.raw import RawGenerator
-from fuzz.target import Target
+from fuzz.target import Call, Target
 from hypervisor import profile as profiles
 
 ORACLE_BAR: Final = 15_000
 RAW_BAR: Final = 150_000
 WORKERS_BAR: Final = 1.8
+_RAW_PROGRAMS: Final = 8
+"""On each machine."""
 _PROGRAMS: Final = 16
 """In one run of the loop; one in eight ends with the full sweep."""
 
@@ -41,13 +48,7 @@ def figures(seconds: float, lean: Lean | None = None) -> Iterator[Figure]:
         guests = Swarm(benches(backend, "v7-fixed", "driver"), 1)
         times = clock(lambda guests=guests: _run(guests), _PROGRAMS, seconds)  # type: ignore[misc]
         yield rate("fuzz", f"{backend}, v7-fixed, driver level", "programs/s", times)
-        target = Target(Bench(backend))
-        calls = _calls(target)
-        yield _bytes(f"{backend}, bytes, no oracle", target, calls, seconds, RAW_BAR)
-        small = [call for call in calls if _pages(target, *call) <= 1]
-        yield _bytes(f"{backend}, bytes, no oracle, one page at most", target, small, seconds)
-        target._hypercall = lambda *registers: 0  # type: ignore[misc]
-        yield _bytes(f"{backend}, bytes, no oracle, no hypervisor", target, calls, seconds)
+        yield from _bytes(backend, seconds)
     one, two = _workers(1, max(seconds, 2)), _workers(2, max(seconds, 2))
     yield Figure("fuzz", "two workers against one", "times/s", two / one, two / one, WORKERS_BAR)
 
@@ -61,38 +62,77 @@ def _run(swarm: Swarm) -> None:
             return
 
 
-def _calls(target: Target) -> list[tuple[int, bytes]]:
-    """The calls of some programs of bytes."""
-    generator = RawGenerator(target, 1)
-    return [
-        (operation[1], operation[2])
-        for _ in range(20)
-        for operation in generator.program(LENGTH)
-        if operation[0] == "raw" and operation[3] == "plain"
-    ]
+def _bytes(backend: str, seconds: float) -> Iterator[Figure]:
+    """Hypercalls of bytes: how fast they are, and what they are."""
+    played = [Played(bench) for bench in benches(backend, "v7-fixed", "raw")]
+    calls = sum(one.calls for one in played)
+    name = f"{backend}, bytes, no oracle"
+    yield rate("fuzz", name, "hypercalls/s", clock(lambda: _play(played), calls, seconds), bar=RAW_BAR)
+    answers = [answer for one in played for answer in one.answers()]
+    for what, share in (
+        ("refused", sum(result < 0 for result, _ in answers)),
+        ("of more than one page", sum(pages > 1 for _, pages in answers)),
+    ):
+        percent = 100 * share / len(answers)
+        yield Figure("fuzz", f"{backend}, bytes, {what}", "%", percent, percent)
+    for one in played:
+        one.target._hypercall = lambda *registers: 0  # type: ignore[misc]
+    times = clock(lambda: _play(played), calls, seconds)
+    yield rate("fuzz", f"{backend}, bytes, no oracle, no hypervisor", "hypercalls/s", times)
 
 
-def _pages(target: Target, number: int, data: bytes) -> int:
-    """How many pages a call asks for; 0 for one that names no pages."""
-    name = target.name_of(number & 0xFFFF if target.union else number)
-    if name not in ("map_pages", "unmap_pages"):
-        return 0
-    codec = target.abi.by_name[name].codec
-    assert codec is not None
-    return int(codec.as_dict(data[: codec.size].ljust(codec.size, b"\0"))["nr_pages"])
+class Played:
+    """Some of the raw engine's programs, on one machine and without oracle."""
+
+    def __init__(self, bench: Bench) -> None:
+        target = Target(bench)
+        self.target: Final = target
+        self._steps: Final[dict[str, Callable[..., object]]] = {
+            "raw": target.raw,
+            "init": lambda *operands: target.call("init", operands[:2], *operands[2:]),
+            "remove": target.remove,
+            "p2m": target.retype,
+            "remote": target.carry,
+            "progress": target.claim,
+            "fail": target.fail,
+            "preempt": target.preempt,
+            "fault": target.inject,
+            "regions": partial(memory_ops.ask, target),
+        }
+        source = RawGenerator(target, 1)
+        self._programs: Final = [
+            [operation for operation in source.program(LENGTH) if operation[0] in self._steps]
+            for _ in range(_RAW_PROGRAMS)
+        ]
+        self.calls: Final = sum(1 for _ in self.answers())
+
+    def play(self) -> None:
+        steps = self._steps
+        for program in self._programs:
+            self.target.reset()
+            for operation in program:
+                steps[operation[0]](*operation[1:])
+
+    def answers(self) -> Iterator[tuple[int, int]]:
+        """(result, pages that it asked for, 0 if it names none) of every hypercall that the programs are made of."""
+        for program in self._programs:
+            self.target.reset()
+            for operation in program:
+                answer = self._steps[operation[0]](*operation[1:])
+                if isinstance(answer, Call):
+                    yield answer.result, self._pages(answer)
+
+    def _pages(self, call: Call) -> int:
+        if call.name not in ("map_pages", "unmap_pages"):
+            return 0
+        codec = self.target.abi.by_name[call.name].codec
+        assert codec is not None
+        return codec.as_dict(call.before)["nr_pages"]
 
 
-def _bytes(
-    name: str, target: Target, calls: list[tuple[int, bytes]], seconds: float, bar: float | None = None
-) -> Figure:
-    return rate("fuzz", name, "hypercalls/s", clock(lambda: _issue(target, calls), len(calls), seconds), bar=bar)
-
-
-def _issue(target: Target, calls: list[tuple[int, bytes]]) -> None:
-    target.reset()
-    raw = target.raw
-    for number, data in calls:
-        raw(number, data, "plain")
+def _play(played: list[Played]) -> None:
+    for one in played:
+        one.play()
 
 
 def _workers(jobs: int, seconds: float) -> float:

@@ -2,7 +2,8 @@
 """Hypercalls as bytes: what a guest could write that follows no header.
 
 A part of the calls is noise.  The others are calls of the typed generator, encoded and then damaged in a few bytes,
-so that they get past the first checks; DMA and the toolstack's doings stay in between.
+so that they get past the first checks; DMA and the toolstack's doings stay in between.  What bytes find is in reading
+and checking them, not in long runs of pages: most of those are cut to a few pages, in each program another share.
 """
 
 import random
@@ -13,8 +14,15 @@ from fuzz.program import ARGUMENTS, Op
 from fuzz.target import SUBOPS, Target
 
 _BYTES: Final = (0, 1, 2, 3, 0x0F, 0x10, 0x7F, 0x80, 0xFE, 0xFF)
-_NOISE: Final = (0.02, 0.1, 0.5)
-_DAMAGE: Final = (0.02, 0.1, 0.4)
+_NOISE: Final = (0.1, 0.4, 0.8)
+_DAMAGE: Final = (0.1, 0.4, 0.8)
+_LONG: Final = (0.0, 0.02, 0.1)
+"""Runs of more than :data:`SHORT` pages that stay as long as they are."""
+SHORT: Final = 16
+_LONGEST: Final = 4096
+"""A number of pages above it is no run but a limit that is tried."""
+_PAGES_AT: Final = {"map": 4, "unmap": 3, "dma": 3}
+"""Where an operation says how many pages."""
 _SIZE: Final = 40
 """Bytes of a struct of noise; the target takes as many as the sub-op's has."""
 
@@ -31,9 +39,12 @@ class RawGenerator:
     def program(self, length: int) -> tuple[Op, ...]:
         """``length`` operations or a few less."""
         rng = self._rng
-        noise, damage = rng.choice(_NOISE), rng.choice(_DAMAGE)
+        noise, damage, long = rng.choice(_NOISE), rng.choice(_DAMAGE), rng.choice(_LONG)
         ops: list[Op] = []
         for operation in self._typed.program(length):
+            at = _PAGES_AT.get(operation[0])
+            if at is not None and SHORT < operation[at] <= _LONGEST and rng.random() >= long:
+                operation = (*operation[:at], 1 + int(rng.random() * SHORT), *operation[at + 1 :])
             if operation[0] not in SUBOPS or operation[0] == "init":
                 ops.append(operation)
             elif rng.random() < noise:

@@ -8,8 +8,10 @@ from fuzz.engines.differential import Differential
 from fuzz.engines.engine import ENGINES, make
 from fuzz.engines.greybox import Greybox
 from fuzz.program import Bench, parse
+from fuzz.raw import SHORT, RawGenerator
 from fuzz.run import Runner, replay, runner_for
 from fuzz.shrink import Shrinker
+from fuzz.target import Target
 from fuzz.verbs import ProgramError
 from hypervisor.iommu.pool import Arena
 
@@ -101,3 +103,26 @@ def test_what_nobody_knows_cannot_be_compared_with():
         runner_for(Bench(against="toaster"))
     with pytest.raises(ProgramError, match="'toaster'"):
         runner_for(Bench(level="driver", against="toaster"))
+
+
+def test_programs_of_bytes_are_mostly_wrong_calls_and_few_of_them_long():
+    target = Target(PV)
+    programs = [program for _ in range(2) for program in _of_bytes(target, 15)]
+    assert programs[:15] == programs[15:]
+    refused = lengths = runs = calls = 0
+    for program in programs[:15]:
+        target.reset()
+        for operation in program:
+            if operation[0] == "raw":
+                call = target.raw(*operation[1:])
+                calls, refused = calls + 1, refused + (call.result < 0)
+                if call.name in ("map_pages", "unmap_pages"):
+                    pages = target.abi.by_name[call.name].codec.as_dict(call.before)["nr_pages"]
+                    runs, lengths = runs + 1, lengths + (SHORT < pages <= 4096)
+    assert 0.6 < refused / calls < 0.95
+    assert 0 < lengths / runs < 0.1
+
+
+def _of_bytes(target, number):
+    generator = RawGenerator(target, 4)
+    return [generator.program(200) for _ in range(number)]
