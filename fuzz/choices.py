@@ -4,19 +4,24 @@
 import random
 from typing import Final
 
+from fuzz.domain_generate import DomainMaker, Mapped
 from fuzz.numbers import CONTIGUOUS, COUNTS, FAR, PAGES
 
 
 class Choices:
     """Random choices that know what exists; equal seeds give equal choices."""
 
-    def __init__(self, limited: int | None, seed: int) -> None:
-        """``limited``: most pages of one call, ``None`` for no limit."""
+    def __init__(self, limited: int | None, seed: int, *, sets_up: bool = True) -> None:
+        """``limited``: most pages of one call, ``None`` for no limit; ``sets_up``: as for
+        :class:`fuzz.domain_generate.DomainMaker`."""
         self._rng: Final = random.Random(seed)
         self._limited: Final = limited
+        self._domains: Final = DomainMaker(self._rng, sets_up=sets_up)
         self._contexts: list[int] = []
-        self._mapped: list[tuple[int, int, int, tuple[str, int], int]] = []
-        """(context, dfn, pages, frame, access) of what was probably mapped, newest last."""
+        self._mapped: list[Mapped] = []
+        """What the calling domain probably mapped, newest last."""
+        self._pages = PAGES
+        """Of the calling domain."""
         self._base = 0
         self._wild = 0.0
         """How often a number is one of those at which code goes wrong."""
@@ -56,6 +61,11 @@ class Choices:
 
     def _frame(self) -> tuple[str, int]:
         draw = self._rng.random()
+        if self._domains.has_guests:
+            if draw > 0.85 and self._rng.random() < 0.7:
+                return self._domains.page()
+            if self._pages < PAGES and draw < 0.85:
+                return "ram", self._below(self._pages)
         if draw < 0.45:
             return "ram", self._pick((0, 0, 512, 512, 1, 256, 8, 9, 511))
         if draw < 0.8:

@@ -44,8 +44,13 @@ CLAUSES: Final = {
     "linearizable": "What concurrent calls answer and leave behind, some order of them one after the other does too.",
 }
 _STOPS: Final = {"XenDeadlock": "deadlock", "XenHang": "hang"}
-_OUTSIDE: Final = ("fail", "fault", "preempt", "remote", "progress", "raw", "regions", "p2m")
-"""What a concurrent part leaves out: it concerns the next operation of one vCPU, or the whole program."""
+_OUTSIDE: Final = (
+    *("fail", "fault", "preempt", "remote", "progress", "raw", "regions", "p2m", "as"),
+    *("create_domain", "destroy_domain"),
+)
+"""What a concurrent part leaves out: it concerns the next operation of one vCPU, or the whole program, or goes in steps
+by design."""
+_MOVES: Final = ("assign", "deassign", "add_device", "remove_device")
 
 
 class Parts(NamedTuple):
@@ -109,6 +114,7 @@ class Concurrent:
             _, broken = runner.step(operation, sweep=not looked_at and k == len(self.parts.before))
             if broken is not None:
                 raise ProgramError(f"{format_op(operation)} breaks {broken} before the vCPUs start")
+        self._target.call_as(0)
         self.bed: Final = runner.bed
         self._preempted: Final = self.bed.xen.preempt is not None
         self.bed.snapshot()
@@ -131,6 +137,7 @@ class Concurrent:
         does: dict[str, Callable[[], object]] = {
             "remove": lambda: target.remove(operation[1])[1],
             "dma": lambda: self._dma(*operation[1:]),
+            **dict.fromkeys(_MOVES, lambda: target.of_domains[verb](*operation[1:])),
         }
         if verb not in does:
             raise ProgramError(f"{verb} cannot be done by a vCPU of several")

@@ -96,5 +96,5 @@ def _reach(runner: DriverRunner) -> dict[str, tuple[Span, ...]]:
         device = bed.dom0.devices.get(DEVICES[name])  # type: ignore[call-overload]
         context = device.context if device is not None else None
         number = int(context.number) if context is not None else 0
-        reach[name] = tuple(tables.get(number, ()))
+        reach[name] = tuple(tables.get(str(number), ()))
     return reach

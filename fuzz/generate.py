@@ -7,9 +7,11 @@ aligned and contiguous form superpages; and now and then a number is one of thos
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from abi.versions import Abi
+from fuzz import domain_generate
 from fuzz.choices import Choices
 from fuzz.numbers import (
     BASES,
@@ -61,7 +63,7 @@ class Generator(Choices):
     """Programs for one bench; equal seeds give equal programs, whatever PYTHONHASHSEED is."""
 
     def __init__(self, bench: Bench, abi: Abi, seed: int) -> None:
-        super().__init__(abi.max_nr_pages, seed)
+        super().__init__(abi.max_nr_pages, seed, sets_up=abi.has("init"))
         self.bench: Final = bench
         self._abi: Final = abi
         self._verbs: Final[set[str]] = set(_WEIGHTS) - {
@@ -92,7 +94,7 @@ class Generator(Choices):
             "remove": self._remove,
             "fail": self._fail,
             "p2m": self._retype,
-            "remote": lambda: ("remote", self._pick((0, 0, 0, 0, 1, 0x7FF0))),
+            "remote": self._remote,
             "progress": lambda: ("progress", self._pick((0x100, 0x100, 0x200, 0x300, 0x1000, 0xFFFF_FF00))),
             "preempt": lambda: ("preempt", self._pick(PATTERNS)),
             "lookup": lambda: ("lookup", self._ctx(), self._somewhere(), *self._arg()),
@@ -112,6 +114,7 @@ class Generator(Choices):
                 *self._arg(),
             ),
             "raw": self._raw,
+            **{verb: partial(self._of_domains, verb) for verb in domain_generate.WEIGHTS},
         }
         self._pending: list[Op] = []
         self._access = 3
@@ -120,11 +123,14 @@ class Generator(Choices):
         """``length`` operations."""
         rng = self._rng
         self._pending.clear()
-        self._contexts.clear()
-        self._mapped.clear()
+        self._domains.begin()
+        self._look_around()
         dropped = {name for name in _OPTIONAL if rng.random() < 0.35}
-        names = [name for name in _WEIGHTS if name in self._verbs and name not in dropped]
-        weights = [_WEIGHTS[name] * rng.choice((0.3, 1, 1, 3)) for name in names]
+        chosen = {name: weight for name, weight in _WEIGHTS.items() if name in self._verbs and name not in dropped}
+        if rng.random() < domain_generate.SHARE:
+            chosen.update((name, weight) for name, weight in domain_generate.WEIGHTS.items() if rng.random() > 0.25)
+        names = list(chosen)
+        weights = [weight * rng.choice((0.3, 1, 1, 3)) for weight in chosen.values()]
         self._base = rng.choice(BASES)
         self._access = rng.choice((3, 3, 3, 1, 2))
         if self._abi.map_no_flush and rng.random() < 0.5:
@@ -166,7 +172,7 @@ class Generator(Choices):
         flags = self._pick(FLAGS) if self._is_wild() else self._pick((0, 1, 1))
         if number in self._contexts and flags:
             self._contexts.remove(number)
-            self._mapped = [run for run in self._mapped if run[0] != number]
+            self._mapped[:] = [run for run in self._mapped if run[0] != number]
         return ("free", number, flags, *self._arg())
 
     def _attach(self) -> Op:
@@ -318,6 +324,27 @@ class Generator(Choices):
         self._pending.append(self._touch(ctx, at + skip, count))
         return ("unmap", ctx, at + skip, count, 0x1000, "plain", 0)
 
+    def _of_domains(self, verb: str) -> Op:
+        first, *others = self._domains.make(verb)
+        self._pending.extend(reversed(others))
+        self._look_around()
+        return first
+
+    def _look_around(self) -> None:
+        """Who calls, and what is known of it."""
+        here = self._domains.here
+        self._contexts, self._mapped, self._pages = here.contexts, here.mapped, here.pages
+
+    def _remote(self) -> Op:
+        if self._domains.has_guests and self._rng.random() < 0.8:
+            return ("remote", self._domains.any())
+        return ("remote", self._pick((0, 0, 0, 0, 1, 0x7FF0)))
+
+    def _remove(self) -> Op:
+        if self._domains.has_guests and self._rng.random() < 0.5:
+            return ("remove", self._domains.page())
+        return ("remove", ("ram", 8 + self._below(self._pages - 8)))
+
     def _fail(self) -> Op:
         """What fails next; often where a context is being made."""
         draw = self._rng.random()
@@ -333,12 +360,18 @@ class Generator(Choices):
 
     def _long(self) -> Op:
         """Many pages that form no superpage, and their end."""
-        number, step = self._ctx(), self._limited or 1000
+        number, step = self._ctx(), min(self._limited or 1000, self._pages - 8)
+        if step < 200:
+            return self._map()
+        end: list[Op] = [("free", number, 1, "plain", 0)]
         maps: list[Op] = [
             ("map", number, ("ram", 8), (self._base ^ 0x4000) + 1 + step * k, step, self._access, 0x1000, "plain", 0)
             for k in range(2400 // step)
         ]
-        self._pending += [("free", number, 1, "plain", 0), *maps]
+        if self._domains.caller and self._rng.random() < 0.5:
+            end = self._domains.end(self._domains.caller)[::-1]
+        self._pending += [*end, *maps]
+        self._look_around()
         return ("preempt", self._pick((1, 1, 2)))
 
     def _remove(self) -> Op:
@@ -366,7 +399,7 @@ class Generator(Choices):
         )
         frame = self._frame()
         if frame[0] != "ram" or frame[1] < 8:
-            frame = ("ram", 8 + self._below(PAGES - 8))
+            frame = ("ram", 8 + self._below(self._pages - 8))
         at = self._base + self._below(1024)
         self._pending.append(("map", self._ctx(), frame, at, 1, self._access, 0x1000, "plain", 0))
         return ("p2m", frame, self._rng.choice(kinds))

@@ -48,7 +48,7 @@ OUT_OF_SIGHT: Final[dict[str, str]] = {
 """Entries that no guest or device could see, with the reason; they are listed, and nobody hunts them."""
 
 
-AT_ONCE: Final = frozenset({"C4", "C5", "F4"})
+AT_ONCE: Final = frozenset({"B4", "C4", "C5", "F4"})
 """Entries that show when two vCPUs are at work at the same time."""
 
 

@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from fuzz.verbs import VERBS, WORDS, Op, Value
+from fuzz.verbs import PAGE_SPACES, VERBS, WORDS, Op, Value
 
 _EDGES: Final = (0, 1, 2, 255, 256, 257, 511, 512, 513, (1 << 27) - 1, 1 << 36, (1 << 52) - 1, (1 << 64) - 1)
 _STEPS: Final = (-512, -256, -1, 1, 256, 512)
@@ -64,8 +64,8 @@ class Mutator:
             return operation
         k = int(rng.random() * len(fields))
         value = _other(rng, fields[k].kind, operation[k + 1])
-        if operation[0] == "remove" and isinstance(value, tuple):
-            value = ("ram", max(value[1], 8)) if value[0] == "ram" else operation[1]
+        if operation[0] in ("remove", "p2m") and isinstance(value, tuple):
+            value = (value[0], max(value[1], 8)) if value[0] in PAGE_SPACES else operation[1]
         return (*operation[: k + 1], value, *operation[k + 2 :])
 
 

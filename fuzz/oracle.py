@@ -9,17 +9,17 @@ densely only to find out which operation it was.
 from typing import Final
 
 from abi.errno import errno_name
-from base.units import PAGE_SHIFT, Sbdf
+from base.units import PAGE_SHIFT
 from fuzz import events
+from fuzz.domains import Domains
 from fuzz.faults import COPIES
-from fuzz.guest_frames import Frames
-from fuzz.intervals import Intervals
 from fuzz.shadow import Shadow
 from fuzz.spans import diverge, joined, words
 from fuzz.sweep import Broken, sweep
 from fuzz.target import FIRMWARES, Call, Target
 from fuzz.verbs import DEVICES
 from hypervisor.frames import DOMID_IO
+from hypervisor.iommu.context import IommuContext
 from hypervisor.pviommu.contexts import TEARDOWN_LEAVES
 from hypervisor.pviommu.mappings import RESUME_GRAIN
 from testbed.invariants import INVARIANTS, View
@@ -39,7 +39,11 @@ CLAUSES: Final[dict[str, str]] = {
     "tree": "The tables that hardware walks map exactly the pages that the guest mapped.",
     "superpage": "Aligned pages of a superpage that lead to aligned frames in a row, alike, are one superpage.",
     "firmware": "Frames that firmware keeps stay firmware's.",
-    "toolstack": "Taking a page from the guest succeeds exactly if it is the guest's.",
+    "toolstack": "What the toolstack does to pages, devices and domains succeeds exactly if it can be done.",
+    "quarantine": "A device that no domain has reaches nothing but what firmware reserved for it; one that was taken "
+    "out of the machine reaches nothing.",
+    "left-over": "Of a domain that was destroyed nothing is left but pages that others still hold: no device, no "
+    "context, no arena. A quarantine that its device has left goes too.",
     "xen-bug": "No call stops the hypervisor.",
     "hang": "Every call ends.",
     "exception": "No call makes the emulator raise.",
@@ -55,102 +59,61 @@ class Oracle:
 
     def __init__(self, target: Target) -> None:
         self.target: Final = target
-        bed = target.bed
-        xen, dom0 = bed.xen, bed.dom0
-        assert dom0.iommu is not None
-        profile = xen.profile
-        self._frames: Final = Frames(
-            bed.mfns, dom0.pv, xen.frames.frames, list(dom0.mmio), profile.maps_mmio, profile.errno_hole
-        )
-        self._devices: Final = {
-            int(device.sbdf): tuple((int(first), int(last)) for first, last in device.reserved)
-            for device in dom0.iommu.default.devices
+        self.domains: Final = Domains(target)
+        self._untranslated: Final = {
+            int(device.sbdf) for device in target.bed.dom0.devices.values() if not device.translated
         }
-        self._untranslated: Final = {int(device.sbdf) for device in dom0.iommu.default.devices if not device.translated}
-        self._limit: Final = dom0.iommu.limit
-        self._initialised: Final = dom0.iommu.initialised
-        abi = xen.abi
-        self._caps: Final = sum(abi.caps.get(name, 0) for name in ("default_identity", "cache", "deferred_flush"))
-        self._codecs: Final = {name: subop.codec for name, subop in abi.by_name.items()}
-        self._own: Final = range(self._frames.base, self._frames.base + self._frames.size)
-        self._free_before = 0
-        self._free_when_short = 0
-        self._told: list[tuple[int, range]] = []
-        """(context, device frames) that hardware was told to forget during this operation."""
+        self._codecs: Final = {name: subop.codec for name, subop in target.abi.by_name.items()}
+        self._told: list[tuple[Shadow, int, range]] = []
+        """(domain, context, device frames) that hardware was told to forget during this operation."""
         self.overlooked: set[str] = set()
         """Clauses of sweeps that are known not to hold."""
-        self.shadow = self._fresh()
+        self.shadow = self.domains.reset()
+        """dom0's."""
         target.watch_flush = self._before_flush
-        target.watch_shortage = self._note_shortage
+        target.watch_shortage = self.domains.note_shortage
 
-    def _before_flush(self, number: int, dfn: int, pages: int) -> str:
+    def _before_flush(self, context: IommuContext, dfn: int, pages: int) -> str:
         """Whether the frame at ``dfn`` has lost a reference before hardware is told that it is unmapped."""
-        told, self._told = self._told, [*self._told, (number, range(dfn, dfn + pages))]
-        shadow = self.shadow
-        space = shadow.spaces.get(number)
+        shadow = self._shadow_of(context)
+        if shadow is None:
+            return ""
+        told, self._told = self._told, [*self._told, (shadow, context.number, range(dfn, dfn + pages))]
+        space = shadow.spaces.get(context.number)
         found = space.at(dfn) if space is not None else None
         frames = self.target.xen.frames
-        if found is None or shadow.unsure or shadow.dying or dfn + found[2] >= frames.frames:
+        if found is None or shadow.unsure or shadow.ending or shadow.dying:
             return ""
         mfn = dfn + found[2]
-        if frames.owner[mfn] == DOMID_IO:  # mapped as MMIO is, without a reference
+        if mfn >= frames.frames or frames.owner[mfn] == DOMID_IO:  # mapped as MMIO is, without a reference
+            return ""
+        if any(other.ending for other in shadow.kin):
             return ""
         if frames.refs[mfn] & 0xFFFF_FFFF < frames.allocated[mfn] + shadow.count(mfn, told):
             return f"the reference on frame {mfn:#x}"
         return ""
 
-    def _fresh(self) -> Shadow:
-        xen = self.target.xen
-        shadow = Shadow(
-            xen.abi,
-            self._frames,
-            self._limit,
-            self._initialised,
-            self._devices,
-            xen.backend.max_iova,
-            xen.pgsize_mask,
-            self._caps,
-            xen.profile.errno_paged_out,
-        )
-        iommu = self.target.bed.dom0.iommu
-        assert iommu is not None
-        for number in iommu.contexts:  # a posted init leaves one behind
-            shadow.spaces[number] = Intervals()
-            shadow.regions[number] = []
-        shadow.starved = self._starved
-        shadow.stuck = self._is_in
-        shadow.tagless = lambda: self.target.faults is not None and self.target.faults.tag
-        shadow.unconfirmed = lambda: bool(self.target.events & events.UNCONFIRMED)
-        return shadow
+    def _shadow_of(self, context: IommuContext) -> Shadow | None:
+        """The shadow of the domain that a context is of."""
+        domains = self.target.xen.domains
+        for domid, shadow in self.domains.shadows.items():
+            iommu = domains[domid].iommu if domid in domains else None
+            if iommu is not None and iommu.contexts.get(context.number) is context:
+                return shadow
+        return None
 
     def reset(self) -> None:
         """Forget everything; the target has been reset too."""
-        self.shadow = self._fresh()
+        self.shadow = self.domains.reset()
 
     def before(self) -> None:
         """An operation is about to run."""
-        self._free_before = self._free_when_short = self._free_pages()
+        self.domains.before()
         self.target.events = self.target.restarts = 0
         self.target.too_early = ""
         self._told = []
         if self.target.faults is not None:
             self.target.faults.clear()
-
-    def _note_shortage(self) -> None:
-        self._free_when_short = self._free_pages()
-
-    def _free_pages(self) -> int:
-        """Of the arena."""
-        arena = self.target.arena
-        return arena.pages - arena.used if arena is not None else 0
-
-    def _is_in(self, device: int, number: int) -> bool:
-        found = self.target.bed.dom0.devices.get(Sbdf(device))
-        return found is not None and found.context is not None and found.context.number == number
-
-    def _starved(self, pages: int) -> bool:
-        """Was an allocation made to fail, or is the arena so small that this many pages may not have found tables?"""
-        return bool(self.target.events & events.NO_MEMORY) or self._free_before < 4 + (pages >> 8)
 
     # ------------------------------------------------------------------------------------------------------- calls
 
@@ -164,10 +127,11 @@ class Oracle:
                 faults.copy = ""
         if call.name == "remote_cmd":
             return self._judge_remote(call)
-        self.shadow.progress = call.progress
+        shadow = self.domains.shadows[call.domid]
+        shadow.progress = call.progress
         expected, written = self._expected(call)
         if self.target.events & events.UNCONFIRMED:
-            self.shadow.unsure = True
+            self.domains.note()
         result = call.result
         if self.target.restarts > 1 and call.name in ("map_pages", "unmap_pages"):
             fields = self._codecs[call.name].as_dict(call.before)  # type: ignore[union-attr]
@@ -180,22 +144,24 @@ class Oracle:
             return Broken(clause, f"{name} answered {errno_name(result)}, not {errno_name(expected)}")
         if call.after != written:
             return Broken("written-back", self._difference(call, written))
-        return self._judge_events(call, self.target.events)
+        if call.name == "init" and not result:
+            self.domains.after_init(call.domid)
+        return self._judge_events(call, shadow, self.target.events)
 
-    def _judge_events(self, call: Call, happened: int) -> Broken | None:
+    def _judge_events(self, call: Call, shadow: Shadow, happened: int) -> Broken | None:
         """What the hypervisor did beside answering."""
         if self.target.too_early:
             return Broken("let-go", f"{call.name} gave up {self.target.too_early} before hardware was told")
         quiet = call.name in _QUIET or (call.name == "flush_pages" and not self.target.xen.flushes_additions)
         if happened & (events.FLUSH | events.ATTACH) and quiet:
             return Broken("idle", f"{call.name} told hardware something")
-        if happened & events.ATTACH and call.name == "reattach_device" and not self.shadow.moved and not call.result:
+        if happened & events.ATTACH and call.name == "reattach_device" and not shadow.moved and not call.result:
             return Broken("idle", "a device was programmed again for the context that it is in")
-        long = call.name == "free_context" and not call.result and self.shadow.scattered > 2 * TEARDOWN_LEAVES
+        long = call.name == "free_context" and not call.result and shadow.scattered > 2 * TEARDOWN_LEAVES
         if long and self.target.always_wanted and not happened & events.RESTART:
-            return Broken("yields", f"free of {self.shadow.scattered} pages let nobody else run")
+            return Broken("yields", f"free of {shadow.scattered} pages let nobody else run")
         short = call.result == -12 and call.name == "unmap_pages" and self.target.faults is None
-        if short and not happened & events.UNCONFIRMED and self._free_pages() > self._free_when_short:
+        if short and not happened & events.UNCONFIRMED and self.domains.free_pages(call.domid) > shadow.free_when_short:
             return Broken("short-of-memory", "unmap_pages answered ENOMEM, and gave tables back afterwards")
         added_only = call.name == "map_pages" and not call.result and not happened & (events.FOLD | events.RESTART)
         if added_only and happened & events.FLUSH and not self.target.xen.flushes_additions:
@@ -204,8 +170,10 @@ class Oracle:
 
     def _judge_remote(self, call: Call) -> Broken | None:
         """remote_cmd tests its own three fields, and is then what it carries."""
-        codec, abi = self._codecs["remote_cmd"], self.target.abi
-        if codec is None:
+        codec, abi, shadows = self._codecs["remote_cmd"], self.target.abi, self.domains.shadows
+        if not shadows[call.domid].usable:
+            expected = -abi.errno_unusable
+        elif codec is None:
             expected = -abi.errno_unknown_subop
         elif call.argument in ("unmapped", "noncanonical"):
             expected = -14
@@ -214,12 +182,16 @@ class Oracle:
             inner = abi.subops.get(number)
             if codec.decode_clean(call.before) is None:
                 expected = -22
-            elif domid not in self.target.xen.domains:
+            elif call.domid:
+                expected = -1
+            elif domid not in shadows:
                 expected = -2
             elif inner is None:
                 expected = -abi.errno_unknown_subop
             elif inner.name == "remote_cmd":
                 expected = -22
+            elif not shadows[domid].usable:
+                expected = -abi.errno_unusable
             elif call.inner is not None:
                 broken = self.judge(call.inner)
                 if broken is not None:
@@ -237,15 +209,17 @@ class Oracle:
 
     def _expected(self, call: Call) -> tuple[int, bytes]:
         """(result, bytes of the struct afterwards)."""
-        abi, before = self.target.abi, call.before
+        abi, before, shadow = self.target.abi, call.before, self.domains.shadows[call.domid]
         nowhere = call.argument in ("unmapped", "noncanonical")
         if self.target.union and (nowhere or call.argument == "readonly"):
             return -14, before
+        if not shadow.usable:
+            return -abi.errno_unusable, before
         codec = self._codecs.get(call.name)
         if not call.name or (call.progress and call.name not in ("map_pages", "unmap_pages")):
             return -abi.errno_unknown_subop, before
         if codec is None or (codec.size == 0 and not self.target.union):
-            return self.shadow.predict[call.name]((), call.result, ())[0], before
+            return shadow.predict[call.name]((), call.result, ())[0], before
         if nowhere:
             return -14, before
         if self.target.union or codec.out != codec.fields:
@@ -261,7 +235,7 @@ class Oracle:
             actual = tuple(after[name] for name in codec.out)
         else:
             actual = ()
-        result, out = self.shadow.predict[call.name](fields, call.result, actual)
+        result, out = shadow.predict[call.name](fields, call.result, actual)
         if not codec.out:
             return result, before
         patched = bytearray(before if fields else bytes(len(before)))
@@ -277,18 +251,18 @@ class Oracle:
             ", ".join(odd) or "a byte that belongs to no field changed"
         )
 
-    def judge_removal(self, gfn: int, result: int) -> Broken | None:
-        """Hold the toolstack's taking of a page against what must come of it."""
-        expected = self.shadow.remove(gfn, result)
+    def judge_removal(self, domid: int, gfn: int, result: int) -> Broken | None:
+        """Hold the toolstack's taking of a page of a domain against what must come of it."""
+        expected = self.domains.removal(domid, gfn, result) if gfn >= 0 else -22
         if result != expected:
             return Broken(
                 "toolstack", f"taking frame {gfn:#x} answered {errno_name(result)}, not {errno_name(expected)}"
             )
         return None
 
-    def judge_retype(self, gfn: int, kind: str, result: int) -> Broken | None:
-        """The same for making another kind of page of one of the guest's."""
-        expected = self.shadow.retype(gfn, kind, result) if gfn >= 0 else -22
+    def judge_retype(self, domid: int, gfn: int, kind: str, result: int) -> Broken | None:
+        """The same for making another kind of page of one of a domain's."""
+        expected = self.domains.retyping(domid, gfn, kind, result) if gfn >= 0 else -22
         if result != expected:
             return Broken("toolstack", f"frame {gfn:#x} as {kind}: {errno_name(result)}, not {errno_name(expected)}")
         return None
@@ -298,14 +272,22 @@ class Oracle:
     def dma(self, name: str, at: int, pages: int) -> Broken | None:
         """Let a device read and write pages from ``at`` on, a sample if they are many, and hold what it reaches against
         what is mapped for it."""
-        shadow, device = self.shadow, DEVICES[name]
-        home = shadow.homes.get(device)
-        if home is None or device in self._untranslated or (not home and at not in self._own):
+        device = DEVICES[name]
+        place = self.domains.place(device)
+        if device in self._untranslated or device not in self.domains.devices:
+            return None
+        if place is None:
+            return self._dma_of_nobodys(name, at, pages)
+        domid, home = place
+        shadow = self.domains.shadows[domid]
+        if not home and not domid and not shadow.frames.own(at):
             return None
         translate = self.target.bed.unit.translate
         for dfn in _sample(at, min(pages, 1 << 30)):
-            if dfn > shadow._max_dfn or (not home and not shadow.frames.own(dfn)):
+            if dfn > shadow._max_dfn or (not home and not domid and not shadow.frames.own(dfn)):
                 break
+            if not home and domid and self._is_reserved(dfn):
+                continue  # what a device of it once needed
             mfn, access = shadow.reach(home, dfn)
             for write in (False, True):
                 found = translate(device & 0xFFFF, dfn << PAGE_SHIFT, write)
@@ -314,17 +296,43 @@ class Oracle:
                 expected = mfn << PAGE_SHIFT if mfn is not None and access >> write & 1 else None
                 actual = found if isinstance(found, int) else None
                 if actual != expected and not self._doorbell(dfn, mfn):
-                    if shadow.unsure and (actual is None or self._is_kept(actual >> PAGE_SHIFT)):
+                    if shadow.unsure and (actual is None or self._is_kept(domid, actual >> PAGE_SHIFT)):
                         continue  # what is remembered may also be that nothing is there
                     kind = "write" if write else "read"
                     got, must = ("nothing" if m is None else f"frame {m >> 12:#x}" for m in (actual, expected))
                     return Broken("device-reach", f"{name}'s {kind} at dfn {dfn:#x} reaches {got}, mapped is {must}")
         return None
 
-    def _is_kept(self, mfn: int) -> bool:
-        """Whether a frame that hardware may still remember cannot be in other hands."""
+    def _dma_of_nobodys(self, name: str, at: int, pages: int) -> Broken | None:
+        """The same for a device that no domain has: where it reaches what firmware reserved for it, or nothing."""
+        device = DEVICES[name]
+        state = self.domains.away[device]
+        for dfn in {at, at + max(pages, 1) - 1}:
+            if dfn > self.shadow._max_dfn:
+                continue
+            own = any(first <= dfn <= last for first, last in self.domains.devices[device])
+            for write in (False, True):
+                found = self.target.bed.unit.translate(device & 0xFFFF, dfn << PAGE_SHIFT, write)
+                actual = found if isinstance(found, int) else None
+                allowed = {dfn << PAGE_SHIFT if own and state != "out" else None}
+                if state == "blocked":
+                    allowed.add(None)
+                if actual not in allowed and not self._doorbell(dfn, None):
+                    got = "nothing" if actual is None else f"frame {actual >> 12:#x}"
+                    where = "out of the machine" if state == "out" else "in quarantine"
+                    return Broken("quarantine", f"{name}, {where}, reaches {got} at dfn {dfn:#x}")
+        return None
+
+    def _is_reserved(self, dfn: int) -> bool:
+        return any(first <= dfn <= last for regions in self.domains.devices.values() for first, last in regions)
+
+    def _is_kept(self, domid: int, mfn: int) -> bool:
+        """Whether a frame that hardware may still remember of a domain cannot be in hands that it has nothing from."""
         frames = self.target.xen.frames
-        return mfn >= frames.frames or (frames.refs[mfn] > 0 and frames.owner[mfn] in (0, DOMID_IO))
+        if mfn >= frames.frames:
+            return True
+        owner = frames.owner[mfn]
+        return frames.refs[mfn] > 0 and (owner in (domid, DOMID_IO) or (not domid and owner in self.domains.shadows))
 
     def _doorbell(self, dfn: int, mfn: int | None) -> bool:
         backend = self.target.bed.backend
@@ -339,20 +347,34 @@ class Oracle:
         out: what they would see, most other clauses see too."""
         view = View(self.target.bed)
         for domain, context, tree in view.contexts:
-            if domain.iommu is not None and context.number and domain is self.target.bed.dom0:
-                broken = self._compare(int(context.number), tree)
-                if broken is not None and broken.clause not in self.overlooked:
-                    return broken
+            if domain.domid not in self.domains.shadows:
+                continue
+            if context.number:
+                broken = self._compare(int(domain.domid), int(context.number), tree)
+            else:
+                broken = self._compare_default(int(domain.domid), tree)
+            if broken is not None and broken.clause not in self.overlooked:
+                return broken
         owner = self.target.xen.frames.owner
         for mfn in FIRMWARES if "firmware" not in self.overlooked else ():
             if owner[mfn] != DOMID_IO:
                 return Broken("firmware", f"frame {mfn:#x} is {owner[mfn]:#x}'s")
         return sweep(view, full, self.shadow.unsure, self.overlooked)
 
-    def _compare(self, number: int, tree: Reachable) -> Broken | None:
+    def _compare_default(self, domid: int, tree: Reachable) -> Broken | None:
+        """Context 0 of a guest against its pages; firmware's may stay in it."""
+        shadow = self.domains.shadows[domid]
+        if not domid or shadow.ending or shadow.unsure:
+            return None
+        found = [span for span in joined(tree.leaves) if not self._is_reserved(span[0])]
+        for said, there in diverge(sorted(self.domains.default_spans(domid)), found):
+            return Broken("tree", f"context 0 of domain {domid}: its are {words(said)}, the tables say {words(there)}")
+        return None
+
+    def _compare(self, domid: int, number: int, tree: Reachable) -> Broken | None:
         """The tables of a context against what the guest mapped."""
-        shadow = self.shadow
-        if number in shadow.dying:
+        shadow = self.domains.shadows[domid]
+        if number in shadow.dying or shadow.ending:
             return None
         if number not in shadow.spaces:
             return Broken("tree", f"context {number} exists and should not")

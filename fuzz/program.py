@@ -15,7 +15,8 @@ One text is corpus entry, reproducer, bug report and regression test at once::
 
 ``bench`` says what the program starts on.  Fields may come in any order and may be left out where the default is
 meant; ``#`` starts a comment.  Numbers are decimal or hexadecimal.  A frame is ``ram:N`` (the guest's page N, whatever
-its frame number is), ``xen:N``, ``mmio:N``, ``rmrr:N`` (firmware's) or ``gfn:N`` (a number taken as it is).
+its frame number is), ``d1:N`` (domain 1's), ``xen:N``, ``mmio:N``, ``rmrr:N`` (firmware's) or ``gfn:N`` (a number taken
+as it is).
 """
 
 import re
@@ -31,6 +32,7 @@ from fuzz.verbs import (
     DEFAULTS,
     DEVICES,
     DRIVER_VERBS,
+    PAGE_SPACES,
     POSITIONAL,
     SIZE_NAMES,
     SIZES,
@@ -245,13 +247,13 @@ def parse_op(words: list[str]) -> Op:
         values[name] = _parse(kinds[name], text)
     if verb in ("remove", "p2m") and not _removable(values.get("frame", ("ram", 8))):
         raise ProgramError(
-            "only the guest's pages from ram:8 on can be taken away or changed; those below hold arguments"
+            "only pages of domains from number 8 on can be taken away or changed; those below hold arguments"
         )
     return op(verb, **values)
 
 
 def _removable(frame: Value) -> bool:
-    return isinstance(frame, tuple) and frame[0] == "ram" and frame[1] >= 8
+    return isinstance(frame, tuple) and frame[0] in PAGE_SPACES and frame[1] >= 8
 
 
 def _parse(kind: str, text: str) -> Value:

@@ -7,17 +7,23 @@ for ever; so what was found once is no longer held against it, and what happens 
 
 from typing import Final
 
+from base.units import DomId
+from fuzz.domains import Domains
 from fuzz.driver_contract import CONTRACT
 from fuzz.intervals import Intervals
 from fuzz.shadow import Shadow
 from fuzz.spans import joined
+from hypervisor.domain import DomainIommu
 from testbed.build import TestBed
 from testbed.reachable import reachable
 
 Known = tuple[str, str, str]
 """(clause, verb, errno)."""
 PASSABLE: Final = frozenset(
-    {"answer", "written-back", "short-of-memory", "confirmed", "idle", "let-go", "yields", "device-reach", "toolstack"}
+    {
+        *("answer", "written-back", "short-of-memory", "confirmed", "idle", "let-go", "yields"),
+        *("device-reach", "quarantine", "toolstack", "left-over"),
+    }
 )
 """Clauses of single hypercalls after which a program can go on.  At driver level every call is judged by itself, and a
 program can go on after any clause but a dead kernel."""
@@ -25,14 +31,18 @@ LASTING: Final = frozenset(f"guest:{number}" for number in (9, 10, 12, 17, 19, 2
 """Clauses about a guest's state: broken once, they are broken after every operation from then on."""
 
 
-def resync(shadow: Shadow, bed: TestBed) -> None:
-    """Let ``shadow`` say what the machine says."""
-    iommu = bed.dom0.iommu
-    assert iommu is not None
-    shadow.initialised, shadow.limit = iommu.initialised, iommu.limit
-    for device in bed.dom0.devices.values():
-        if device.context is not None:
-            shadow.homes[int(device.sbdf)] = int(device.context.number)
+def resync(domains: Domains, bed: TestBed) -> None:
+    """Let the shadows say what the machine says."""
+    domains.follow()
+    for domid, shadow in domains.shadows.items():
+        iommu = bed.xen.domains[DomId(domid)].iommu
+        if iommu is not None:
+            _resync(shadow, iommu, bed)
+        shadow.unsure = shadow.unsure or bool(bed.xen.kept)
+
+
+def _resync(shadow: Shadow, iommu: DomainIommu, bed: TestBed) -> None:
+    shadow.initialised, shadow.limit, shadow.usable = iommu.initialised, iommu.limit, iommu.allowed
     shadow.spaces.clear()
     shadow.regions.clear()
     shadow.dying = {int(number) for number, context in iommu.contexts.items() if context.dying}
@@ -47,7 +57,6 @@ def resync(shadow: Shadow, bed: TestBed) -> None:
             space.remove(first, last - first + 1)
         shadow.spaces[int(number)] = space
         shadow.regions[int(number)] = sorted(inside)
-    shadow.unsure = shadow.unsure or bool(bed.xen.kept)
 
 
 def is_swept(clause: str) -> bool:

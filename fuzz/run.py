@@ -124,6 +124,8 @@ class Runner:
             "preempt": self._preempt,
             "fault": self._fault,
             "regions": lambda operation: memory_ops.ask(self.target, *operation[1:]),
+            "as": lambda operation: (self.target.call_as(operation[1]), None),
+            **{verb: partial(self._domains, does) for verb, does in self.target.of_domains.items()},
         }
 
     @property
@@ -161,12 +163,16 @@ class Runner:
         return 0, self.oracle.dma(*operation[1:])
 
     def _remove(self, operation: Op) -> tuple[int, Broken | None]:
-        gfn, result = self.target.remove(operation[1])
-        return result, self.oracle.judge_removal(gfn, result)
+        domid, gfn, result = self.target.remove(operation[1])
+        return result, self.oracle.judge_removal(domid, gfn, result)
 
     def _retype(self, operation: Op) -> tuple[int, Broken | None]:
-        gfn, result = self.target.retype(operation[1], operation[2])
-        return result, self.oracle.judge_retype(gfn, operation[2], result)
+        domid, gfn, result = self.target.retype(operation[1], operation[2])
+        return result, self.oracle.judge_retype(domid, gfn, operation[2], result)
+
+    def _domains(self, does: Callable[..., int], operation: Op) -> tuple[int, Broken | None]:
+        result = does(*operation[1:])
+        return result, self.oracle.domains.judge(operation, result)
 
     def _fail(self, operation: Op) -> tuple[int, Broken | None]:
         self.target.fail(operation[1], operation[2])
@@ -240,7 +246,7 @@ class Runner:
                     fault = (broken.clause, verb, errno_name(result))
                     if fault in self.known:
                         met.add(fault)
-                        resync(oracle.shadow, target.bed)
+                        resync(oracle.domains, target.bed)
                         broken = None
                 if broken is None and sweep_from is not None and k >= sweep_from:
                     broken = oracle.sweep()

@@ -34,7 +34,7 @@ MAX_CONTEXTS: Final = 0xFFFE
 
 
 class Shadow:
-    """The state of one hardware domain's PV-IOMMU, and what calls do to it."""
+    """The state of one domain's PV-IOMMU, and what calls do to it."""
 
     def __init__(
         self,
@@ -47,16 +47,29 @@ class Shadow:
         pgsize_mask: int,
         caps: int,
         errno_paged_out: int,
+        arena_pages: int | None = None,
     ) -> None:
         self.abi: Final = abi
         self.frames: Final = frames
         self.limit = limit
         self.initialised = initialised
         self.spaces: dict[int, Intervals] = {}
-        self.homes: dict[int, int] = dict.fromkeys(devices, 0)
+        self.homes: dict[int, int] = {}
+        """The domain's devices, and the context in which each is."""
         self.devices: Final = devices
+        """Every device of the machine, with its reserved regions."""
+        self.arena_pages: Final = arena_pages
+        """Most pages that it may reserve; ``None``: as many as there are."""
+        self.usable = True
+        """Whether it may use PV-IOMMU."""
+        self.ending = False
+        """Its destruction began."""
+        self.kin: list[Shadow] = [self]
+        """The domains of its machine."""
         self.odd: dict[int, str] = {}
-        """Machine frames that the toolstack took away ("gone") or made another kind of page of."""
+        """Machine frames that the toolstack took away ("gone") or made another kind of page of, whosever they were."""
+        self.vague: set[int] = set()
+        """Frames that were taken from a domain whose contexts are being torn down: who holds them is not known."""
         self.dying: set[int] = set()
         """Contexts whose free began and was stopped by a flush that hardware did not confirm."""
         self.unsure = False
@@ -77,6 +90,12 @@ class Shadow:
         """Whether a call that maps or splits so many pages may have run out of memory for tables."""
         self.unconfirmed: Callable[[], bool] = lambda: False
         """Whether a flush of the call that is being judged was not confirmed."""
+        self.no_block: Callable[[int], bool] = lambda order: False
+        """Whether there may be no block of 2^order frames, or the call may not have got it."""
+        self.free_before = 0
+        """Pages of its arena that were free before the call that is being judged."""
+        self.free_when_short = 0
+        """Those that were when that call last found no memory."""
         self._max_iova: Final = max_iova
         self._max_dfn: Final = max_iova >> 12
         self._pgsize_mask: Final = pgsize_mask
@@ -108,9 +127,10 @@ class Shadow:
             return -E2BIG, ()
         if self.initialised:
             return -EACCES, ()
-        if order >= self.frames.ram_frames.bit_length():
+        most = self.frames.ram_frames if self.arena_pages is None else self.arena_pages
+        if order >= self.frames.ram_frames.bit_length() or 1 << order > most:
             return -ENOMEM, ()
-        if result == -ENOMEM and (self.starved(0) or 4 << order >= self.frames.ram_frames):
+        if result == -ENOMEM and self.no_block(order):
             return -ENOMEM, ()
         self.initialised, self.limit = True, contexts
         return 0, ()
@@ -164,34 +184,53 @@ class Shadow:
         device = segment << 16 | bus << 8 | devfn
         if pasid:
             return -EOPNOTSUPP, ()
-        if device not in self.devices:
+        if device not in self.homes:
             return -ENODEV, ()
         if number and number not in self.spaces:
             return -ENOENT, ()
         if self.homes[device] == number:
             return 0, ()
+        refused = self.refuses(device, number)
+        if refused:
+            return refused, ()
+        if (result == -ENOMEM and self.starved(1)) or (result == -EIO and self.unconfirmed()):
+            return result, ()
+        self.moved = True
+        self.enter(device, number)
+        return 0, ()
+
+    def refuses(self, device: int, number: int) -> int:
+        """The errno with which a context that is there refuses a device, 0 if it does not."""
         if number in self.dying:
-            return -EINVAL, ()
+            return -EINVAL
         if number:
             there = self.regions[number]
             for first, last in self.devices[device]:
                 if (first, last) in there:
                     continue
                 if any(first <= other and start <= last for start, other in there):
-                    return -EADDRINUSE, ()
+                    return -EADDRINUSE
                 pages = last - first + 1
                 if self.spaces[number].first_mapped(first, pages) < pages:
-                    return -EADDRINUSE, ()
-        if (result == -ENOMEM and self.starved(1)) or (result == -EIO and self.unconfirmed()):
-            return result, ()
-        old, self.homes[device] = self.homes[device], number
-        self.moved = True
+                    return -EADDRINUSE
+        return 0
+
+    def enter(self, device: int, number: int) -> None:
+        """A device is in context ``number`` of the domain from now on."""
+        old, self.homes[device] = self.homes.get(device, 0), number
         for context in (old, number):
-            if context:
-                self.regions[context] = sorted(
-                    {region for other, home in self.homes.items() if home == context for region in self.devices[other]}
-                )
-        return 0, ()
+            self._count_regions(context)
+
+    def leave(self, device: int) -> None:
+        """A device is no longer the domain's."""
+        self._count_regions(self.homes.pop(device))
+
+    def _count_regions(self, number: int) -> None:
+        """Which reserved regions the devices in a context need."""
+        if number:
+            self.regions[number] = sorted(
+                {region for other, home in self.homes.items() if home == number for region in self.devices[other]}
+            )
 
     # ---------------------------------------------------------------------------------------------------- mappings
 
@@ -293,31 +332,34 @@ class Shadow:
 
     def _verdict(self, mfn: int, write: bool, stopped: bool) -> int:
         kind = self.odd[mfn]
-        if kind == "gone" and self.frames.pv:
-            if self.unsure:  # it may be held by what hardware did not confirm to have forgotten
+        if self.frames.pv and kind == "gone":
+            if self.unsure or mfn in self.vague:  # what hardware did not confirm to have forgotten may hold it
                 return -EPERM if stopped else 0
             return 0 if self.held(mfn) else -EPERM
+        if not self.frames.has(mfn):  # named by its machine frame number: what its domain calls it does not matter
+            return -EPERM if write and kind == "pagetable" else 0
         if kind in ("gone", "hole", "paged"):
             return -(self._errno_paged_out if kind == "paged" else self.frames.hole)
         return -EPERM if kind == "foreign" or (write and kind in ("ro", "shared", "pagetable")) else 0
 
-    def count(self, mfn: int, without: Sequence[tuple[int, range]] = ()) -> int:
-        """How many mappings of the domain's own contexts lead to ``mfn``, but for those ``without`` (context, device
-        frames)."""
+    def count(self, mfn: int, without: Sequence[tuple["Shadow", int, range]] = ()) -> int:
+        """How many mappings of domains' own contexts lead to ``mfn``, but for those ``without``."""
         return sum(
-            not any(number == other and mfn - delta in dfns for other, dfns in without)
-            for number, space in self.spaces.items()
+            not any(domain is of and number == other and mfn - delta in dfns for of, other, dfns in without)
+            for domain in self.kin
+            for number, space in domain.spaces.items()
             for start, end, delta, _ in space
             if start + delta <= mfn < end + delta
         )
 
     def held(self, mfn: int, access: int = 3) -> bool:
-        """Whether a mapping of the domain's own contexts with one of the rights in ``access`` leads to ``mfn``; what is
+        """Whether a mapping of domains' own contexts with one of the rights in ``access`` leads to ``mfn``; what is
         left of dying ones, nobody is told."""
         return any(
             start + delta <= mfn < end + delta and rights & access
-            for number, space in self.spaces.items()
-            if number not in self.dying
+            for domain in self.kin
+            for number, space in domain.spaces.items()
+            if number not in domain.dying
             for start, end, delta, rights in space
         )
 
@@ -366,35 +408,7 @@ class Shadow:
     def _gfns(self) -> dict[int, int]:
         return {mfn: gfn for gfn, mfn in enumerate(self.frames.mfns)}
 
-    # ----------------------------------------------------------------------------------------------- the other ends
-
-    def remove(self, gfn: int, result: int) -> int:
-        """What taking page ``gfn`` away must answer."""
-        if not self.frames.own(gfn):
-            return -EINVAL
-        mfn = self.frames.machine(gfn)
-        if self.odd.get(mfn, "pagetable") != "pagetable":
-            return -EINVAL
-        if result == -ENOMEM and self.starved(1):
-            return -ENOMEM
-        if result == -EIO and self.unconfirmed():
-            self.unsure = True
-            return -EIO
-        self.odd[mfn] = "gone"
-        return 0
-
-    def retype(self, gfn: int, kind: str, result: int) -> int:
-        """What making a ``kind`` of page ``gfn`` must answer."""
-        mfn = self.frames.machine(gfn)
-        if self.odd.get(mfn) == "gone" or (kind != "ram" and self.frames.pv != (kind == "pagetable")):
-            return -EINVAL
-        if kind == "pagetable" and (self.held(mfn, 2) or (self.unsure and result == -EBUSY)):
-            return -EBUSY
-        if kind == "ram":
-            self.odd.pop(mfn, None)
-        else:
-            self.odd[mfn] = kind
-        return 0
+    # ----------------------------------------------------------------------------------------------- the other end
 
     def reach(self, number: int, dfn: int) -> tuple[int | None, int]:
         """(machine frame, access) that a device in context ``number`` finds at ``dfn``; (``None``, 0) for nothing."""

@@ -35,13 +35,14 @@ def contexts(bed: TestBed) -> Iterator[str]:
 
 
 def guest_contexts(bed: TestBed) -> Iterator[IommuContext]:
-    """The contexts that the guest made, in order."""
+    """The contexts that guests made, dom0's first, in order."""
     return (context for context in _contexts(bed) if context.number)
 
 
 def context_numbered(bed: TestBed, number: int) -> IommuContext | None:
-    """The context with this number, if there is one."""
-    return next((context for context in _contexts(bed) if context.number == number), None)
+    """dom0's context with this number, if there is one."""
+    iommu = bed.dom0.iommu
+    return None if iommu is None else iommu.get(number)
 
 
 def tables(bed: TestBed, context: IommuContext) -> Iterator[str]:
@@ -54,10 +55,15 @@ def tables(bed: TestBed, context: IommuContext) -> Iterator[str]:
 
 def devices(bed: TestBed) -> Iterator[str]:
     """Where each device is."""
-    for sbdf, device in bed.dom0.devices.items():
-        where = f"context {device.context.number}" if device.context is not None else "no context"
-        regions = ", ".join(f"{first:#x} to {last:#x}" for first, last in device.reserved)
-        yield f"{_name(int(sbdf))} ({format_sbdf(sbdf)}): {where}" + (f", reserved dfns {regions}" if regions else "")
+    for domain in bed.xen.all_domains():
+        whose = f"domain {domain.domid}, " if domain is not bed.dom0 else ""
+        if domain is bed.xen.quarantined:
+            whose = "quarantine, "
+        for sbdf, device in domain.devices.items():
+            where = whose + (f"context {device.context.number}" if device.context is not None else "no context")
+            regions = ", ".join(f"{first:#x} to {last:#x}" for first, last in device.reserved)
+            name = f"{_name(int(sbdf))} ({format_sbdf(sbdf)})"
+            yield f"{name}: {where}" + (f", reserved dfns {regions}" if regions else "")
 
 
 def references(bed: TestBed) -> Iterator[str]:
@@ -87,11 +93,12 @@ def reference(bed: TestBed, page: int) -> str:
 
 
 def arena(bed: TestBed) -> Iterator[str]:
-    """How full the arena for tables is."""
-    iommu = bed.dom0.iommu
-    pool = iommu.arena if iommu is not None else None
-    if pool is not None:
-        yield f"arena: {pool.used} of {pool.pages} pages in use"
+    """How full each domain's arena for tables is."""
+    for domain in bed.xen.domains.values():
+        pool = domain.iommu.arena if domain.iommu is not None else None
+        if pool is not None:
+            whose = "" if domain is bed.dom0 else f" of domain {domain.domid}"
+            yield f"arena{whose}: {pool.used} of {pool.pages} pages in use"
 
 
 def log(bed: TestBed) -> Iterator[str]:
@@ -123,19 +130,28 @@ def _steps(found: Walk) -> Iterator[str]:
 
 
 def _contexts(bed: TestBed) -> Iterator[IommuContext]:
-    iommu = bed.dom0.iommu
-    assert iommu is not None
-    yield iommu.default
-    yield from (iommu.contexts[number] for number in sorted(iommu.contexts))
+    for domain in bed.xen.domains.values():
+        if domain.iommu is not None:
+            yield domain.iommu.default
+            yield from (domain.iommu.contexts[number] for number in sorted(domain.iommu.contexts))
+
+
+def _owner(bed: TestBed, context: IommuContext) -> str:
+    """ "domain 1, " for a context of a guest's, nothing for one of dom0's."""
+    for domain in bed.xen.domains.values():
+        if domain is not bed.dom0 and domain.iommu is not None and domain.iommu.get(context.number) is context:
+            return f"domain {domain.domid}, "
+    return ""
 
 
 def _headline(bed: TestBed, context: IommuContext) -> str:
     inside = ", ".join(_name(int(device.sbdf)) for device in context.devices) or "no devices"
     root = tree(bed.memory, context)
     if root is None:
-        return f"context {context.number} ({inside}): passes everything through"
+        return f"{_owner(bed, context)}context {context.number} ({inside}): passes everything through"
     pages = sum(leaves.count << leaves.order for leaves in flat(root))
-    return f"context {context.number} ({inside}): {pages} pages mapped" + (", dying" if context.dying else "")
+    what = f"{_owner(bed, context)}context {context.number} ({inside}): {pages} pages mapped"
+    return what + (", dying" if context.dying else "")
 
 
 def _below(node: Table, margin: str) -> Iterator[str]:

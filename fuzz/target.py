@@ -5,14 +5,15 @@ from collections.abc import Callable
 from typing import Final
 
 from abi.canonical import CANONICAL
-from abi.errno import EBUSY, EINVAL
+from abi.errno import EINVAL, ESRCH
 from abi.model import Convention
 from base.units import PAGE_SHIFT
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench
+from fuzz.toolstack import READ_ONLY, READ_ONLY_PAGE, CallingDomain, Toolstack
 from fuzz.verbs import DEVICES, Op, ProgramError, Value
 from fuzz.watched import Watched
-from hypervisor import p2m
+from hypervisor.domain import Domain
 from hypervisor.iommu.pool import Arena
 from machine.firmware import Rmrr
 from machine.memory import PhysicalMemory
@@ -26,22 +27,9 @@ RMRR: Final = Rmrr(12 * MIB, 12 * MIB + 0x3FFF, (COPIER,))
 FIRMWARES: Final = range(RMRR.base >> PAGE_SHIFT, (RMRR.last >> PAGE_SHIFT) + 1)
 """Their frames."""
 _OUTER: Final = 4 << PAGE_SHIFT
-_STRUCT: Final = 5 << PAGE_SHIFT
 _SPLIT: Final = (6 << PAGE_SHIFT) - 4
-_READONLY: Final = 0x7F00_0000_0000
 _UNMAPPED: Final = 0x7F00_0000_1000
 _NONCANONICAL: Final = 0x8000_0000_0000_0000
-_KINDS: Final = {
-    "ram": p2m.RAM_RW,
-    "ro": p2m.RAM_RO,
-    "shared": p2m.RAM_SHARED,
-    "paged": p2m.RAM_PAGED,
-    "logdirty": p2m.RAM_LOGDIRTY,
-    "hole": p2m.NONE,
-    "foreign": p2m.RAM_RW,
-}
-_XENS_FRAME: Final = 3
-"""What a foreign page leads to: a frame that nobody may map."""
 SUBOPS: Final = {
     "noop": "noop",
     "query": "query_capabilities",
@@ -60,11 +48,21 @@ SUBOPS: Final = {
 class Call:
     """A hypercall that was made: what the guest wrote, and what it found afterwards."""
 
-    __slots__ = ("after", "argument", "before", "inner", "name", "progress", "result")
+    __slots__ = ("after", "argument", "before", "domid", "inner", "name", "progress", "result")
 
     def __init__(
-        self, name: str, argument: str, before: bytes, result: int, after: bytes, progress: int, inner: "Call | None"
+        self,
+        name: str,
+        argument: str,
+        before: bytes,
+        result: int,
+        after: bytes,
+        progress: int,
+        inner: "Call | None",
+        domid: int = 0,
     ) -> None:
+        self.domid = domid
+        """The domain whose contexts it is about: the caller, or the one that remote_cmd took it to."""
         self.name = name
         """Of the sub-op; "" for a number without one."""
         self.argument = argument
@@ -104,9 +102,18 @@ class Target(Watched):
         self.memory: Final[PhysicalMemory] = bed.memory
         self.abi: Final = bed.xen.abi
         self.union: Final = self.abi.convention is Convention.UNION
-        bed.linear.pages[_READONLY >> PAGE_SHIFT] = (7, False)
-        self._struct: Final = bed.mfns[5] << PAGE_SHIFT
-        self._address: Final = bed.ram.linear(_STRUCT)
+        self.toolstack: Final = Toolstack(bed)
+        self.caller: CallingDomain = self.toolstack.dom0
+        """Who makes the hypercalls."""
+        self.of_domains: Final[dict[str, Callable[..., int]]] = {
+            "create_domain": self.toolstack.create_domain,
+            "destroy_domain": self.destroy_domain,
+            "assign": self.toolstack.assign,
+            "deassign": self.toolstack.deassign,
+            "add_device": self.toolstack.add_device,
+            "remove_device": self.toolstack.remove_device,
+        }
+        """Verb to what it does to domains and devices."""
         self._hypercall: Final = bed.xen.hypercall
         self._carrier: int | None = None
         self._progress = 0
@@ -154,6 +161,8 @@ class Target(Watched):
             self.faults.remove()
             self.faults = None
         self.bed.reset()
+        self.toolstack.reset()
+        self.caller = self.toolstack.dom0
         self._forget()
         self._progress = 0
         self._carrier = None
@@ -165,37 +174,49 @@ class Target(Watched):
             self.faults = None
         self.faults = PlannedFaults(self.xen, plan, self._note)
 
-    def remove(self, frame: Value) -> tuple[int, int]:
-        """The toolstack takes a page away: (its frame number, result)."""
-        gfn = self.number(frame)
-        if self.bed.dom0.pv and 0 <= gfn < self.memory.frames:
-            self.xen.frames.pagetable[gfn] = 0  # a guest unpins what it gives back
-        return gfn, self.xen.remove_page(self.bed.dom0, gfn)
+    def call_as(self, domid: int) -> int:
+        """From now on that domain makes the calls; -ESRCH, and nothing changes, if it is not there or dying."""
+        caller = self.toolstack.callers.get(domid)
+        if caller is None:
+            return -ESRCH
+        self.caller = caller
+        return 0
 
-    def retype(self, frame: Value, kind: str) -> tuple[int, int]:
+    def destroy_domain(self, domid: int, passes: int) -> int:
+        """See :mod:`fuzz.toolstack`; if it was the caller, dom0 is from now on."""
+        result = self.toolstack.destroy_domain(domid, passes)
+        if domid not in self.toolstack.callers and domid == self.caller.domid:
+            self.caller = self.toolstack.dom0
+        return result
+
+    def remove(self, frame: Value) -> tuple[int, int, int]:
+        """The toolstack takes a page away: (its domain, its frame number there, result)."""
+        owner, page = self._page(frame)
+        if owner is None:
+            return 0, -1, -EINVAL
+        gfn = self._number(owner, page)
+        return owner.domid, gfn, self.toolstack.remove_page(owner, gfn)
+
+    def retype(self, frame: Value, kind: str) -> tuple[int, int, int]:
         """The toolstack (or, for a PV guest's page tables, the guest) makes another kind of page of a page of the
-        guest's own: (its frame number, result)."""
-        dom0, frames = self.bed.dom0, self.xen.frames
-        number = int(frame[1])  # type: ignore[index]
-        if frame[0] != "ram" or number >= len(self.bed.mfns):  # type: ignore[index]
-            return -1, -EINVAL
-        gfn, mfn = self.number(frame), self.bed.mfns[number]
-        if (
-            not frames.allocated[mfn]
-            or frames.owner[mfn] != dom0.domid
-            or (kind != "ram" and dom0.pv != (kind == "pagetable"))
-        ):
-            return gfn, -EINVAL
-        if dom0.pv:
-            if kind == "pagetable" and frames.writable_count(mfn):
-                return gfn, -EBUSY
-            frames.pagetable[mfn] = kind == "pagetable"
-        else:
-            dom0.p2m.set(gfn, _XENS_FRAME if kind == "foreign" else mfn, 1, _KINDS[kind])
-        return gfn, 0
+        guest's own: (its domain, its frame number there, result)."""
+        owner, page = self._page(frame)
+        if owner is None or page >= len(owner.mfns):
+            return 0, -1, -EINVAL
+        gfn = self._number(owner, page)
+        return owner.domid, gfn, self.toolstack.retype_page(owner, gfn, owner.mfns[page], kind)
+
+    def _page(self, frame: Value) -> tuple[CallingDomain | None, int]:
+        """Whose page a frame of a program is, and which; ``None`` if it is no page of a domain that makes calls."""
+        space, number = str(frame[0]), int(frame[1])  # type: ignore[index]
+        if space == "ram":
+            return self.caller, number
+        return self.toolstack.callers.get(int(space[1:])) if space[1:].isdigit() else None, number
 
     def carry(self, domain: int) -> None:
-        """The next hypercall is remote_cmd's, for ``domain``."""
+        """The next hypercall is remote_cmd's, for ``domain``; ``ProgramError`` in a version without it."""
+        if not self.abi.has("remote_cmd"):
+            raise ProgramError(f"{self.abi.name} has no sub-op remote_cmd")
         self._carrier = domain
 
     def claim(self, progress: int) -> None:
@@ -204,20 +225,35 @@ class Target(Watched):
 
     # ------------------------------------------------------------------------------------------------------ calls
 
+    @property
+    def subject(self) -> CallingDomain:
+        """Whose contexts and frame numbers the next call is about."""
+        if self._carrier is None:
+            return self.caller
+        return self.toolstack.callers.get(self._carrier, self.caller)
+
     def number(self, frame: Value) -> int:
         """The frame number that a guest would name for a frame of a program."""
         space, number = frame  # type: ignore[misc, str-unpack]
         assert isinstance(number, int)
         if space == "ram":
-            mfns = self.bed.mfns
-            if not self.bed.dom0.pv:
-                return number
-            return mfns[number] if number < len(mfns) else self.memory.frames - 1
+            return self._number(self.subject, number)
         if space == "mmio":
             return (MMIO_START >> PAGE_SHIFT) + number
         if space == "rmrr":
             return (RMRR.base >> PAGE_SHIFT) + number
-        return number
+        if space in ("xen", "gfn"):
+            return number
+        owner, _ = self._page(frame)
+        if owner is not None and owner is self.subject:
+            return self._number(owner, number)
+        return owner.mfns[number] if owner is not None and number < len(owner.mfns) else self.memory.frames - 1
+
+    def _number(self, owner: CallingDomain, page: int) -> int:
+        """The number that a domain itself has for one of its pages."""
+        if not owner.pv:
+            return page
+        return owner.mfns[page] if page < len(owner.mfns) else self.memory.frames - 1
 
     def call(self, name: str, args: tuple[int, ...], argument: Value = "plain", holes: Value = 0) -> Call:
         """Sub-op ``name`` with canonical fields ``args``; ``holes``: which byte that belongs to no field is set.
@@ -240,29 +276,36 @@ class Target(Watched):
 
     def issue(self, number: int, name: str, raw: bytes, argument: str) -> Call:
         """Hypercall with ``number`` in the sub-op register and ``raw`` as its struct."""
-        address = self._address
+        caller = self.caller
+        address = caller.address
         if argument == "plain":
             if raw:
-                self.memory.write(self._struct, raw)
+                self.memory.write(caller.struct, raw)
         else:
             address = self._place(argument, raw)
         if self.union:
-            result = self._hypercall(self.bed.vcpu, self.abi.hypercall, address)
+            result = self._hypercall(caller.vcpu, self.abi.hypercall, address)
         elif self._carrier is not None and name != "remote_cmd":
             return self._carried(number, name, raw, argument, address)
         else:
             number |= self._progress
             inner = self._inner(raw) if name == "remote_cmd" else None
-            result = self._hypercall(self.bed.vcpu, self.abi.hypercall, number, address)
+            result = self._hypercall(caller.vcpu, self.abi.hypercall, number, address)
             if inner is not None:
                 self._finish(inner, number & 0xFFFF_FF00, result)
                 self._progress = 0
-                return Call(name, argument, raw, result, self._look(argument, raw), number & 0xFFFF_FF00, inner)
-        if name == "init" and not result and self.arena is not None:
-            self._interpose(self.arena)
-        after = self.memory.read(self._struct, len(raw)) if argument == "plain" else self._look(argument, raw)
+                after = self._look(argument, raw)
+                return Call(name, argument, raw, result, after, number & 0xFFFF_FF00, inner, caller.domid)
+        if name == "init" and not result:
+            self._watch_arena(caller.domain)
+        after = self.memory.read(caller.struct, len(raw)) if argument == "plain" else self._look(argument, raw)
         progress, self._progress = 0 if self.union or number < 256 else number & 0xFFFF_FF00, 0
-        return Call(name, argument, raw, result, after, progress, None)
+        return Call(name, argument, raw, result, after, progress, None, caller.domid)
+
+    def _watch_arena(self, domain: Domain | None) -> None:
+        """The domain has an arena now: what is asked of it passes by the plan."""
+        if domain is not None and domain.iommu is not None and domain.iommu.arena is not None:
+            self._interpose(domain.iommu.arena)
 
     def _carried(self, number: int, name: str, raw: bytes, argument: str, address: int) -> Call:
         """The same by way of remote_cmd; what it answers is the outer call."""
@@ -272,34 +315,36 @@ class Target(Watched):
             raise ProgramError(f"{self.abi.name} has no sub-op remote_cmd")
         assert domain is not None
         outer = remote.codec.encode(domain & 0xFFFF, number & 0xFFFF, address)
-        self.bed.ram.write(_OUTER, outer)
-        inner = Call(name, argument, raw, 0, raw, 0, None)
+        caller, ram = self.caller, self.caller.ram
+        ram.write(_OUTER, outer)
+        inner = Call(name, argument, raw, 0, raw, 0, None, domain & 0xFFFF)
         register = remote.number | self._progress
-        result = self._hypercall(self.bed.vcpu, self.abi.hypercall, register, self.bed.ram.linear(_OUTER))
-        if name == "init" and not result and self.arena is not None:
-            self._interpose(self.arena)
-        inner.after = self._look(argument, raw) if argument != "plain" else self.memory.read(self._struct, len(raw))
+        result = self._hypercall(caller.vcpu, self.abi.hypercall, register, ram.linear(_OUTER))
+        if name == "init" and not result:
+            self._watch_arena(self.xen.domains.get(domain & 0xFFFF))
+        inner.after = self._look(argument, raw) if argument != "plain" else self.memory.read(caller.struct, len(raw))
         inner.result, inner.progress, self._progress = result, register & 0xFFFF_FF00, 0
-        return Call("remote_cmd", "plain", outer, result, self.bed.ram.read(_OUTER, len(outer)), inner.progress, inner)
+        after = ram.read(_OUTER, len(outer))
+        return Call("remote_cmd", "plain", outer, result, after, inner.progress, inner, caller.domid)
 
     def _inner(self, outer: bytes) -> Call | None:
         """The call that a remote_cmd made of bytes would carry, as it is before."""
         codec = self.abi.by_name["remote_cmd"].codec
         assert codec is not None
-        _, number, address = codec.decode(outer)
+        domid, number, address = codec.decode(outer)
         subop = self.abi.subops.get(number)
         if subop is None or subop.codec is None or not subop.implemented:
             return None
-        memory, size = self.bed.vcpu.memory, subop.codec.size
+        memory, size = self.caller.vcpu.memory, subop.codec.size
         before = memory.read(address, size)
         argument = "unmapped" if before is None else "plain" if memory.writable(address, size) else "readonly"
-        call = Call(subop.name, argument, before or bytes(size), 0, b"", 0, None)
+        call = Call(subop.name, argument, before or bytes(size), 0, b"", 0, None, domid)
         call.after = address.to_bytes(8, "little")
         return call
 
     def _finish(self, inner: Call, progress: int, result: int) -> None:
         address = int.from_bytes(inner.after, "little")
-        inner.after = self.bed.vcpu.memory.read(address, len(inner.before)) or inner.before
+        inner.after = self.caller.vcpu.memory.read(address, len(inner.before)) or inner.before
         inner.progress, inner.result = progress, result
 
     @property
@@ -347,19 +392,20 @@ class Target(Watched):
         return operation[1:3]
 
     def _place(self, argument: str, raw: bytes) -> int:
-        ram = self.bed.ram
+        ram = self.caller.ram
         if argument == "split":
             ram.write(_SPLIT, raw)
             return ram.linear(_SPLIT)
         if argument == "readonly":
-            ram.write(7 << PAGE_SHIFT, raw)
-            return _READONLY
+            ram.write(READ_ONLY_PAGE << PAGE_SHIFT, raw)
+            return READ_ONLY
         return _UNMAPPED if argument == "unmapped" else _NONCANONICAL
 
     def _look(self, argument: str, raw: bytes) -> bytes:
+        ram = self.caller.ram
         if argument == "split":
-            return self.bed.ram.read(_SPLIT, len(raw))
-        return self.bed.ram.read(7 << PAGE_SHIFT, len(raw)) if argument == "readonly" else raw
+            return ram.read(_SPLIT, len(raw))
+        return ram.read(READ_ONLY_PAGE << PAGE_SHIFT, len(raw)) if argument == "readonly" else raw
 
 
 def _soil(raw: bytes, mask: int, which: int) -> bytes:

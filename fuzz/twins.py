@@ -30,7 +30,7 @@ _ENOMEM: Final = -12
 _ENOSPC: Final = -28
 """Versions without an init call have more contexts."""
 _PAGES: Final = {"remove": "remove", "p2m": "retype"}
-_TOLD: Final = {"preempt": "preempt", "progress": "claim", "remote": "carry"}
+_TOLD: Final = {"preempt": "preempt", "progress": "claim", "remote": "carry", "as": "call_as"}
 """Verb to the target's method."""
 _SAMPLE: Final = 8
 """Pages of a device's access that are compared."""
@@ -105,6 +105,7 @@ class Twins(Runner):
         self.steps.update({"raw": self._raw_both, "dma": self._dma_both, "fail": self._nothing})
         self.steps.update({verb: partial(self._page_both, name) for verb, name in _PAGES.items()})
         self.steps.update({verb: partial(self._tell_both, name) for verb, name in _TOLD.items()})
+        self.steps.update(dict.fromkeys(one.of_domains, self._domains_both))
 
     def _make_oracle(self) -> Oracle:
         self._agreement = _Agreement(self.target, self._other)
@@ -205,8 +206,26 @@ class Twins(Runner):
         """Something that the toolstack does to a page."""
         if self._agreement.over:
             return 0, None
-        left, right = (getattr(target, method)(*operation[1:])[1] for target in (self.target, self._other))
+        left, right = (getattr(target, method)(*operation[1:])[2] for target in (self.target, self._other))
         if left != right and _ENOMEM in (left, right):
+            self._agreement.over = True
+        elif left != right:
+            one, two = self._sides
+            said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
+            return left, Broken("same-answer", f"{operation[0]} answered {said}")
+        return left, None
+
+    def _domains_both(self, operation: Op) -> tuple[int, Broken | None]:
+        """Something that the toolstack does to domains and devices; two whose memory lies elsewhere are not comparable
+        frame by frame."""
+        if self._agreement.over:
+            return 0, None
+        targets = (self.target, self._other)
+        left, right = (target.of_domains[operation[0]](*operation[1:]) for target in targets)
+        made = [target.toolstack.callers.get(operation[1]) for target in targets]
+        if operation[0] == "create_domain" and made[0] is not None and made[1] is not None:
+            self._agreement.over = made[0].mfns != made[1].mfns
+        if left != right and not {left, right}.isdisjoint((_ENOMEM, _ENOSPC)):
             self._agreement.over = True
         elif left != right:
             one, two = self._sides
@@ -216,7 +235,7 @@ class Twins(Runner):
 
     def _tell_both(self, method: str, operation: Op) -> tuple[int, Broken | None]:
         """Something that changes how later operations go; versions differ in what can be carried and claimed."""
-        if not self._same_abi and method != "preempt":
+        if not self._same_abi and method not in ("preempt", "call_as"):
             return 0, None
         for target in (self.target, self._other):
             getattr(target, method)(*operation[1:])
@@ -226,31 +245,29 @@ class Twins(Runner):
         return 0, None
 
 
-def spaces(bed: TestBed) -> dict[int, list[Span]]:
-    """By context: what its tables map, alike neighbours joined."""
-    iommu = bed.dom0.iommu
-    assert iommu is not None
+def spaces(bed: TestBed) -> dict[str, list[Span]]:
+    """By context, one of a guest's as ``d1/2``: what its tables map, alike neighbours joined."""
     found = {}
-    for number, context in sorted(iommu.contexts.items()):
-        spans: list[Span] = []
-        for leaf in reachable(bed.memory, context.table).leaves:
-            access = leaf.readable | leaf.writable << 1
-            span = (leaf.dfn, leaf.dfn + leaf.pages, leaf.mfn - leaf.dfn, access)
-            if spans and spans[-1][1] == span[0] and spans[-1][2:] == span[2:]:
-                span = (spans.pop()[0], *span[1:])
-            spans.append(span)
-        found[int(number)] = spans
+    for domid, domain in sorted(bed.xen.domains.items()):
+        contexts = domain.iommu.contexts if domain.iommu is not None else {}
+        for number, context in sorted(contexts.items()):
+            spans: list[Span] = []
+            for leaf in reachable(bed.memory, context.table).leaves:
+                access = leaf.readable | leaf.writable << 1
+                span = (leaf.dfn, leaf.dfn + leaf.pages, leaf.mfn - leaf.dfn, access)
+                if spans and spans[-1][1] == span[0] and spans[-1][2:] == span[2:]:
+                    span = (spans.pop()[0], *span[1:])
+                spans.append(span)
+            found[f"d{domid}/{number}" if domid else str(number)] = spans
     return found
 
 
-def homes(bed: TestBed) -> dict[str, int]:
-    """Device to the number of the context that it is in."""
-    devices = bed.dom0.devices
+def homes(bed: TestBed) -> dict[str, tuple[int, int]]:
+    """Device to the domain that has it and the number of the context that it is in; all quarantine is alike."""
     return {
-        name: int(context.number)
+        name: (int(domain.domid), 0 if domain is bed.xen.quarantined else int(device.context.number))
+        for domain in bed.xen.all_domains()
         for name, sbdf in DEVICES.items()
-        for device in [devices.get(sbdf)]  # type: ignore[call-overload]
-        if device is not None
-        for context in [device.context]
-        if context is not None
+        for device in [domain.devices.get(sbdf)]  # type: ignore[call-overload]
+        if device is not None and device.context is not None
     }

@@ -24,12 +24,18 @@ DEVICES: Final = {
     "foreign": 0xFFFF,
 }
 """Name to segment << 16 | bus << 8 | devfn; the domain has no ``foreign`` device."""
-SPACES: Final = ("ram", "xen", "mmio", "rmrr", "gfn")
+MOST_DOMAINS: Final = 4
+"""Domains whose pages a program can name."""
+PAGE_SPACES: Final = ("ram", *(f"d{number}" for number in range(MOST_DOMAINS)))
+"""Pages of the domain that calls, and of a domain by its number."""
+SPACES: Final = ("xen", "mmio", "rmrr", "gfn", *PAGE_SPACES)
 ARGUMENTS: Final = ("plain", "split", "readonly", "unmapped", "noncanonical")
 """Where a call's struct lies: in one page; across two pages; in a page that the guest may not write; nowhere."""
 WORDS: Final = {
     "device": tuple(DEVICES),
     "argument": ARGUMENTS,
+    "domain kind": ("hvm", "pv"),
+    "yes or no": ("yes", "no"),
     "frame kind": ("ram", "ro", "shared", "paged", "logdirty", "hole", "foreign", "pagetable"),
     "prot": ("rw", "r", "w", "rwc", "none"),
     "group type": ("DMA", "DMA-FQ", "identity", "auto"),
@@ -107,6 +113,19 @@ VERBS: Final[dict[str, tuple[Field, ...]]] = {
     "fault": (Field("plan", "plan", ""),),
     "vcpu": (Field("number", "count"),),
     "schedule": (Field("order", "schedule", ""),),
+    "as": (_DOMAIN,),
+    "create_domain": (
+        _DOMAIN,
+        Field("pages", "count", 64),
+        Field("kind", "domain kind", "hvm"),
+        Field("arena", "count", 4),
+        Field("iommu", "yes or no", "yes"),
+    ),
+    "destroy_domain": (_DOMAIN, Field("passes", "count", 0)),
+    "assign": (Field("device", "device"), _DOMAIN),
+    "deassign": (Field("device", "device"), _DOMAIN),
+    "add_device": (Field("device", "device"), Field("ctx", "count", 0)),
+    "remove_device": (Field("device", "device"),),
     "domain_alloc": (_DOMAIN, Field("device", "device")),
     "domain_free": (_DOMAIN,),
     "domain_attach": (_DOMAIN, Field("device", "device")),
@@ -154,9 +173,10 @@ the guest; ``p2m``: it makes another kind of page of it; ``fail``: that allocati
 memory, that flush is not confirmed (0: none); ``preempt``: from now on the vCPU is wanted elsewhere wherever the next
 bit of the pattern, lowest first and over again, says so (0: never); ``fault``: a plan of what fails, at either
 level (:mod:`fuzz.faults`); ``vcpu``: what follows is that vCPU's, all at once; ``schedule``: in this order
-(:mod:`fuzz.concurrent`).  From ``domain_alloc`` on: what the guest kernel asks of its IOMMU code, under the names of
-Linux's functions; ``fail_call``: the next such hypercall fails; ``domain_fill``: domains are allocated until there
-are no more."""
+(:mod:`fuzz.concurrent`).  ``as``: that domain makes the hypercalls that follow; from ``create_domain`` on: what the
+toolstack does to domains and their devices (:mod:`fuzz.toolstack`).  From ``domain_alloc`` on: what the guest kernel
+asks of its IOMMU code, under the names of Linux's functions; ``fail_call``: the next such hypercall fails;
+``domain_fill``: domains are allocated until there are no more."""
 DRIVER_VERBS: Final = frozenset((*tuple(VERBS)[tuple(VERBS).index("domain_alloc") :], "dma", "fault"))
 """The operations of driver level."""
 ANY_LEVEL: Final = frozenset(("dma", "fault"))

@@ -30,11 +30,11 @@ class Watched:
         """How often a preempted call was issued again since this was last cleared."""
         self.too_early = ""
         """What was let go before hardware had confirmed, since this was last cleared."""
-        self.watch_flush: Callable[[int, int, int], str] = lambda context, dfn, pages: ""
+        self.watch_flush: Callable[[IommuContext, int, int], str] = lambda context, dfn, pages: ""
         """Told of every flush, before it happens, with context and device frames; what was let go too early."""
         self.watch_shortage: Callable[[], None] = lambda: None
         """Told of every allocation that finds nothing."""
-        self._splits: dict[int, int] = {}
+        self._splits: dict[IommuContext, int] = {}
 
     def _watch(self) -> None:
         """Stand in the way, for as long as the hypervisor lives."""
@@ -123,12 +123,10 @@ class Watched:
                     self.events |= events.FOLD
                 if not self.too_early and (context.number or what[2].tables):
                     dfn, pages, changes = what
-                    self.too_early = self._let_go_before(context, changes) or self.watch_flush(
-                        context.number, dfn, pages
-                    )
+                    self.too_early = self._let_go_before(context, changes) or self.watch_flush(context, dfn, pages)
             table = context.table
-            if table is not None and table.splits != self._splits.get(context.number, 0):
-                self._splits[context.number] = table.splits
+            if table is not None and table.splits != self._splits.get(context, 0):
+                self._splits[context] = table.splits
                 self.events |= events.SPLIT
             if self._flush_fails_in:
                 self._flush_fails_in -= 1

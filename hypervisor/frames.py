@@ -7,6 +7,7 @@ whose general count falls to zero is free again; that is why a device mapping ho
 """
 
 from array import array
+from collections.abc import Iterator
 from typing import Final
 
 from base.units import DomId, Mfn
@@ -117,6 +118,16 @@ class FrameTable:
         """Writable type references that ``mfn`` holds."""
         return self.refs[mfn] >> 32
 
+    def of(self, owner: int) -> Iterator[int]:
+        """The frames that ``owner`` owns, from the lowest up; they may be given up on the way."""
+        mfn = -1
+        while True:
+            try:
+                mfn = self.owner.index(owner, mfn + 1)
+            except ValueError:
+                return
+            yield mfn
+
     def has_pagetable(self, mfn: int, count: int) -> bool:
         """Whether any of ``count`` frames from ``mfn`` is a PV page table."""
         return self.pagetable.find(1, mfn, mfn + count) >= 0
@@ -144,7 +155,9 @@ class FrameTable:
         return Mfn(mfn)
 
     def _reuse(self, owner: DomId, count: int) -> Mfn | None:
-        """Look for freed frames that happen to form an aligned block."""
+        """Look for free frames that happen to form an aligned block, whether or not they were ever handed out."""
+        self._free.extend(range(self.frames - 1, self._next - 1, -1))
+        self._next = self.frames
         free = set(self._free)
         for mfn in sorted(free):
             if mfn % count == 0 and all(mfn + k in free for k in range(count)):

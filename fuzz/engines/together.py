@@ -17,6 +17,8 @@ _DEVICES: Final = ("nic", "copier", "rogue")
 _FRAMES: Final = (("ram", 8), ("ram", 9), ("ram", 512), ("xen", 3), ("gfn", 1 << 30), ("rmrr", 0))
 _ODD: Final = ("ram", 9)
 """The page that is somebody else's in some programs."""
+_MOVES: Final = 0.2
+"""Of the programs, how many move devices between domains."""
 
 
 class TogetherGenerator:
@@ -38,10 +40,23 @@ class TogetherGenerator:
             self._frames = (_ODD, _ODD, _ODD, *_FRAMES)
         if ops and rng.random() < 0.5:
             ops.append(self._call("map"))
+        moves = rng.random() < _MOVES
+        if moves:
+            ops += [("create_domain", 1, 16, "hvm", 4, "yes"), ("assign", rng.choice(_DEVICES), 1)]
         for vcpu in range(2):
             ops.append(("vcpu", vcpu))
-            ops.extend(self._call() for _ in range(rng.choice((1, 1, 2))))
+            make = self._move if moves and rng.random() < 0.7 else self._call
+            ops.extend(make() for _ in range(rng.choice((1, 1, 2))))
         return tuple(ops)
+
+    def _move(self) -> Op:
+        """Something that the toolstack does with a device."""
+        rng = self._rng
+        device = rng.choice(_DEVICES)
+        verb = rng.choice(("assign", "assign", "assign", "deassign", "add_device", "remove_device"))
+        if verb == "remove_device":
+            return (verb, device)
+        return (verb, device, rng.choice((0, 1)))
 
     def _call(self, verb: str = "") -> Op:
         rng = self._rng

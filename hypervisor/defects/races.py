@@ -136,16 +136,32 @@ def free_before_devices(seams: Seams) -> None:
     assert seams.locks
 
 
+class KeptContexts:
+    """The contexts that devices which were taken out think they are in."""
+
+    def __init__(self) -> None:
+        self.of: dict[Sbdf, IommuContext] = {}
+
+    def save(self) -> object:
+        return dict(self.of)
+
+    def restore(self, state: object) -> None:
+        assert isinstance(state, dict)
+        self.of = dict(state)
+
+
 def attach_that_jumps_too_far(seams: Seams) -> None:
     """C6."""
     xen = seams.xen
     attach, detach = xen.attach_device, xen.detach_device
-    kept: dict[int, IommuContext] = {}
+    kept = KeptContexts()
+    seams.stateful.append(kept)
 
     def attach_device(domain: Domain, device: PciDevice, number: int = 0) -> int:
         iommu = domain.iommu
         assert iommu is not None
-        if kept.get(id(device)) is iommu.get(number):
+        context = kept.of.get(device.sbdf)
+        if context is not None and context is iommu.get(number):
             return 0
         return attach(domain, device, number)
 
@@ -153,7 +169,7 @@ def attach_that_jumps_too_far(seams: Seams) -> None:
         context = device.context
         error = detach(domain, device)
         if not error and context is not None:
-            kept[id(device)] = context
+            kept.of[device.sbdf] = context
         return error
 
     def attaching(locks: Locks, xen: Xen, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:

@@ -25,7 +25,7 @@ def attach_device(xen: "Xen", domain: Domain, device: PciDevice, number: int) ->
     """Let a new device join ``domain`` in context ``number``: -ENOENT if there is none, -EINVAL if it is dying, or if
     the device is somebody's already."""
     iommu = domain.iommu
-    if iommu is None or device.context is not None:
+    if iommu is None or any(device.sbdf in other.devices for other in xen.all_domains()):
         return -EINVAL
     context = iommu.get(number)
     if context is None:
@@ -42,9 +42,11 @@ def detach_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
     """Block a device of ``domain`` and forget it; -ENODEV if the domain has not got it."""
     if domain.devices.get(device.sbdf) is not device:
         return -ENODEV
+    source = device.context
     error = block(xen, device)
     if not error:
         del domain.devices[device.sbdf]
+        _leave_quarantine(xen, source)
     return error
 
 

@@ -79,6 +79,5 @@ def _relinquish_memory(xen: "Xen", domain: Domain) -> None:
     frames = xen.frames
     if isinstance(domain.translation, P2m):
         domain.translation.clear(0, domain.translation.size)
-    for mfn in range(frames.frames):
-        if frames.owner[mfn] == domain.domid:
-            frames.disown(mfn)
+    for mfn in frames.of(domain.domid):
+        frames.disown(mfn)

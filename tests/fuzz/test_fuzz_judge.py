@@ -193,6 +193,14 @@ def _keeps_page(bed):
     bed.xen.remove_page = lambda domain, gfn: -1
 
 
+def _leaves_it_there(bed):
+    bed.xen.quarantine = lambda device: 0
+
+
+def _keeps_contexts(bed):
+    bed.xen.relinquish_contexts = lambda domain: 0
+
+
 def _stops(bed):
     from hypervisor.errors import XenBug
 
@@ -237,6 +245,11 @@ PLANTED = {
     "superpage": (_never_folds, BIG),
     "firmware": (_drops_too_many, FIRMWARES),
     "toolstack": (_keeps_page, "remove frame=ram:9\n"),
+    "quarantine": (_leaves_it_there, "deassign nic domain=0\ndma nic at=0x400\n"),
+    "left-over": (
+        _keeps_contexts,
+        "create_domain domain=1\nas domain=1\ninit contexts=1 arena=2\ndestroy_domain domain=1\n",
+    ),
     "xen-bug": (_stops, "alloc\nfree ctx=1\n"),
     "exception": (_raises, "alloc\nfree ctx=1\n"),
 }
