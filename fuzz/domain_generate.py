@@ -30,7 +30,7 @@ _ASKED: Final[tuple[Op, ...]] = (
     ("map", 1, ("ram", 9), 0x10, 1, 3, 0x1000, "plain", 0),
     ("free", 1, 1, "plain", 0),
 )
-"""What is tried on behalf of a domain whose end has begun."""
+"""What is tried on behalf of a domain that has no IOMMU, or whose end has begun."""
 
 Mapped = tuple[int, int, int, tuple[str, int], int]
 """(context, dfn, pages, frame, access)."""
@@ -116,7 +116,7 @@ class DomainMaker:
         free = [number for number in range(1, MOST_DOMAINS) if number not in self.known]
         number = rng.choice(free) if free and rng.random() < 0.95 else rng.randrange(MOST_DOMAINS)
         pages, arena = rng.choice((16, 64, 64, 512, 512)), rng.choice((2, 4, 4, 6))
-        iommu = "no" if rng.random() < 0.1 else "yes"
+        iommu = "no" if rng.random() < 0.2 else "yes"
         ops: list[Op] = [("create_domain", number, pages, rng.choice(("hvm", "hvm", "pv")), arena, iommu)]
         if rng.random() < 0.1:
             ops.insert(0, ("fail", 1 + rng.randrange(8), rng.choice((0, 0, 1))))
@@ -126,6 +126,8 @@ class DomainMaker:
                 device = rng.choice(DEVICES)
                 self._owners[device] = number
                 ops.append(("assign", device, number))
+            if iommu == "no":
+                ops += self._ask(number)
         return ops
 
     def _as(self) -> list[Op]:
@@ -154,16 +156,19 @@ class DomainMaker:
         known = self.known.pop(number, None)
         if known is not None:
             self._ended.append(number)
-            if rng.random() < 0.1:
-                ops.insert(0, ("fail", 0, 1 + rng.randrange(3)))
+            if rng.random() < 0.25:
+                ops.insert(0, ("fail", 0, 1 + rng.randrange(2)))
             if known.contexts and known.pages >= 512 and rng.random() < 0.5:
                 ops[:0] = self._many_pages(number, known.contexts[0])
                 self.caller = 0
             if self.caller == number:
                 self.caller = 0
-        if self._sets_up and rng.random() < 0.4:
-            ops += [("remote", number), rng.choice(_ASKED)]
-        return ops
+        return ops + self._ask(number)
+
+    def _ask(self, number: int) -> list[Op]:
+        """Sometimes a call on behalf of a domain for which there should be none."""
+        rng = self._rng
+        return [("remote", number), rng.choice(_ASKED)] if self._sets_up and rng.random() < 0.6 else []
 
     def _many_pages(self, number: int, context: int) -> list[Op]:
         """More than what one pass of the domain's end takes away."""

@@ -340,11 +340,6 @@ class Generator(Choices):
             return ("remote", self._domains.any())
         return ("remote", self._pick((0, 0, 0, 0, 1, 0x7FF0)))
 
-    def _remove(self) -> Op:
-        if self._domains.has_guests and self._rng.random() < 0.5:
-            return ("remove", self._domains.page())
-        return ("remove", ("ram", 8 + self._below(self._pages - 8)))
-
     def _fail(self) -> Op:
         """What fails next; often where a context is being made."""
         draw = self._rng.random()
@@ -376,6 +371,8 @@ class Generator(Choices):
 
     def _remove(self) -> Op:
         """Take a page away, for choice one that is mapped, and look what is there then."""
+        if self._domains.has_guests and self._rng.random() < 0.5:
+            return ("remove", self._domains.page())
         if self._mapped and self._rng.random() < 0.5:
             ctx, at, pages, (space, number), _ = self._mapped[int(self._rng.random() * len(self._mapped))]
             skip = self._below(min(pages, 512))
@@ -384,7 +381,7 @@ class Generator(Choices):
                 if "lookup" in self._verbs:
                     self._pending.append(("lookup", ctx, at + skip, "plain", 0))
                 return ("remove", ("ram", number + skip))
-        return ("remove", ("ram", 8 + self._below(PAGES - 8)))
+        return ("remove", ("ram", 8 + self._below(self._pages - 8)))
 
     def _edge(self) -> Op:
         """A mapping where numbers end or a reserved region begins, and its end."""
