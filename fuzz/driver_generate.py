@@ -55,7 +55,7 @@ _WEIGHTS: Final = {
     "type": 0.6,
     "pasid": 0.3,
     "regions": 0.3,
-    "fail": 2.5,
+    "fail": 3.5,
     "fill": 0.15,
 }
 _OPTIONAL: Final = tuple(name for name in _WEIGHTS if name not in ("map", "unmap", "alloc", "attach"))
@@ -129,7 +129,7 @@ class DriverGenerator:
             ops.append(maker())
             if ops[-1][0] == "domain_free" and rng.random() < 0.2:
                 ops.insert(-1, _REFUSED_FREE)
-            elif ops[-1][0] == "fail_call" and rng.random() < 0.6:
+            elif ops[-1][0] == "fail_call" and rng.random() < 0.8:
                 ops.extend(self._hit(ops[-1][1]))
         if rng.random() < 0.12:
             ops.append(("no_memory",))
@@ -159,7 +159,7 @@ class DriverGenerator:
     def _hit(self, call: str) -> list[Op]:
         """Operations that make the hypercall that is to fail, in several pieces where it can be."""
         if call == "map_pages":
-            if self._rng.random() < 0.5:
+            if self._rng.random() < 0.6:
                 return [self._map_scattered()]
             return [self._make[self._rng.choice(("map", "map", "sg", "dma_map"))]()]
         if call == "unmap_pages":
@@ -296,6 +296,6 @@ class DriverGenerator:
 
     def _fail(self) -> Op:
         rng = self._rng
-        name = rng.choice(self._calls + ("map_pages", "unmap_pages") * 2)
+        name = rng.choice(self._calls + ("map_pages", "unmap_pages") * 3)
         page = rng.choice((0, 0, 0, 1, 1, 2, 3, 255, 256)) if name.endswith("_pages") else 0
         return ("fail_call", name, -rng.choice(_ERRNOS[name]), page, rng.choice((0, 0, 1, 1, 2)), rng.choice((1, 1, 9)))
