@@ -80,9 +80,8 @@ class FrameTable:
     def put(self, mfn: int, count: int, ref: int) -> None:
         """Drop what :meth:`get` took.  Dropping what nobody holds is a :class:`XenBug`."""
         refs = self.refs
-        held = refs[mfn]
-        left = held - ref
-        lasting = left > 0 and left & _COUNT_MASK
+        left = refs[mfn] - ref
+        lasting = left & _COUNT_MASK if left > 0 else 0
         if count == 1:
             if lasting:
                 refs[mfn] = left
@@ -90,7 +89,7 @@ class FrameTable:
                 self._last_reference(mfn, left)
             return
         run = refs[mfn : mfn + count]
-        if lasting and run == array("Q", [held]) * count:
+        if lasting and run == array("Q", [left + ref]) * count:
             refs[mfn : mfn + count] = array("Q", [left]) * count
             return
         for at in range(0, count, LONGEST):

@@ -73,7 +73,7 @@ def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], pro
         if error:
             break
         if reference:
-            vacant = table.vacant(dfn + done, count)
+            vacant = 1 if count == 1 else table.vacant(dfn + done, count)
             if vacant:
                 frames.get(mfn, vacant, reference)
                 step, error = table.map(dfn + done, mfn, vacant, bits | xen.referenced, changes)
