@@ -11,11 +11,7 @@ from guest_driver import drivers
 from guest_driver.defects.iommufd import IOMMUFD, named
 from guest_driver.defects.sva import SVA
 from hypervisor.defects import catalogue
-from pviommu.driver_defects import run_driver_defect
-from pviommu.iommufd_defects import run_iommufd_defect
 from pviommu.options import Json, UsageError
-from testbed.defects.run import happen, profile_for
-from testbed.defects.shows_sva import happen_sva
 
 app = typer.Typer(
     name="defects",
@@ -92,6 +88,11 @@ def run(
 
     Exit status 0 if the two differ as they should, 1 if not.
     """
+    from pviommu.driver_defects import run_driver_defect
+    from pviommu.iommufd_defects import run_iommufd_defect
+    from testbed.defects.run import happen, profile_for
+    from testbed.defects.shows_sva import happen_sva
+
     entry = _entry(name)
     if entry.side == "driver":
         raise typer.Exit(run_driver_defect(name, backend, as_json))

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import typer
 
 
 def pviommu(*arguments, env=None):
@@ -208,3 +209,31 @@ def test_the_capture_to_be_sent_is_never_overwritten(tmp_path):
     done = pviommu("run", "--backend", "vtd", "--pcap", str(capture), "--pcap-out", str(capture))
     assert done.returncode == 2
     assert capture.read_bytes() == before
+
+
+def test_no_command_is_imported_for_another():
+    code = (
+        "import sys; from pviommu.__main__ import main\n"
+        "try: main()\n"
+        "finally: print(*(name for name in sys.modules if name.endswith('_cli')), 'testbed' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, timeout=300)
+    version, loaded = done.stdout.splitlines()
+    assert version.startswith("pviommu ") and loaded == "False"
+    done = subprocess.run([sys.executable, "-c", code, "abi", "list"], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "pviommu.abi_cli False"
+
+
+def test_every_command_is_where_the_registry_says():
+    from pviommu.cli import HOMES, app
+
+    group = typer.main.get_command(app)
+    for name in HOMES:
+        command = group.get_command(None, name)
+        assert command.name == name and command.help
+
+
+def test_a_misspelt_command_is_told_what_was_meant():
+    done = pviommu("rum")
+    assert done.returncode == 2
+    assert done.stderr == "pviommu: No such command 'rum'. Did you mean 'run'?\n"
