@@ -21,7 +21,7 @@ from pviommu.driver_view import (
     report_as_junit,
     report_lines,
 )
-from pviommu.options import Defects, Json, UsageError, switch_on
+from pviommu.options import Defects, Json, UsageError, check_writable, switch_on
 from testbed import backends
 from testbed.validate.ownership import ownership, rows_as_lines
 from testbed.validate.partial import CAUSES, partial_unmap
@@ -56,12 +56,13 @@ def list_drivers(
     if as_json:
         print(json.dumps(_catalogue(), indent=2))
         return
+    width = max(map(len, drivers.names()))
     for name in drivers.names():
         version = drivers.get(name)
-        print(f"{name:10} {version.posted}")
-        print(f"{'':10} {version.summary}")
+        print(f"{name:{width}} {version.posted}")
+        print(f"{'':{width}} {version.summary}")
         if version.defects:
-            print(f"{'':10} defects: {', '.join(defect.id for defect in version.defects)}")
+            print(f"{'':{width}} defects: {', '.join(defect.id for defect in version.defects)}")
     if defects:
         for defect in drivers.DEFECTS.values():
             also = f" ({', '.join(defect.also)})" if defect.also else ""
@@ -115,6 +116,7 @@ def validate_driver(
     chosen = fixed if profile == "all" else (profile,)
     for name in chosen:
         switch_on(defect, name, backend)
+    check_writable(junit)
     reports: list[Report] = []
     for name in chosen:
         reports.append(validate(driver, name, backend, guests, progress=None if as_json else _progress(), jobs=jobs))
@@ -124,10 +126,7 @@ def validate_driver(
         for report in reports:
             print("\n".join(report_lines(report)), end="\n\n" if len(reports) > 1 else "\n")
     if junit is not None:
-        try:
-            junit.write_text(report_as_junit(reports), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{junit}: cannot be written: {error.strerror}") from None
+        junit.write_text(report_as_junit(reports), encoding="utf-8")
     if not all(report.clean for report in reports):
         raise typer.Exit(FOUND)
 

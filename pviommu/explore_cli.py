@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pviommu.options import Defects, Json, Seed, UsageError
+from pviommu.options import Defects, Json, Seed, UsageError, check_writable
 from pviommu.program_cli import ProgramFile, read
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def explore(
 
     if strategy not in (*STRATEGIES, "all", None):
         raise UsageError(f"unknown strategy {strategy!r}; there are: {', '.join(STRATEGIES)}, all")
+    check_writable(output)
     try:
         concurrent = Concurrent(read(file, defect))
         wanted = concurrent.parts.schedule if strategy is None else ""

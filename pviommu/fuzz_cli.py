@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pviommu.options import Backends, Defects, Json, Profile, Seed, UsageError, backend_list, make_config
+from pviommu.options import Backends, Defects, Json, Profile, Seed, UsageError, backend_list, finite, make_config
 
 if TYPE_CHECKING:
     from fuzz.campaign import Progress
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def fuzz(
     profile: Profile = "v7-fixed",
     backend: Backends = "both",
-    time: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 60.0,
+    time: Annotated[float, typer.Option(min=0.1, callback=finite, help="Seconds.")] = 60.0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Workers; default is one for each core.")] = None,
     seed: Seed = 0,
     engine: Annotated[

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pviommu.options import Json, Seed, UsageError
+from pviommu.options import Json, Seed, UsageError, check_writable, finite
 
 if TYPE_CHECKING:
     from fuzz.hunt import Hunt
 
 
 def hunt(
-    time: Annotated[float, typer.Option(min=0.1, help="Seconds for each defect at most.")] = 60.0,
+    time: Annotated[float, typer.Option(min=0.1, callback=finite, help="Seconds for each defect at most.")] = 60.0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Defects at a time; default is one for each core.")] = None,
     seed: Seed = 0,
     defect: Annotated[list[str] | None, typer.Option(help="Only this defect; may be repeated.")] = None,
@@ -41,8 +41,7 @@ def hunt(
         over = quarries(defect)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if out is not None:
-        out.write_text("", encoding="utf-8")  # an unwritable place is known now, not in an hour
+    check_writable(out)
     hunts: list[Hunt] = []
     if read:
         time, hunts = _read(read)

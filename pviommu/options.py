@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Options that several commands share, checked before anything is built."""
 
+import math
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,6 +35,27 @@ Dom0Iommu = Annotated[
 Guest = Annotated[str | None, typer.Option(help="Kind of dom0: pv or pvh; default is the backend's usual one.")]
 Seed = Annotated[int, typer.Option(help="Decides memory layout and packet sizes; equal seeds give equal runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def finite(seconds: float | None) -> float | None:
+    """Callback of ``--time``: :class:`UsageError` for ``inf``, which no run ends by and JSON has no word for."""
+    if seconds is not None and not math.isfinite(seconds):
+        raise UsageError(f"--time takes a number of seconds, not {seconds}")
+    return seconds
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Before the work: :class:`UsageError` for a file that could not be written after it.  Nothing is left behind."""
+    for path in paths:
+        if path is None or path.is_fifo() or path.is_char_device():
+            continue
+        new = not os.path.lexists(path)
+        try:
+            path.open("a").close()
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+        if new:
+            path.unlink()
 
 
 def make_config(

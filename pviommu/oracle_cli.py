@@ -20,7 +20,7 @@ from oracle.outcome import Outcome
 from oracle.process import ModelMissing
 from oracle.program import ProgramError, from_text
 from oracle.report import summary, tell
-from pviommu.options import Json, UsageError
+from pviommu.options import Json, UsageError, finite
 
 PROGRESS_SECONDS: Final = 2.0
 LOG_SECONDS: Final = 30.0
@@ -57,7 +57,8 @@ def list_oracles(as_json: Json = False) -> None:
 def run_oracle(
     name: Annotated[str, typer.Argument(help="An oracle of `pviommu oracle list`.")],
     seconds: Annotated[
-        float | None, typer.Option("--time", min=0, help="Seconds of random programs; 20 if --probes is not given.")
+        float | None,
+        typer.Option("--time", min=0, callback=finite, help="Seconds of random programs; 20 if --probes is not given."),
     ] = None,
     probes: Annotated[int | None, typer.Option(min=1, help="Stop when so many accesses have been checked.")] = None,
     seed: Annotated[int, typer.Option(help="Decides the programs; equal seeds give equal programs.")] = 0,

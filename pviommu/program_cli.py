@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pviommu.options import Defects, UsageError, switch_on
+from pviommu.options import Defects, UsageError, check_writable, switch_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +97,7 @@ def export(
 
     if to != "c":
         raise UsageError(f"unknown form {to!r}; there is: c")
+    check_writable(output)
     try:
         text = CProgram(read(file, defect)).text()
     except ProgramError as error:

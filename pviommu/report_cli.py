@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pviommu.options import UsageError
+from pviommu.options import UsageError, check_writable
 
 
 def report(
@@ -29,6 +29,7 @@ def report(
         data = read_campaign(directory)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    check_writable(page, page.with_suffix(".xml"))
     write_page(data, page)
     write_junit(data, page.with_suffix(".xml"))
     print(f"{page}: {len(data.findings)} findings; {page.with_suffix('.xml')}")

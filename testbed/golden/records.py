@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from abi.errno import errno_name
+
 RESIDUE: Final = 1 << 18
 MAX_ARENA_ORDER: Final = 18
 DEFAULT_CAPABILITIES: Final = "0xd2008c222f0606"
@@ -116,6 +118,7 @@ def number_below(value: Any, end: int) -> int:
     return value
 
 
+_BOOT: Final[dict[str, tuple[type, ...]]] = {"ctx_count": (int,), "arena_used": (int,)}
 _CALL: Final[dict[str, tuple[type, ...]]] = {
     "op": (str, int),
     "in": (dict,),
@@ -125,6 +128,7 @@ _CALL: Final[dict[str, tuple[type, ...]]] = {
     "arena": (int,),
     "arena_delta": (int,),
     "context_entries_now": (dict,),
+    "err": (str,),
 }
 _STATE: Final[dict[str, tuple[type, ...]]] = {
     "ctx": (dict,),
@@ -139,7 +143,7 @@ _REQUIRED: Final = frozenset({"op", "in"})
 def _check(path: Path, line: Line) -> None:
     """:class:`RecordError` unless what is read of a line is of the right kind."""
     kind = line.data.get("kind")
-    members = _CALL if kind == "call" else _STATE if kind == "state" else {}
+    members = {"boot": _BOOT, "call": _CALL, "state": _STATE}.get(str(kind), {})
     for name, types in members.items():
         value = line.data.get(name)
         missing = name not in line.data
@@ -149,6 +153,10 @@ def _check(path: Path, line: Line) -> None:
             raise RecordError(f"{path}:{line.number}: {name!r} cannot be {value!r}")
     if kind == "call" and "hang" not in line.data and not isinstance(line.data.get("ret"), int):
         raise RecordError(f"{path}:{line.number}: a call has to have a number in 'ret', or 'hang'")
+    if kind == "call" and "err" in line.data and "ret" in line.data:
+        result, said = line.data["ret"], line.data["err"]
+        if result >= 0 or said != errno_name(result):
+            raise RecordError(f"{path}:{line.number}: 'ret' is {result}, and 'err' says {said!r}")
 
 
 def _read(path: Path) -> "list[Line]":

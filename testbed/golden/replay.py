@@ -89,7 +89,9 @@ def replay(path: Path, profile: str, defects: tuple[str, ...] = ()) -> Replay:
     player = _Player(record, machine, result)
     for line in record.lines:
         try:
-            if line.data.get("kind") == "call":
+            if line.data.get("kind") == "boot":
+                player.boot(line)
+            elif line.data.get("kind") == "call":
                 player.call(line)
             elif line.data.get("kind") == "state":
                 player.state(line)
@@ -112,6 +114,14 @@ class _Player:
         self._queue: Final = backend.units[0].queue
         self._arena = machine.iommu.arena.used if machine.iommu.arena is not None else 0
         self._bitmap = self._contexts()
+
+    def boot(self, line: Line) -> None:
+        """What a domain has before its first call."""
+        data, limit = line.data, self._machine.iommu.limit
+        if "ctx_count" in data and data["ctx_count"] != limit:
+            raise _Differs("boot: contexts that may exist", data["ctx_count"], limit)
+        if "arena_used" in data and data["arena_used"] != self._arena_used():
+            raise _Differs("boot: arena pages in use", data["arena_used"], self._arena_used())
 
     # ---------------------------------------------------------------------------------------------- calls
 

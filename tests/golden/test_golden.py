@@ -52,11 +52,21 @@ def first(lines, **wanted):
         (lambda lines: first(lines, kind="state")["ctx"]["1"]["leaves"][0].update(attrs="0x81"), "context 1: leaves"),
         (lambda lines: first(lines, kind="state")["extra_refs"].clear(), "state: references of F0"),
         (lambda lines: first(lines, op="free").update(hang="no answer"), "free: outcome"),
+        (lambda lines: lines[0].update(ctx_count=254), "line 1: boot: contexts that may exist"),
+        (lambda lines: lines[0].update(arena_used=1), "line 1: boot: arena pages in use"),
     ],
 )
 def test_a_record_that_says_otherwise_is_noticed(tmp_path, change, what):
     (difference,) = altered(tmp_path, "arena3-free-release", change)
     assert what in str(difference)
+
+
+@pytest.mark.parametrize(
+    "answer", [{"ret": -12, "err": "ENOENT"}, {"ret": 0, "err": "ENOMEM"}, {"ret": -12, "err": 12}]
+)
+def test_a_record_that_contradicts_itself_is_refused(tmp_path, answer):
+    with pytest.raises(RecordError, match=r"altered\.jsonl:\d+: .*err"):
+        altered(tmp_path, "arena3-free-release", lambda lines: first(lines, op="map").update(answer))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no record", '{"kind": "boot"}', "[1]"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import typer
@@ -166,6 +167,45 @@ def test_an_interrupt_at_any_moment_is_one_line_and_status_130(delay):
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=300)
     assert (process.returncode, complaint) == (130, "pviommu: interrupted\n")
+
+
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("driver", "validate", "--junit"),
+        ("hunt", "--out"),
+        ("explore", str(CORPUS / "free_against_map.txt"), "-o"),
+        ("export", str(CORPUS / "arena_runs_dry.txt"), "-o"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(command):
+    done = pviommu(*command, "/nonexistent/out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "pviommu: /nonexistent/out: cannot be written: No such file or directory\n"
+
+
+def test_looking_whether_a_file_can_be_written_changes_nothing(tmp_path):
+    from pviommu.options import UsageError, check_writable
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("kept")
+    check_writable(old, new, None, Path("/dev/null"))
+    assert old.read_text() == "kept" and not new.exists()
+    with pytest.raises(UsageError, match="Is a directory"):
+        check_writable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command", ["oracle run golden --time inf", "fuzz --time inf", "hunt --time inf", "fuzz --time nan"]
+)
+def test_a_time_is_a_number_of_seconds(command):
+    done = pviommu(*command.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "--time" in done.stderr
 
 
 @pytest.mark.parametrize("columns", ["40", "60", "200"])

@@ -6,6 +6,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from guest_driver import drivers
 from pviommu import driver_cli
 from pviommu.driver_cli import app
 from testbed.validate import scenarios, validate
@@ -35,6 +36,14 @@ def test_list_names_every_driver_and_defect():
         assert word in result.stdout
     catalogue = json.loads(invoke("list", "--json").stdout)
     assert [driver["name"] for driver in catalogue["drivers"]][-2:] == ["reference", "lazy"]
+
+
+def test_list_has_two_columns_whatever_the_names():
+    names = drivers.names()
+    margin = max(map(len, names)) + 1
+    for line in invoke("list").stdout.splitlines():
+        assert line[:margin].rstrip() in (*names, "")
+        assert line[margin - 1] == " " and line[margin] != " "
 
 
 def test_clean_is_0_and_findings_are_1(tmp_path):
