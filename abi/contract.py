@@ -40,6 +40,10 @@ STOPS: Final = -1
 """In place of an errno: the condition stops the hypervisor."""
 
 
+READ_ONLY_KINDS: Final = frozenset({FrameKind.READ_ONLY, FrameKind.SHARED})
+"""Frames that sound hypervisors let nobody write, devices included."""
+
+
 class Row(NamedTuple):
     """One test: if ``condition`` holds, the sub-op answers -``errno`` (or see :data:`DONE` and :data:`STOPS`)."""
 
@@ -99,13 +103,19 @@ class Contract:
 
     def frame_answer(self, kind: FrameKind) -> str:
         """What map_pages makes of a frame of that kind, in words."""
-        if kind is FrameKind.READ_ONLY and self.fixed:
+        if kind in READ_ONLY_KINDS and self.fixed:
             return f"mapped to be read, -{errno_name(EPERM)} to be written"
         codes = {row.condition: f"-{errno_name(row.errno)}" for row in self.table("map_pages")}
         answer = codes.get(self.frames.get(kind, ""), "mapped")
         if kind in self.hardware_maps:
             return f"mapped for the hardware domain, {answer} for others"
         return answer
+
+    @property
+    def resumable(self) -> frozenset[str]:
+        """Sub-ops whose number may come with bits that say how far earlier passes got."""
+        said = self.fixed and self.abi.convention is Convention.SUBOP
+        return frozenset({"map_pages", "unmap_pages", "remote_cmd"}) if said else frozenset()
 
     @property
     def usability(self) -> tuple[str, ...]:

@@ -38,12 +38,25 @@ _REACH: Final = rows(
 )
 _ACCESS: Final = rows(("bad-flags", EINVAL), ("no-access", EINVAL))
 _RESERVED: Final = rows(("reserved-dfn", EADDRNOTAVAIL), each=True)
-_MAPPED: Final = rows(("occupied", EADDRINUSE), ("no-table-memory", ENOMEM), each=True)
-_UNMAPPED: Final = rows(("not-mapped", ENOENT), ("no-split-memory", ENOMEM), each=True)
+_UNCONFIRMED: Final = rows(("unconfirmed", EIO))
+_MAPPED: Final = rows(("occupied", EADDRINUSE), ("no-table-memory", ENOMEM), each=True) + _UNCONFIRMED
+_UNMAPPED: Final = rows(("not-mapped", ENOENT), ("no-split-memory", ENOMEM), each=True) + _UNCONFIRMED
+_PROGRESS: Final = rows(("bad-progress", EINVAL))
 _ALLOC: Final = rows(
-    ("bad-flags", EINVAL), ("identity-context", EOPNOTSUPP), ("no-number", ENOSPC), ("no-context-memory", ENOMEM)
+    ("bad-flags", EINVAL),
+    ("identity-context", EOPNOTSUPP),
+    ("no-number", ENOSPC),
+    ("no-context-memory", ENOMEM),
+    ("no-tag", ENOSPC),
 )
-_FREE: Final = rows(("bad-flags", EINVAL), ("default-context", EINVAL), ("no-context", ENOENT), ("busy", EBUSY))
+_FREE: Final = rows(
+    ("bad-flags", EINVAL),
+    ("default-context", EINVAL),
+    ("no-context", ENOENT),
+    ("busy", EBUSY),
+    ("not-moved", ENOMEM),
+    ("unconfirmed", EIO),
+)
 _MOVE: Final = (
     rows(
         ("in-place", DONE),
@@ -51,6 +64,7 @@ _MOVE: Final = (
         ("target-dying", EINVAL),
         ("reserved-overlap", EADDRINUSE),
         ("reserved-occupied", EADDRINUSE),
+        ("move-unconfirmed", EIO),
     )
     + MOVE_LATE
 )
@@ -69,7 +83,7 @@ _V3: Final[Mapping[str, Table]] = {
     + rows(("frame-paged", EIO), ("frame-refused", EPERM), each=True)
     + _MAPPED,
     "unmap_pages": rows(("too-many-pages", E2BIG)) + _CONTEXT + rows(("out-of-range", EINVAL)) + _RESERVED + _UNMAPPED,
-    "lookup_page": _CONTEXT + rows(("not-mapped", ENOENT)),
+    "lookup_page": _CONTEXT + rows(("not-mapped", ENOENT), ("frame-lost", ENOENT)),
 }
 
 _V7: Final[Mapping[str, Table]] = {
@@ -81,10 +95,11 @@ _V7: Final[Mapping[str, Table]] = {
     "map_pages": _CONTEXT
     + _REACH
     + _ACCESS
+    + _PROGRESS
     + _RESERVED
     + rows(("frame-hole", ENOENT), ("frame-refused", EPERM), each=True)
     + _MAPPED,
-    "unmap_pages": _CONTEXT + _REACH + _RESERVED + _UNMAPPED,
+    "unmap_pages": _CONTEXT + _REACH + _PROGRESS + _RESERVED + _UNMAPPED,
     "remote_cmd": rows(
         ("not-privileged", EPERM), ("no-domain", ENOENT), ("nested-remote", EINVAL), ("target-unusable", ENODEV)
     ),
@@ -134,6 +149,14 @@ def _fixed(posted: Contract, tables: Mapping[str, Table]) -> Contract:
 V3_FIXED: Final = _fixed(contract_of("v3"), _v3_tables(contract_of("v3")))
 V7_FIXED: Final = _fixed(contract_of("v7"), _v7_tables(contract_of("v7")))
 
+
+def _like(sound: Contract, version: str) -> Contract:
+    """``version``'s interface, answered as ``sound`` does."""
+    abi = versions.get(version)
+    tables = {name: table for name, table in sound.tables.items() if not name or abi.has(name)}
+    return replace(sound, name=f"{version}-fixed", abi=abi, tables=MappingProxyType(tables))
+
+
 E3_FIXED: Final = replace(
     V7_FIXED,
     name="e3-fixed",
@@ -141,14 +164,24 @@ E3_FIXED: Final = replace(
     tables=MappingProxyType(
         dict(V7_FIXED.tables)
         | {
-            "flush_pages": rows(("unusable", ENODEV), ("unreadable", EFAULT), ("holes", EINVAL)) + _CONTEXT + _REACH,
+            "flush_pages": rows(("unusable", ENODEV), ("unreadable", EFAULT), ("holes", EINVAL))
+            + _CONTEXT
+            + _REACH
+            + _UNCONFIRMED,
         }
     ),
 )
 """E3's own answers were not seen: flush_pages tests its range as unmap_pages does."""
 
+_SOUND: Final = (
+    *(_like(V3_FIXED, version) for version in ("v1", "v2")),
+    V3_FIXED,
+    *(_like(V7_FIXED, version) for version in ("v4", "v5", "v6")),
+    V7_FIXED,
+    E3_FIXED,
+)
 EVERY: Final[Mapping[str, Contract]] = MappingProxyType(
-    {**CONTRACTS, "v3-fixed": V3_FIXED, "v7-fixed": V7_FIXED, "e3-fixed": E3_FIXED}
+    {**CONTRACTS, **{contract.name: contract for contract in _SOUND}}
 )
 """Every contract that is known, the fixed ones included."""
 

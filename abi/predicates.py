@@ -11,12 +11,15 @@ from typing import Final
 
 from abi.canonical import CANONICAL
 from abi.conditions import FrameKind
-from abi.contract import Contract
+from abi.contract import READ_ONLY_KINDS, Contract
 from abi.errno import EILSEQ, EIO, ENOMEM
 from abi.model import SubOp
 from abi.world import READ, WRITE, Context, Device, Domain, Leaf, Request, State
 
 _U32: Final = 0xFFFFFFFF
+_NUMBERLESS: Final = frozenset({FrameKind.HOLE, FrameKind.PAGED_OUT, FrameKind.FOREIGN, FrameKind.XEN})
+GRAIN: Final = 256
+"""What a caller's progress counts in: pages from the multiple of this at or below the call's first device frame."""
 
 
 class Call:
@@ -44,6 +47,10 @@ class Call:
         self.access: Final = (flags & self.abi.map_readable and READ) | (flags & self.abi.map_writeable and WRITE)
         self.unit: Final = self.args.get("pgsize", 0x1000) >> 12 if contract.units else 1
         self.pages: Final = self.args.get("nr_pages", 0) * self.unit
+        self.start: Final = request.start or _claimed(request.progress, self.args.get("dfn", 0))
+        """The page that the pass begins with."""
+        self.met = ""
+        """The condition that ended the call after it had changed something, "" for none."""
 
     @property
     def sbdf(self) -> int:
@@ -92,11 +99,12 @@ TESTS: Final[dict[str, Callable[[Call], bool]]] = {
     "too-many-contexts": lambda c: c.args["max_ctx_no"] > (0xFFFE if c.contract.fixed else _U32 - 1),
     "count-wraps": lambda c: c.args["max_ctx_no"] + 1 & 0xFFFF == 0,
     "initialized": lambda c: c.domain.initialized,
-    "no-arena": lambda c: c.chance.no_memory_at is not None,
+    "no-arena": lambda c: c.chance.no_memory_at is not None or c.args["arena_order"] >= c.domain.arena_orders,
     "bad-flags": lambda c: bool(c.args["flags"] & ~_known_flags(c)),
     "identity-context": lambda c: bool(c.args["flags"] & c.abi.alloc_identity),
     "no-number": lambda c: free_number(c.domain) is None,
     "no-context-memory": lambda c: c.chance.no_memory_at is not None,
+    "no-tag": lambda c: c.chance.no_tag,
     "default-context": lambda c: c.args["ctx_no"] == 0,
     "no-context": lambda c: c.args["ctx_no"] not in c.domain.contexts,
     "busy": lambda c: not c.args["flags"] & c.abi.free_reattach_default and bool(devices_in(c)),
@@ -110,13 +118,16 @@ TESTS: Final[dict[str, Callable[[Call], bool]]] = {
     "reserved-occupied": lambda c: _reserved_occupied(c),
     "no-table-memory": lambda c: c.chance.driver_errno == ENOMEM,
     "entry-changed": lambda c: c.chance.driver_errno == EILSEQ,
+    "move-unconfirmed": lambda c: c.chance.driver_errno == EIO and c.chance.unconfirmed,
     "phantom": lambda c: c.chance.driver_errno == EIO,
+    "bad-progress": lambda c: bool(c.request.progress) and (bool(c.start % c.unit) or not 0 <= c.start < c.pages),
     "too-many-pages": lambda c: _too_many(c),
     "bad-pgsize": lambda c: c.args["pgsize"].bit_count() != 1 or not c.args["pgsize"] & c.domain.pgsize_mask,
     "misaligned": lambda c: bool((c.args["dfn"] | c.args.get("gfn", 0)) & c.unit - 1),
     "out-of-range": lambda c: c.args["dfn"] + c.pages - 1 > c.domain.max_iova_addr >> 12,
     "no-access": lambda c: c.access == 0,
     "not-mapped": lambda c: c.dfn(0) not in c.context.leaves,
+    "frame-lost": lambda c: c.domain.kind(c.context.leaves[c.dfn(0)].gfn) in _NUMBERLESS,
     "nested-remote": lambda c: _inner(c) == "remote_cmd",
     "not-privileged": lambda c: not c.domain.hardware,
     "no-domain": lambda c: c.args["domid"] not in c.state,
@@ -140,17 +151,22 @@ DRIVER_TESTS: Final = frozenset(
 """Conditions that only the IOMMU driver of the target can answer."""
 
 PAGE_TESTS: Final[dict[str, Callable[[Call, int], bool]]] = {
-    "reserved-dfn": lambda c, page: _reserved(c, c.request.start if c.subop.name in c.contract.reserved_once else page),
+    "reserved-dfn": lambda c, page: _reserved(c, c.start if c.subop.name in c.contract.reserved_once else page),
     "frame-shared": lambda c, page: _frame(c, page) == "frame-shared",
     "frame-paged": lambda c, page: _frame(c, page) == "frame-paged",
     "frame-hole": lambda c, page: _frame(c, page) == "frame-hole",
     "frame-refused": lambda c, page: _frame(c, page) == "frame-refused",
     "occupied": lambda c, page: c.dfn(page) in c.leaves,
     "not-mapped": lambda c, page: c.dfn(page) not in c.leaves,
-    "no-table-memory": lambda c, page: c.chance.no_memory_at == page - c.request.start,
-    "no-split-memory": lambda c, page: c.chance.no_memory_at == page - c.request.start,
+    "no-table-memory": lambda c, page: c.chance.no_memory_at == page - c.start,
+    "no-split-memory": lambda c, page: c.chance.no_memory_at == page - c.start,
 }
 """Condition that is tested for every page -> whether it holds for page number ``page`` of the call."""
+
+
+def _claimed(progress: int, dfn: int) -> int:
+    """The first page that ``progress`` says is left to do; negative for nonsense."""
+    return progress - dfn % GRAIN if progress else 0
 
 
 def _known_flags(c: Call) -> int:
@@ -208,12 +224,23 @@ def _too_many(c: Call) -> bool:
 
 
 def _frame(c: Call, page: int) -> str:
-    kind = c.domain.frames.get(c.args["gfn"] + page, FrameKind.HOLE)
-    if kind is FrameKind.READ_ONLY and c.contract.fixed and c.access & WRITE:
+    gfn = c.args["gfn"] + page
+    kind = c.domain.kind(gfn)
+    if kind in READ_ONLY_KINDS and c.contract.fixed and c.access & WRITE:
         return "frame-refused"
+    if c.domain.direct and gfn in c.domain.given_up and not _gone(c, gfn, page):
+        return ""
     if c.domain.hardware and kind in c.contract.hardware_maps:
         return ""
     return c.contract.frames.get(kind, "")
+
+
+def _gone(c: Call, gfn: int, page: int) -> bool:
+    """Whether a frame that was given up is in other hands by now: not while a mapping leads to it, and perhaps not
+    while hardware may remember one."""
+    if c.domain.holds(gfn):
+        return False
+    return not c.domain.unconfirmed or (c.chance.gone_from is not None and page - c.start >= c.chance.gone_from)
 
 
 def _inner(c: Call) -> str:

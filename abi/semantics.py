@@ -15,7 +15,7 @@ from typing import Final
 
 from abi.conditions import CONDITIONS
 from abi.contract import STOPS, Contract, Row
-from abi.errno import EFAULT, ERESTART
+from abi.errno import EFAULT, EIO, ENOMEM, ERESTART
 from abi.model import Convention, CopyBack
 from abi.predicates import DRIVER_TESTS, PAGE_TESTS, TESTS, Call, devices_in, free_number, regions
 from abi.world import READ, WRITE, Chance, Context, Leaf, Outcome, Request, State
@@ -25,6 +25,8 @@ _U32: Final = 0xFFFFFFFF
 NO_DRIVER: Final = "the target has no IOMMU driver, and is asked for it all the same"
 _FRAMING: Final = frozenset({"unreadable", "unwritable-first", "unusable", "unknown", "unimplemented", "holes"})
 """Conditions under which the sub-op itself has not begun."""
+AFTERWARDS: Final = frozenset({"unwritable", "unconfirmed", "not-moved"})
+"""Conditions that end a call which has changed something."""
 
 
 def step(contract: Contract, state: State, request: Request) -> tuple[State, Outcome]:
@@ -44,11 +46,13 @@ def call(contract: Contract, state: State, request: Request, *chances: Chance) -
 def _on(contract: Contract, state: State, request: Request, target: int) -> tuple[State, Outcome]:
     """One pass on domain ``target``, with the argument in the caller's memory."""
     subop = contract.abi.subops.get(request.subop)
-    if subop is None:
+    if subop is None or (request.progress and subop.name not in contract.resumable):
         return state, _refused_at_the_door(contract, state, request, target)
     c = Call(contract, state, request, target, subop)
     before = tuple(c.args.values())
     condition = _perform(c)
+    if c.chance.unconfirmed:
+        c.change(unconfirmed=True)
     if subop.name == "init" and contract.init_alters and condition != "unusable" and not c.bug:
         condition = _go_on_into_alloc(c, condition)
     if c.bug:
@@ -79,7 +83,7 @@ def _perform(c: Call) -> str:
     """Tests and effect of the sub-op; the condition that was met, "" for success."""
     table = c.contract.table(c.subop.name)
     for row in table:
-        if row.each or row.condition == "unwritable":
+        if row.each or row.condition in AFTERWARDS:
             continue
         if c.driverless and row.condition in DRIVER_TESTS:
             c.bug = NO_DRIVER
@@ -94,7 +98,7 @@ def _perform(c: Call) -> str:
         c.bug = NO_DRIVER
     else:
         EFFECTS[c.subop.name](c)
-    return ""
+    return c.met
 
 
 def _left_behind(c: Call, condition: str) -> None:
@@ -114,7 +118,7 @@ def _pages(c: Call, tests: list[Row]) -> str:
     counter, effect = PAGE_EFFECTS[c.subop.name]
     number, context = c.args["ctx_no"], c.context
     c.leaves = dict(context.leaves)
-    page = start = c.request.start
+    page = start = c.start
     pauses = c.contract.cursor or c.contract.fixed
     pause = (c.chance.preempt_after if pauses else None) or c.pages + 1
     met = ""
@@ -134,6 +138,8 @@ def _pages(c: Call, tests: list[Row]) -> str:
         c.args[counter] = c.args[counter] + c.done & _U32
     else:
         c.args[counter] = page // c.unit
+    if c.chance.unconfirmed and c.contract.reports_flush:
+        return "unconfirmed"
     if not met and c.done >= pause and (page < c.pages or c.contract.cursor):
         _pause(c, page)  # posted code may preempt itself behind the last page as well
     return met
@@ -158,7 +164,7 @@ def _pause(c: Call, page: int) -> None:
         c.args["nr_pages"] -= c.done
         c.again = c.request
     else:
-        c.again = replace(c.request, start=page)
+        c.again = replace(c.request, start=page, progress=0)
 
 
 def _written(c: Call, condition: str) -> bool:
@@ -219,10 +225,23 @@ def _alloc(c: Call) -> None:
 
 
 def _free(c: Call) -> None:
-    number = c.args["ctx_no"]
+    """Move the devices out and take the context apart; a sound hypervisor may fail, and pause, in the middle.
+
+    Which devices have moved when one cannot, and what is left of a context that is half apart, nobody specifies.
+    """
+    number, stay = c.args["ctx_no"], c.chance.stay if c.contract.fixed else frozenset()
     for sbdf in devices_in(c):
-        _move(c, sbdf, 0)
-    c.put(number, None)
+        if sbdf not in stay:
+            _move(c, sbdf, 0)
+    failed = c.chance.driver_errno if c.contract.fixed else 0
+    if stay.intersection(devices_in(c)):
+        c.met = "not-moved" if failed == ENOMEM else "unconfirmed"
+    elif failed == EIO or (c.contract.fixed and c.chance.preempt_after is not None):
+        c.put(number, Context(dying=True))
+        c.met = "unconfirmed" if failed == EIO else ""
+        c.again = None if failed == EIO else c.request
+    else:
+        c.put(number, None)
 
 
 def _reattach(c: Call) -> None:
@@ -263,12 +282,14 @@ def _lookup(c: Call) -> None:
 
 def _remote(c: Call) -> None:
     """Run the inner sub-op on the target; its struct is in the caller's memory."""
-    inner = Request(c.request.caller, c.args["subop"], c.request.inner, c.chance, (), c.request.start)
+    chance, request = c.chance.inner or c.chance, c.request
+    inner = Request(request.caller, c.args["subop"], request.inner, chance, (), request.start, request.progress)
     c.state, outcome = _on(c.contract, c.state, inner, c.args["domid"])
     c.inner, c.bug, c.done = outcome.args, outcome.bug, outcome.done
     c.result = outcome.result
     if outcome.again is not None:
-        c.again = replace(c.request, inner=outcome.again.args, start=outcome.again.start)
+        again = outcome.again
+        c.again = replace(request, inner=again.args, start=again.start, progress=again.progress)
 
 
 EFFECTS: Final[Mapping[str, Callable[[Call], None]]] = {

@@ -2,7 +2,8 @@
 """What the executable specification talks about: domains, contexts, devices, frames, requests and outcomes.
 
 Plain, immutable mappings.  There are no page tables, caches or arenas here: what depends on them (is there a page for
-a table? is the vCPU wanted elsewhere?) is a :class:`Chance` that whoever asks supplies with the request.
+a table? does hardware confirm a flush? is the vCPU wanted elsewhere?) is a :class:`Chance` that whoever asks supplies
+with the request.
 """
 
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ class Context:
     leaves: Mapping[int, Leaf] = field(default_factory=dict)
     """Device frame -> what is mapped there."""
     dying: bool = False
+    """Its free has begun: nothing leads into it any more, and what it still maps nobody can see."""
     opaque: bool = False
     """Shares the CPU's second-stage tables: maps answer 0 and do nothing, nothing is ever found in it."""
 
@@ -67,6 +69,28 @@ class Domain:
     pgsize_mask: int = 0x1000
     dfn_mask: int = (1 << 36) - 1
     """The device frames that the IOMMU's tables can tell apart; higher bits are dropped where nobody checks them."""
+    arena_orders: int = 64
+    """No arena has 2 to that many pages, or more: the machine does not."""
+    direct: bool = False
+    """Its frame numbers are the machine's (PV)."""
+    changed: Mapping[int, FrameKind] = field(default_factory=dict)
+    """Frames that are something else now than :attr:`frames` says (:mod:`abi.ownership`)."""
+    given_up: frozenset[int] = frozenset()
+    """Frames that it gave up.  A PV guest's are its own for as long as a mapping leads to them."""
+    unconfirmed: bool = False
+    """There was a flush that hardware did not confirm: it may remember what was unmapped, and those frames are kept."""
+
+    def kind(self, gfn: int) -> FrameKind:
+        """What guest frame ``gfn`` is now, one that was given up left to whoever asks."""
+        return self.changed.get(gfn) or self.frames.get(gfn, FrameKind.HOLE)
+
+    def holds(self, gfn: int, access: int = READ | WRITE) -> bool:
+        """Whether a mapping of the domain's own contexts with one of these rights leads to ``gfn``."""
+        return any(
+            leaf.gfn == gfn and leaf.access & access and not leaf.reserved
+            for context in self.contexts.values()
+            for leaf in context.leaves.values()
+        )
 
 
 State = Mapping[int, Domain]
@@ -82,10 +106,20 @@ class Chance:
     holes_zero: bool = True
     no_memory_at: int | None = None
     """The page of this pass (0 the first) that lacks memory for a table; for calls without pages, 0 is a failure."""
+    no_tag: bool = False
+    """Hardware has no tag left for another context."""
     preempt_after: int | None = None
-    """Pages after which the vCPU is wanted elsewhere."""
+    """Pages after which the vCPU is wanted elsewhere; for a free, any number: before it is done."""
     driver_errno: int = 0
-    """How reprogramming a device fails: ENOMEM, EILSEQ or EIO."""
+    """How reprogramming a device, or taking a context apart, fails: ENOMEM, EILSEQ or EIO."""
+    stay: frozenset[int] = frozenset()
+    """Devices that a free does not get out of its context, where one of them could not be reprogrammed."""
+    unconfirmed: bool = False
+    """Hardware does not confirm a flush of this pass."""
+    gone_from: int | None = None
+    """The page of this pass from which on frames that were given up are gone, where hardware may remember them."""
+    inner: "Chance | None" = None
+    """How the call that remote_cmd carries turns out, where that is not the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +135,8 @@ class Request:
     """remote_cmd only: the fields of the struct that ``arg`` points to."""
     start: int = 0
     """Pages that earlier passes of this call did, where that does not travel in the struct."""
+    progress: int = 0
+    """What the caller itself put into the bits of the sub-op register that say how far earlier passes got."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,8 @@ class Domains:
         shadow.no_block = self._no_block
         shadow.stuck = lambda device, number: self._is_in(domain, device, number)
         shadow.tagless = lambda: target.faults is not None and target.faults.tag
+        shadow.passes = lambda: target.passes
+        shadow.pauses = lambda: xen.preempt is not None
         shadow.unconfirmed = lambda: bool(target.events & events.UNCONFIRMED)
         self._kin.append(shadow)
         self.shadows[int(domain.domid)] = shadow

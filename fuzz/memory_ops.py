@@ -4,7 +4,7 @@
 import struct
 from typing import TYPE_CHECKING, Final
 
-from abi.errno import ENOBUFS, errno_name
+from abi.errno import EFAULT, ENOBUFS, errno_name
 from base.units import PAGE_SHIFT
 from fuzz.sweep import Broken
 from fuzz.verbs import DEVICES
@@ -29,6 +29,8 @@ def ask(target: "Target", name: str, everything: int, slots: int) -> tuple[int, 
     bed.ram.write(_WHERE, _MAP.pack(*request))
     bed.ram.write(_BUFFER, b"\xee" * _ENTRY.size * _SLOTS)
     result = bed.xen.hypercall(bed.vcpu, _MEMORY_OP, _RESERVED_DEVICE_MEMORY_MAP, bed.ram.linear(_WHERE))
+    if target.faults is not None and target.faults.copy:
+        return result, None if result == -EFAULT else _wrong(result, -EFAULT)
     regions = [
         (rmrr.base >> PAGE_SHIFT, (rmrr.last + 1 - rmrr.base) >> PAGE_SHIFT)
         for rmrr in bed.config.rmrrs
@@ -40,7 +42,7 @@ def ask(target: "Target", name: str, everything: int, slots: int) -> tuple[int, 
         expected = -ENOBUFS if slots < len(regions) else 0
         said = (request[0], len(regions), *request[2:])
     if result != expected:
-        return result, Broken("answer", f"memory_op answered {errno_name(result)}, not {errno_name(expected)}")
+        return result, _wrong(result, expected)
     if _MAP.unpack(bed.ram.read(_WHERE, _MAP.size)) != said:
         return result, Broken("written-back", "memory_op: the struct is not what it has to be")
     there = bed.ram.read(_BUFFER, _ENTRY.size * _SLOTS)
@@ -48,3 +50,7 @@ def ask(target: "Target", name: str, everything: int, slots: int) -> tuple[int, 
     if there != written.ljust(len(there), b"\xee"):
         return result, Broken("written-back", "memory_op: the list of regions is not what it has to be")
     return result, None
+
+
+def _wrong(result: int, expected: int) -> Broken:
+    return Broken("answer", f"memory_op answered {errno_name(result)}, not {errno_name(expected)}")

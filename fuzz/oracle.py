@@ -8,13 +8,13 @@ densely only to find out which operation it was.
 
 from typing import Final
 
-from abi.errno import errno_name
+from abi.errno import EFAULT, errno_name
 from base.units import PAGE_SHIFT
 from fuzz import events
 from fuzz.domains import Domains
 from fuzz.faults import COPIES
 from fuzz.shadow import Shadow
-from fuzz.spans import diverge, joined, words
+from fuzz.spans import diverge, joined, sample, words
 from fuzz.sweep import Broken, sweep
 from fuzz.target import FIRMWARES, Call, Target
 from fuzz.verbs import DEVICES
@@ -47,6 +47,7 @@ CLAUSES: Final[dict[str, str]] = {
     "xen-bug": "No call stops the hypervisor.",
     "hang": "Every call ends.",
     "exception": "No call makes the emulator raise.",
+    "specified": "The quick judge and the executable specification say the same.",
     "same-answer": "Two machines that mean the same answer a call alike.",
     "same-reach": "Two machines that mean the same let devices reach the same.",
     **{f"invariant:{name}": (function.__doc__ or "").strip() for name, function in INVARIANTS.items()},
@@ -109,7 +110,8 @@ class Oracle:
     def before(self) -> None:
         """An operation is about to run."""
         self.domains.before()
-        self.target.events = self.target.restarts = 0
+        self.target.events = 0
+        self.target.passes.clear()
         self.target.too_early = ""
         self._told = []
         if self.target.faults is not None:
@@ -119,7 +121,13 @@ class Oracle:
 
     def judge(self, call: Call) -> Broken | None:
         """Hold a hypercall's answer against the contract, and follow what it did."""
+        return self._judge(call)
+
+    def _judge(self, call: Call) -> Broken | None:
+        """The same for a call that remote_cmd may have carried."""
         faults = self.target.faults
+        if faults is not None and faults.copy and self.target.passes:
+            return self._judge_stopped(call, COPIES[faults.copy])
         if faults is not None and faults.copy:  # the same as a struct that lies where it cannot be copied
             seen = call.inner if call.inner is not None and faults.copy == "copy-out" else call
             seen.argument = COPIES[faults.copy]
@@ -133,11 +141,13 @@ class Oracle:
         if self.target.events & events.UNCONFIRMED:
             self.domains.note()
         result = call.result
-        if self.target.restarts > 1 and call.name in ("map_pages", "unmap_pages"):
+        if len(self.target.passes) > 1 and call.name in ("map_pages", "unmap_pages"):
             fields = self._codecs[call.name].as_dict(call.before)  # type: ignore[union-attr]
             pages = fields["nr_pages"] * max(fields.get("pgsize", 0) >> PAGE_SHIFT, 1)
-            if self.target.restarts > 1 + pages // RESUME_GRAIN:
-                return Broken("yields", f"{call.name} of {pages} pages was issued again {self.target.restarts} times")
+            if len(self.target.passes) > 1 + pages // RESUME_GRAIN:
+                return Broken(
+                    "yields", f"{call.name} of {pages} pages was issued again {len(self.target.passes)} times"
+                )
         if result != expected:
             clause = "short-of-memory" if result == -12 else "confirmed" if expected == -5 else "answer"
             name = call.name or "unknown sub-op"
@@ -168,6 +178,22 @@ class Oracle:
             return Broken("idle", "hardware was told to forget something, and entries were only added")
         return None
 
+    def _judge_stopped(self, call: Call, argument: str) -> Broken | None:
+        """A call that was preempted and whose struct could not be copied then: what its passes did is done."""
+        inner = call.inner or call
+        shadow, codec = self.domains.shadows[inner.domid], self._codecs[inner.name]
+        assert codec is not None
+        call.argument = inner.argument = argument
+        shadow.progress, shadow.stopped = call.progress, True
+        shadow.predict[inner.name](codec.decode(inner.before), call.result, ())
+        shadow.stopped = False
+        self.domains.note()
+        if call.result != -EFAULT:
+            return Broken("answer", f"{call.name} answered {errno_name(call.result)}, not EFAULT")
+        if (call.after, inner.after) != (call.before, inner.before):
+            return Broken("written-back", f"{call.name} (EFAULT): the struct changed")
+        return None
+
     def _judge_remote(self, call: Call) -> Broken | None:
         """remote_cmd tests its own three fields, and is then what it carries."""
         codec, abi, shadows = self._codecs["remote_cmd"], self.target.abi, self.domains.shadows
@@ -193,7 +219,7 @@ class Oracle:
             elif not shadows[domid].usable:
                 expected = -abi.errno_unusable
             elif call.inner is not None:
-                broken = self.judge(call.inner)
+                broken = self._judge(call.inner)
                 if broken is not None:
                     return Broken(broken.clause, f"remote_cmd: {broken.what}")
                 expected = call.result
@@ -283,7 +309,7 @@ class Oracle:
         if not home and not domid and not shadow.frames.own(at):
             return None
         translate = self.target.bed.unit.translate
-        for dfn in _sample(at, min(pages, 1 << 30)):
+        for dfn in sample(at, min(pages, 1 << 30)):
             if dfn > shadow._max_dfn or (not home and not domid and not shadow.frames.own(dfn)):
                 break
             if not home and domid and self._is_reserved(dfn):
@@ -399,13 +425,3 @@ class Oracle:
 
 _QUIET: Final = ("noop", "query_capabilities", "init", "alloc_context", "lookup_page")
 """Calls after which hardware has nothing to forget."""
-
-
-def _sample(at: int, pages: int) -> list[int]:
-    """Pages worth trying: both ends, the middle, both sides of the next superpage's boundary."""
-    if pages <= 4:
-        return list(range(at, at + pages))
-    boundary = (at | 511) + 1
-    chosen = {at, at + 1, at + pages // 2, at + pages - 1}
-    chosen.update(dfn for dfn in (boundary - 1, boundary) if dfn < at + pages)
-    return sorted(chosen)

@@ -47,6 +47,8 @@ class Finding:
         return self.key[:3] == other.key[:3]
 
 
+SPECIFICATION: Final = "specification"
+"""What a bench is held against to have the executable specification judge beside the oracle."""
 PATIENCE: Final = 20.0
 """Seconds of processor time that a program may take; 200 operations take some hundredths."""
 
@@ -312,6 +314,10 @@ def runner_for(bench: Bench, sabotage: Callable[[TestBed], None] | None = None) 
         from fuzz.concurrent_run import ConcurrentRunner
 
         return ConcurrentRunner(bench, sabotage)
+    if bench.against == SPECIFICATION:
+        from fuzz.specified import SpecifiedRunner
+
+        return SpecifiedRunner(bench, sabotage)
     if bench.against:
         from fuzz.twins import Twins
 

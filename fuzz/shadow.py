@@ -15,6 +15,7 @@ from abi.errno import (
     EADDRINUSE,
     EADDRNOTAVAIL,
     EBUSY,
+    EFAULT,
     EINVAL,
     EIO,
     ENODEV,
@@ -22,18 +23,18 @@ from abi.errno import (
     ENOMEM,
     ENOSPC,
     EOPNOTSUPP,
-    EPERM,
 )
 from abi.versions import Abi
 from fuzz.guest_frames import Frames
 from fuzz.intervals import Intervals
+from fuzz.shadow_frames import FrameShadow
 
 Args = tuple[int, ...]
 MAX_PAGES: Final = 1 << 32
 MAX_CONTEXTS: Final = 0xFFFE
 
 
-class Shadow:
+class Shadow(FrameShadow):
     """The state of one domain's PV-IOMMU, and what calls do to it."""
 
     def __init__(
@@ -49,11 +50,10 @@ class Shadow:
         errno_paged_out: int,
         arena_pages: int | None = None,
     ) -> None:
+        super().__init__(frames, errno_paged_out)
         self.abi: Final = abi
-        self.frames: Final = frames
         self.limit = limit
         self.initialised = initialised
-        self.spaces: dict[int, Intervals] = {}
         self.homes: dict[int, int] = {}
         """The domain's devices, and the context in which each is."""
         self.devices: Final = devices
@@ -62,24 +62,20 @@ class Shadow:
         """Most pages that it may reserve; ``None``: as many as there are."""
         self.usable = True
         """Whether it may use PV-IOMMU."""
-        self.ending = False
-        """Its destruction began."""
-        self.kin: list[Shadow] = [self]
-        """The domains of its machine."""
-        self.odd: dict[int, str] = {}
-        """Machine frames that the toolstack took away ("gone") or made another kind of page of, whosever they were."""
-        self.vague: set[int] = set()
-        """Frames that were taken from a domain whose contexts are being torn down: who holds them is not known."""
-        self.dying: set[int] = set()
-        """Contexts whose free began and was stopped by a flush that hardware did not confirm."""
-        self.unsure = False
-        """A flush was not confirmed in this program: hardware may still remember anything that was mapped."""
         self.scattered = 0
         """Pages of the context that was freed last that were no part of a superpage."""
         self.moved = False
         """Whether the last reattach took the device to another context."""
         self.progress = 0
         """What the call that is being judged says about earlier passes."""
+        self.stopped = False
+        """Whether a pass of that call, not the first, found that its struct could not be copied."""
+        self.passes: Callable[[], Sequence[int]] = tuple
+        """How far its preempted passes say that they got."""
+        self.pauses: Callable[[], bool] = lambda: False
+        """Whether it may be preempted."""
+        self.unconfirmed: Callable[[], bool] = lambda: False
+        """Whether a flush of it was not confirmed."""
         self.regions: dict[int, list[tuple[int, int]]] = {}
         """By context: the reserved regions of its devices."""
         self.stuck: Callable[[int, int], bool] = lambda device, number: False
@@ -88,8 +84,6 @@ class Shadow:
         """Whether hardware's last tag was made to be taken."""
         self.starved: Callable[[int], bool] = lambda pages: False
         """Whether a call that maps or splits so many pages may have run out of memory for tables."""
-        self.unconfirmed: Callable[[], bool] = lambda: False
-        """Whether a flush of the call that is being judged was not confirmed."""
         self.no_block: Callable[[int], bool] = lambda order: False
         """Whether there may be no block of 2^order frames, or the call may not have got it."""
         self.free_before = 0
@@ -100,7 +94,6 @@ class Shadow:
         self._max_dfn: Final = max_iova >> 12
         self._pgsize_mask: Final = pgsize_mask
         self._caps: Final = caps
-        self._errno_paged_out: Final = errno_paged_out
         self.predict: Final[dict[str, Callable[[Args, int, Args], tuple[int, Args]]]] = {
             "noop": lambda args, result, out: (0, ()),
             "query_capabilities": self._query,
@@ -168,10 +161,10 @@ class Shadow:
         if stays and excused:  # a move that hardware did not confirm, or that found no memory, ends the call
             self.regions[number] = sorted({region for device in stays for region in self.devices[device]})
             return result, ()
-        if result == -EIO and self.unconfirmed():
+        if (result == -EIO and self.unconfirmed()) or self.stopped:
             self.dying.add(number)
             self.regions[number] = []
-            return -EIO, ()
+            return result, ()
         begun = number in self.dying  # how much of it an earlier call took away, nobody is told
         self.scattered = 0 if begun else sum(end - at for at, end, delta, _ in self.spaces[number] if delta & 511)
         del self.spaces[number], self.regions[number]
@@ -277,7 +270,7 @@ class Shadow:
         if start < 0:
             return -EINVAL, (0,)
         dfn, gfn, total = dfn + start, gfn + start, total - start
-        did = out[0] * unit - start if out else 0
+        did, reached = self._told(args[2], start, unit, out)
         space = self.spaces[number]
         limit, error = total, 0
         if self.regions[number]:
@@ -300,8 +293,7 @@ class Shadow:
         free = space.first_mapped(dfn, limit)
         if free < limit:
             limit, error = free, -EADDRINUSE
-        limit -= limit % unit
-        limit, error = self._cut_short(result, did, limit, total, error, did + 512)
+        limit, cut = self._cut_short(result, did, reached, limit, unit, did + 512)
         access = (flags & self.abi.map_readable and 1) | (write and 2)
         at = 0
         for mfn, count in pieces:
@@ -310,58 +302,25 @@ class Shadow:
             count = min(count, limit - at)
             space.add(dfn + at, count, mfn - dfn - at, access)
             at += count
-        return error, ((start + limit) // unit,)
+        return cut or error, ((start + limit) // unit,)
 
-    def _cut_short(self, result: int, did: int, limit: int, total: int, error: int, pages: int) -> tuple[int, int]:
-        """(pages done, errno) where memory for tables or a flush may have ended the call before page ``limit`` did."""
+    def _told(self, dfn: int, start: int, unit: int, out: Args) -> tuple[int, int]:
+        """Pages behind the first that the call did, and that its passes did before they were preempted, as they say."""
+        passes = self.passes()
+        return (out[0] * unit - start if out else 0), (passes[-1] - dfn % 256 - start if passes else 0)
+
+    def _cut_short(self, result: int, did: int, reached: int, stop: int, unit: int, pages: int) -> tuple[int, int]:
+        """(pages done, errno or 0) where memory for tables, a flush or a copy may have ended the call, which says that
+        it did ``did`` pages, before page number ``stop`` did.  Passes of it got to page ``reached``."""
+        whole = stop - stop % unit
+        if self.stopped:
+            return min(reached, whole), -EFAULT
         if self.unconfirmed():
             self.unsure = True
-            return (did if 0 <= did <= limit else limit), -EIO
-        if result == -ENOMEM and 0 <= did <= limit and did < total and self.starved(pages):
+            return (did if reached < did <= whole and self.pauses() else whole), -EIO
+        if result == -ENOMEM and reached <= did < stop and self.starved(pages):
             return did, -ENOMEM
-        return limit, error
-
-    def _before_refused(self, mfn: int, count: int, write: bool, result: int, did: int) -> tuple[int, int]:
-        """Of ``count`` frames from ``mfn``: how many come before one that may not be mapped, and its errno."""
-        for odd in sorted(self.odd):
-            if mfn <= odd < mfn + count:
-                refused = self._verdict(odd, write, result == -EPERM and odd - mfn >= did)
-                if refused:
-                    return odd - mfn, refused
-        return count, 0
-
-    def _verdict(self, mfn: int, write: bool, stopped: bool) -> int:
-        kind = self.odd[mfn]
-        if self.frames.pv and kind == "gone":
-            if self.unsure or mfn in self.vague:  # what hardware did not confirm to have forgotten may hold it
-                return -EPERM if stopped else 0
-            return 0 if self.held(mfn) else -EPERM
-        if not self.frames.has(mfn):  # named by its machine frame number: what its domain calls it does not matter
-            return -EPERM if write and kind == "pagetable" else 0
-        if kind in ("gone", "hole", "paged"):
-            return -(self._errno_paged_out if kind == "paged" else self.frames.hole)
-        return -EPERM if kind == "foreign" or (write and kind in ("ro", "shared", "pagetable")) else 0
-
-    def count(self, mfn: int, without: Sequence[tuple["Shadow", int, range]] = ()) -> int:
-        """How many mappings of domains' own contexts lead to ``mfn``, but for those ``without``."""
-        return sum(
-            not any(domain is of and number == other and mfn - delta in dfns for of, other, dfns in without)
-            for domain in self.kin
-            for number, space in domain.spaces.items()
-            for start, end, delta, _ in space
-            if start + delta <= mfn < end + delta
-        )
-
-    def held(self, mfn: int, access: int = 3) -> bool:
-        """Whether a mapping of domains' own contexts with one of the rights in ``access`` leads to ``mfn``; what is
-        left of dying ones, nobody is told."""
-        return any(
-            start + delta <= mfn < end + delta and rights & access
-            for domain in self.kin
-            for number, space in domain.spaces.items()
-            if number not in domain.dying
-            for start, end, delta, rights in space
-        )
+        return whole, 0
 
     def _unmap(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
         number, dfn, pgsize, nr_pages, _ = args
@@ -380,11 +339,11 @@ class Shadow:
         mapped = space.first_hole(dfn, limit)
         if mapped < limit:
             limit, error = mapped, -ENOENT
-        limit -= limit % unit
-        limit, error = self._cut_short(result, out[0] * unit - start if out else 0, limit, total, error, total)
+        did, reached = self._told(args[1], start, unit, out)
+        limit, cut = self._cut_short(result, did, reached, limit, unit, total)
         if limit:
             space.remove(dfn, limit)
-        return error, ((start + limit) // unit,)
+        return cut or error, ((start + limit) // unit,)
 
     def _flush(self, args: Args, result: int, out: Args) -> tuple[int, Args]:
         number, dfn, pgsize, nr_pages = args

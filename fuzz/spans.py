@@ -51,3 +51,13 @@ def words(span: Span | None) -> str:
     start, end, delta, access = span
     rights = ("nothing", "r", "w", "rw")[access]
     return f"dfn {start:#x}+{end - start:#x} to frame {start + delta:#x} ({rights})"
+
+
+def sample(at: int, pages: int) -> list[int]:
+    """Pages worth trying: both ends, the middle, both sides of the next superpage's boundary."""
+    if pages <= 4:
+        return list(range(at, at + pages))
+    boundary = (at | 511) + 1
+    chosen = {at, at + 1, at + pages // 2, at + pages - 1}
+    chosen.update(dfn for dfn in (boundary - 1, boundary) if dfn < at + pages)
+    return sorted(chosen)

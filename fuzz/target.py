@@ -48,10 +48,11 @@ SUBOPS: Final = {
 class Call:
     """A hypercall that was made: what the guest wrote, and what it found afterwards."""
 
-    __slots__ = ("after", "argument", "before", "domid", "inner", "name", "progress", "result")
+    __slots__ = ("after", "argument", "before", "domid", "inner", "name", "number", "progress", "result")
 
     def __init__(
         self,
+        number: int,
         name: str,
         argument: str,
         before: bytes,
@@ -65,6 +66,8 @@ class Call:
         """The domain whose contexts it is about: the caller, or the one that remote_cmd took it to."""
         self.name = name
         """Of the sub-op; "" for a number without one."""
+        self.number = number
+        """What stands for the sub-op, in a register or in the union."""
         self.argument = argument
         self.before = before
         self.result = result
@@ -295,12 +298,12 @@ class Target(Watched):
                 self._finish(inner, number & 0xFFFF_FF00, result)
                 self._progress = 0
                 after = self._look(argument, raw)
-                return Call(name, argument, raw, result, after, number & 0xFFFF_FF00, inner, caller.domid)
+                return Call(number, name, argument, raw, result, after, number & 0xFFFF_FF00, inner, caller.domid)
         if name == "init" and not result:
             self._watch_arena(caller.domain)
         after = self.memory.read(caller.struct, len(raw)) if argument == "plain" else self._look(argument, raw)
         progress, self._progress = 0 if self.union or number < 256 else number & 0xFFFF_FF00, 0
-        return Call(name, argument, raw, result, after, progress, None, caller.domid)
+        return Call(number, name, argument, raw, result, after, progress, None, caller.domid)
 
     def _watch_arena(self, domain: Domain | None) -> None:
         """The domain has an arena now: what is asked of it passes by the plan."""
@@ -317,7 +320,7 @@ class Target(Watched):
         outer = remote.codec.encode(domain & 0xFFFF, number & 0xFFFF, address)
         caller, ram = self.caller, self.caller.ram
         ram.write(_OUTER, outer)
-        inner = Call(name, argument, raw, 0, raw, 0, None, domain & 0xFFFF)
+        inner = Call(number, name, argument, raw, 0, raw, 0, None, domain & 0xFFFF)
         register = remote.number | self._progress
         result = self._hypercall(caller.vcpu, self.abi.hypercall, register, ram.linear(_OUTER))
         if name == "init" and not result:
@@ -325,7 +328,7 @@ class Target(Watched):
         inner.after = self._look(argument, raw) if argument != "plain" else self.memory.read(caller.struct, len(raw))
         inner.result, inner.progress, self._progress = result, register & 0xFFFF_FF00, 0
         after = ram.read(_OUTER, len(outer))
-        return Call("remote_cmd", "plain", outer, result, after, inner.progress, inner, caller.domid)
+        return Call(register, "remote_cmd", "plain", outer, result, after, inner.progress, inner, caller.domid)
 
     def _inner(self, outer: bytes) -> Call | None:
         """The call that a remote_cmd made of bytes would carry, as it is before."""
@@ -338,7 +341,7 @@ class Target(Watched):
         memory, size = self.caller.vcpu.memory, subop.codec.size
         before = memory.read(address, size)
         argument = "unmapped" if before is None else "plain" if memory.writable(address, size) else "readonly"
-        call = Call(subop.name, argument, before or bytes(size), 0, b"", 0, None, domid)
+        call = Call(number, subop.name, argument, before or bytes(size), 0, b"", 0, None, domid)
         call.after = address.to_bytes(8, "little")
         return call
 

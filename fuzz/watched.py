@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from abi.errno import EIO
 from fuzz import events
+from hypervisor.domain import Vcpu
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.pool import Arena
 from hypervisor.pagetable.radix import Changes
@@ -26,8 +27,8 @@ class Watched:
         self._bit = 0
         self.events = 0
         """What happened (a mask of :mod:`fuzz.events`) since this was last cleared."""
-        self.restarts = 0
-        """How often a preempted call was issued again since this was last cleared."""
+        self.passes: list[int] = []
+        """How far each preempted pass of a call says that it got, since this was last cleared."""
         self.too_early = ""
         """What was let go before hardware had confirmed, since this was last cleared."""
         self.watch_flush: Callable[[IommuContext, int, int], str] = lambda context, dfn, pages: ""
@@ -48,7 +49,8 @@ class Watched:
         """A program begins: nothing is planned, nothing happened."""
         self._fail_in = self._flush_fails_in = self._pattern = self._bit = 0
         self.xen.preempt = None
-        self.events = self.restarts = 0
+        self.events = 0
+        self.passes.clear()
         self.too_early = ""
         self._splits.clear()
 
@@ -60,9 +62,9 @@ class Watched:
     def _note(self, happened: int) -> None:
         self.events |= happened
 
-    def _rescheduled(self, vcpu: object) -> None:
+    def _rescheduled(self, vcpu: Vcpu) -> None:
         self.events |= events.RESTART
-        self.restarts += 1
+        self.passes.append(next(iter(vcpu.restart), 0))
 
     @property
     def always_wanted(self) -> bool:

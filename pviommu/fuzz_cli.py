@@ -27,7 +27,8 @@ def fuzz(
     against: Annotated[
         str,
         typer.Option(
-            help="Backend, profile or driver that --engine differential compares with.  [default: the other backend]"
+            help="What --engine differential compares with: a backend, a profile, a driver, or 'specification'.  "
+            "[default: the other backend]"
         ),
     ] = "",
     corpus: Annotated[Path, typer.Option(help="Directory of the campaign; an existing one is continued.")] = Path(
@@ -54,19 +55,21 @@ def fuzz(
     from fuzz import campaign
     from fuzz.engines.engine import ENGINES
     from fuzz.program import LEVELS
+    from fuzz.run import SPECIFICATION
     from guest_driver import drivers
     from hypervisor import profile as profiles
     from testbed import backends
 
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}; there are: {', '.join(ENGINES)}")
-    if against and (
-        engine != "differential" or against not in (*backends.names(), *profiles.names(), *drivers.names())
-    ):
+    others = (SPECIFICATION, *backends.names(), *profiles.names(), *drivers.names())
+    if against and (engine != "differential" or against not in others):
         raise UsageError(
-            f"--against takes a backend, a profile or a driver, and --engine differential; there are: "
-            f"{', '.join((*backends.names(), *profiles.names(), *drivers.names()))}"
+            f"--against takes a backend, a profile, a driver or {SPECIFICATION!r}, and --engine differential; "
+            f"there are: {', '.join(others)}"
         )
+    if against == SPECIFICATION and level == "driver":
+        raise UsageError(f"--against {SPECIFICATION} is for hypercalls; at driver level there is another driver")
     if level not in LEVELS:
         raise UsageError(f"unknown level {level!r}; there are: {', '.join(LEVELS)}")
     if engine in ("raw", "together") and level == "driver":

@@ -46,9 +46,7 @@ class FailNth:
         self.runner.run((("fault", ""), *self._ops))
         faults = self.runner.faults
         assert faults is not None
-        again = any(operation[0] == "preempt" for operation in self._ops)
-        kinds = [kind for kind in FAULTS if not (again and kind.startswith("copy"))]
-        return {kind: faults.reached[kind] for kind in kinds if faults.reached[kind]}
+        return {kind: faults.reached[kind] for kind in FAULTS if faults.reached[kind]}
 
     @property
     def places(self) -> int:

@@ -144,7 +144,9 @@ class CProgram:
             subop = self._abi.by_name["init"]
             assert subop.codec is not None
             raw = subop.codec.encode(bench.contexts, bench.arena)
-            init = _Issued(subop.number, "init", raw, "plain", None, 0, Call("init", "plain", raw, 0, raw, 0, None))
+            init = _Issued(
+                subop.number, "init", raw, "plain", None, 0, Call(subop.number, "init", "plain", raw, 0, raw, 0, None)
+            )
             yield from self._call(("init", bench.contexts, bench.arena, "plain", 0), init, _EACCES)
         for operation in self._program.ops:
             self._recorder.last = None

@@ -69,6 +69,9 @@ def _reserve(xen: "Xen", domain: Domain, context: IommuContext, first: int, last
             return 0
         if first <= region.last and region.first <= last:
             return -EADDRINUSE
+    table = context.table
+    if context.number and table is not None and any(map(table.lookup, range(first, last + 1))):
+        return -EADDRINUSE  # whether or not there is memory
     if not xen.xmalloc("reserved region"):
         return -ENOMEM
     if context.table is not None:

@@ -1,113 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The judge against the executable specification: every prediction of random programs, call by call.
-
-And every clause of the oracle against a hypervisor in which just that is wrong.
-"""
-
-from collections.abc import Mapping
+"""Every clause of the oracle against a hypervisor in which just that is wrong."""
 
 import pytest
 
-from abi.canonical import CANONICAL
-from abi.conditions import FrameKind
-from abi.contract_fixed import contract_called
-from abi.semantics import call
-from abi.world import Chance, Device, Domain, Request
-from fuzz.generate import Generator
-from fuzz.oracle import CLAUSES, Oracle
+from fuzz.oracle import CLAUSES
 from fuzz.program import Bench, parse
 from fuzz.run import Runner, replay
-from fuzz.target import RMRR, SUBOPS, Target
 from fuzz.verbs import op
-from hypervisor import p2m
-from hypervisor.frames import DOMID_IO, DOMID_NONE, DOMID_XEN
 from testbed.invariants import INVARIANTS
-
-REGION = RMRR.base
-KINDS = {p2m.NONE: FrameKind.HOLE, p2m.RAM_RW: FrameKind.RAM}
-
-
-class Frames(Mapping):
-    """dom0's frame numbers as the specification sees them, read from the machine when asked."""
-
-    def __init__(self, target):
-        self.dom0, self.frames = target.bed.dom0, target.xen.frames
-
-    def __getitem__(self, gfn):
-        mfn, kind, _ = self.dom0.translation.run(gfn, 1)
-        if kind == p2m.MMIO:
-            return FrameKind.MMIO if self.dom0.may_access_mmio(mfn, 1) else FrameKind.MMIO_DENIED
-        if self.dom0.pv and kind == p2m.RAM_RW:
-            return FrameKind.XEN if self.frames.owner[mfn] in (DOMID_XEN, DOMID_NONE, DOMID_IO) else FrameKind.RAM
-        return KINDS[kind]
-
-    def __iter__(self):
-        raise NotImplementedError("too many to list")
-
-    def __len__(self):
-        raise NotImplementedError("too many to count")
-
-
-def specified(target):
-    iommu, abi = target.bed.dom0.iommu, target.abi
-    return Domain(
-        initialized=iommu.initialised,
-        max_ctx_no=iommu.limit,
-        devices={int(sbdf): Device(0, tuple(device.reserved)) for sbdf, device in target.bed.dom0.devices.items()},
-        frames=Frames(target),
-        max_iova_addr=target.xen.backend.max_iova,
-        cap_flags=sum(abi.caps.get(name, 0) for name in ("default_identity", "cache", "deferred_flush")),
-        pgsize_mask=target.xen.pgsize_mask,
-        dfn_mask=target.xen.max_dfn,
-    )
-
-
-@pytest.mark.parametrize("guest", ["pv", "pvh"])
-@pytest.mark.parametrize(
-    ("profile", "contexts"), [("v7-fixed", 4), ("v7-fixed", None), ("v3-fixed", 4), ("e3-fixed", 4)]
-)
-def test_the_judge_predicts_what_the_specification_says(profile, contexts, guest):
-    bench = Bench("vtd", profile, guest, contexts, 9)
-    target = Target(bench)
-    oracle = Oracle(target)
-    contract = contract_called(profile)
-    generator = Generator(bench, target.abi, 3)
-    compared = 0
-    for _ in range(12):
-        target.reset()
-        oracle.reset()
-        state = {0: specified(target)}
-        for operation in generator.program(70):
-            name = SUBOPS.get(operation[0])
-            if name is None or (operation[0] == "init" and operation[2] > 9):
-                continue
-            oracle.before()
-            argument = "plain" if operation[-2] == "split" else operation[-2]
-            made = target.call(name, target.arguments(operation), argument, operation[-1])
-            expected, written = oracle._expected(made)
-            codec = target.abi.by_name[name].codec
-            chance = Chance(
-                readable=argument not in ("unmapped", "noncanonical") or codec is None,
-                writable=argument == "plain",
-                holes_zero=codec is None or not operation[-1] or not codec.hole_mask,
-            )
-            if made.result == -12:
-                break  # memory is nothing that the specification knows of
-            asked = tuple(field.default for field in CANONICAL[name])
-            if codec is not None:
-                fields = codec.as_dict(made.before)
-                asked = tuple(fields.get(field.name, field.default) for field in CANONICAL[name])
-            state, outcome = call(contract, state, Request(0, target.abi.by_name[name].number, asked, chance))
-            if name == "lookup_page" and guest == "pvh" and operation[2] in range(REGION >> 12, (REGION >> 12) + 4):
-                continue  # firmware frames have no number in a p2m; the specification has no p2m
-            assert expected == outcome.result, (operation, outcome.condition)
-            if codec is not None and argument == "plain":
-                said = dict(zip((field.name for field in CANONICAL[name]), outcome.args or asked))
-                predicted = codec.as_dict(written)
-                assert predicted == {field: said[field] for field in predicted}, (operation, outcome.condition)
-            compared += 1
-    assert compared > 150
-
 
 # --- a planted fault for each clause
 
@@ -322,7 +222,7 @@ def test_an_unmap_splits_a_superpage_with_a_table_that_it_has_emptied_itself(bac
 
 def test_every_clause_has_its_prose_and_a_planted_fault():
     others = {f"invariant:{name}" for name in INVARIANTS}  # tests/hypervisor/test_invariants.py breaks each of these
-    others |= {"hang", "same-answer", "same-reach"}  # below, and in test_fuzz_engines.py
+    others |= {"hang", "same-answer", "same-reach", "specified"}  # below, test_fuzz_engines.py, test_fuzz_specified.py
     assert set(CLAUSES) == set(PLANTED) | others
     assert all(prose.endswith(".") for prose in CLAUSES.values())
 
