@@ -11,7 +11,7 @@ from typing import Final
 
 from abi.errno import EOPNOTSUPP
 from guest_driver import drivers
-from testbed.invariants_guest import INVARIANTS
+from testbed.invariants_guest import INVARIANTS, Key
 from testbed.validate.laboratory import Finding, Laboratory
 from testbed.validate.scenarios import AREAS, Area, Traits
 from testbed.validate.specified import specified
@@ -57,6 +57,8 @@ class Report:
     """The errno with which the driver declined this hypervisor; nothing else was tried then."""
     areas: list[AreaReport] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    also: dict[Key, Finding] = field(default_factory=dict, repr=False)
+    """Findings of the hypervisor by the other keys that they showed with."""
     worlds: dict[tuple[object, ...], World] = field(default_factory=dict, repr=False)
     """Machines that were built for it."""
 

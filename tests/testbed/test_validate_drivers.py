@@ -15,6 +15,7 @@ from guest_driver import drivers
 from hypervisor import profile as profiles
 from pviommu.driver_view import outcome_lines, report_as_dict, report_as_junit, report_lines
 from testbed.validate.calls import perform
+from testbed.validate.laboratory import Laboratory
 from testbed.validate.ownership import ownership, rows_as_lines
 from testbed.validate.partial import CAUSES, partial_unmap
 from testbed.validate.program import call, text
@@ -212,3 +213,18 @@ def test_a_group_of_two_as_thread_002_discusses_it(name):
     assert len(rows) > 10 and "-EPERM" in "\n".join(rows_as_lines(rows))
     if name == "reference":
         assert all(row.ok for row in rows)
+
+
+def test_what_a_hypervisor_shows_again_by_the_same_key_is_explained_once(monkeypatch):
+    blamed = []
+    genuine = Laboratory._blame_hypervisor
+
+    def blame(self, finding, known):
+        blamed.append(finding.key)
+        genuine(self, finding, known)
+
+    monkeypatch.setattr(Laboratory, "_blame_hypervisor", blame)
+    boot = tuple(area for area in AREAS if area.name == "boot")
+    report = validate("reference", "v1", guests=("pv",), areas=boot)
+    assert report.others and set(report.also) < set(blamed)
+    assert len(blamed) == len(set(blamed))
