@@ -3,6 +3,8 @@
 
 import json
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +29,7 @@ def hunt(
     out: Annotated[
         Path | None, typer.Option(help="Also write the table here: as JSON (*.json), a page (*.md), or text.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out *.json holds of this seed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Switch every defect of both catalogues on alone in a fixed profile, and fuzz until it is found.
@@ -35,32 +38,60 @@ def hunt(
     """
     from fuzz.hunt import hunt as look
     from fuzz.hunt import quarries
-    from fuzz.hunt_table import conclusion, line, page, row, summary, table
+    from fuzz.hunt_table import conclusion, line, row, summary
 
     try:
         over = quarries(defect)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    check_writable(out)
+    if resume and (out is None or out.suffix != ".json"):
+        raise UsageError("--resume goes on with what --out FILE.json holds")
     hunts: list[Hunt] = []
     if read:
         time, hunts = _read(read)
-    else:
-        for result in look(over, time, seed, jobs or os.cpu_count() or 1, shrink):
+    elif resume and out is not None and out.exists():
+        hunts = [hunt for hunt in _read([out])[1] if hunt.seed == seed]
+    check_writable(out)
+    order = [quarry.defect for quarry in over]
+    done = {hunt.defect for hunt in hunts}
+    left = [] if read else [quarry for quarry in over if quarry.defect not in done]
+    try:
+        for result in look(left, time, seed, jobs or os.cpu_count() or 1, shrink):
             hunts.append(result)
             if not as_json:
                 print(line(row(result)), flush=True)
-        order = [quarry.defect for quarry in over]
+    except KeyboardInterrupt:
+        _write(out, hunts, seed, time)
+        how = f"stopped after {len(hunts)} of {len(over)}; with --out FILE.json, --resume goes on"
+        print(f"pviommu: {how}", file=sys.stderr)
+        raise
+    if not read:
         hunts.sort(key=lambda hunt: order.index(hunt.defect))
+    _write(out, hunts, seed, time, [path.name for path in read or ()])
     totals = summary(hunts)
-    document = json.dumps(
-        {"seed": seed, "seconds": time, **asdict(totals), "hunts": [asdict(h) for h in hunts]}, indent=2
-    )
-    if out is not None:
-        forms = {".json": lambda: document + "\n", ".md": lambda: page(hunts, time, [path.name for path in read or ()])}
-        out.write_text(forms.get(out.suffix, lambda: table(hunts))(), encoding="utf-8")
-    print(document if as_json else conclusion(totals))
+    print(_document(hunts, seed, time) if as_json else conclusion(totals))
     raise typer.Exit(1 if totals.missed else 0)
+
+
+def _document(hunts: "list[Hunt]", seed: int, seconds: float) -> str:
+    """Hunts as JSON."""
+    from fuzz.hunt_table import summary
+
+    every = [asdict(hunt) for hunt in hunts]
+    return json.dumps({"seed": seed, "seconds": seconds, **asdict(summary(hunts)), "hunts": every}, indent=2)
+
+
+def _write(out: Path | None, hunts: "list[Hunt]", seed: int, seconds: float, files: Sequence[str] = ()) -> None:
+    """Hunts as the file's name says."""
+    from fuzz.hunt_table import page, table
+
+    if out is None:
+        return
+    if out.suffix == ".json":
+        text = _document(hunts, seed, seconds) + "\n"
+    else:
+        text = page(hunts, seconds, files) if out.suffix == ".md" else table(hunts)
+    out.write_text(text, encoding="utf-8")
 
 
 def _read(files: list[Path]) -> "tuple[float, list[Hunt]]":

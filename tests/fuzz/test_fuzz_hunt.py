@@ -2,6 +2,8 @@
 """Catalogued defects are found one by one; what is not hunted says why."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -75,3 +77,32 @@ def test_the_status_says_that_one_was_missed(tmp_path):
 def test_what_cannot_be_hunted_is_one_line(asked):
     wrong = CliRunner().invoke(app, ["hunt", *asked])
     assert wrong.exit_code == 2 and "Traceback" not in wrong.output
+
+
+def test_a_hunt_goes_on_with_what_it_has(tmp_path):
+    out = tmp_path / "hunt.json"
+    out.write_text(json.dumps({"seconds": 1, "hunts": [asdict(Hunt("A4", "hypervisor", "kept", True, 1, 1, 9, 99))]}))
+    asked = ["hunt", "--time", str(PATIENCE), "--jobs", "1", "--no-shrink", "--resume"]
+    done = CliRunner().invoke(app, [*asked, "--defect", "A4", "--defect", "B2", "--out", str(out)])
+    assert done.exit_code == 0 and "2 hunted, none missed" in done.output, done.output
+    hunts = [(hunt["defect"], hunt["title"] == "kept") for hunt in json.loads(out.read_text())["hunts"]]
+    assert hunts == [("A4", True), ("B2", False)]
+    assert CliRunner().invoke(app, asked).exit_code == 2
+
+
+ABANDONED = """
+import multiprocessing, os, signal
+from fuzz.hunt import _end_with_parent
+if __name__ == "__main__":
+    pool = multiprocessing.get_context("spawn").Pool(1, _end_with_parent)
+    print(pool.apply(os.getpid), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_ends_with_its_hunt(tmp_path):
+    script = tmp_path / "abandoned.py"
+    script.write_text(ABANDONED)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as hunt:
+        worker, _ = hunt.communicate(timeout=PATIENCE)  # ends when the worker, which has the pipe too, does
+    assert int(worker) != hunt.pid and hunt.returncode < 0
