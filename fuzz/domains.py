@@ -401,6 +401,7 @@ class Domains:
         mfn = shadow.frames.machine(gfn)
         if self._odd.get(mfn, "pagetable") != "pagetable":
             return -EINVAL
+        self._odd.pop(mfn, None)  # unpinned, whatever comes of it
         if result == -ENOMEM and (shadow.starved(1) or self._excused(result)):
             return -ENOMEM
         if result == -EIO and shadow.unconfirmed():

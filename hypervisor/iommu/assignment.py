@@ -3,8 +3,9 @@
 
 A device that no domain has is in *quarantine*: in a context of its own of dom_io, which maps nothing but the regions
 that firmware reserved for it.  So what it still does from before reaches nobody, and two devices in quarantine do not
-reach each other.  If no such context can be made (no memory, no tag), dom_io's context 0 takes it, which maps nothing
-either; if that fails too, the device is blocked; and if hardware does not confirm even that, it stays where it was.
+reach each other.  If no such context can be made (no memory, no tag), dom_io's context 0 takes a device without such
+regions, because it maps nothing at all; if that fails too, or the device has regions, it is blocked; and if hardware
+does not confirm even that, it stays where it was.
 """
 
 from typing import TYPE_CHECKING
@@ -88,7 +89,7 @@ def quarantine(xen: "Xen", device: PciDevice) -> int:
             return 0
         xen.release_context(context)
         del iommu.contexts[context.number]
-    if iommu.default.table is not None and not move_device(xen, dom_io, device, iommu.default):
+    if iommu.default.table is not None and not device.reserved and not move_device(xen, dom_io, device, iommu.default):
         return 0
     return block(xen, device)
 
