@@ -4,20 +4,24 @@
 The program is run here once: every call's struct is written into the file field by field, with context numbers, frames
 and devices as what they stand for, and with the answer that the emulator gave.  What happens inside the hypervisor or a
 device (DMA, allocation failures, preemption) has no call to make: it is said in the file and when that runs.
+
+Of a program of driver level it is the calls that the guest's driver made which are written down.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from abi.codec import Codec
 from abi.errno import errno_name
 from abi.model import Convention
 from base.units import Sbdf, format_sbdf
-from fuzz.program import DEVICES, Op, Program, ProgramError, format_bench, format_op
+from fuzz.driver_run import DriverRunner
+from fuzz.export.recorded import Issued, RegionsAsked, Tap, listen
+from fuzz.program import DEVICES, Program, ProgramError, format_bench, format_op
 from fuzz.run import Runner
-from fuzz.session import Session
-from fuzz.target import Call, Target
+from fuzz.session import Session, Step
+from fuzz.target import Call
 
 TEMPLATE: Final = Path(__file__).with_name("privcmd.c")
 _TOLD: Final = ("remote", "progress", "as")
@@ -25,76 +29,51 @@ _TOLD: Final = ("remote", "progress", "as")
 _INSIDE: Final = "this happens inside the hypervisor, out of reach from here; later answers may differ"
 _WHY: Final = {
     "dma": "a device's access has no counterpart in user space",
-    "regions": "reserved regions are asked of memory_op, which this file does not do",
     "remove": "taking a page away from dom0 is not done here; later answers may differ",
     **dict.fromkeys(
         ("create_domain", "destroy_domain", "assign", "deassign", "add_device", "remove_device"),
         "this is done by toolstack and platform calls that this file does not make; later answers may differ",
     ),
 }
+_MOVED: Final = "the device stays where it is here; later answers may differ"
+_WHY_DRIVER: Final = {"dma": _WHY["dma"], "fault": _INSIDE, "plug": _MOVED, "unplug": _MOVED}
+"""Operations of driver level that do something beside hypercalls."""
+_NAMES: Final = {number: name for name, number in DEVICES.items() if name != "foreign"}
+_DRIVERS: Final = "These are the hypercalls that the guest's driver made in a program of driver level"
 _OTHERS: Final = "this is about a domain that the toolstack would have to make; later answers may differ"
 _DEVICE_PARTS: Final = {"segment": " >> 16", "bus": " >> 8 & 0xff", "devfn": " & 0xff"}
 _NOWHERE: Final = ("unmapped", "noncanonical")
 _EACCES: Final = -13
 
 
-class _Issued(NamedTuple):
-    """A call that a program made."""
-
-    number: int
-    name: str
-    raw: bytes
-    argument: str
-    carrier: int | None
-    """The domain that remote_cmd takes it to."""
-    progress: int
-    """What the guest claims that earlier passes of it did."""
-    answer: Call | None
-    """``None`` if it stopped the hypervisor."""
-    domid: int = 0
-    """Of the caller."""
-
-
-class _Recorder:
-    """Listens to the calls that a target makes."""
-
-    def __init__(self, target: Target) -> None:
-        self.last: _Issued | None = None
-        genuine: Callable[..., Call] = target.issue
-
-        def issue(number: int, name: str, raw: bytes, argument: str) -> Call:
-            carrier, progress = target.wrapping
-            carrier = carrier if name != "remote_cmd" else None
-            register = number if carrier is not None else number | progress
-            domid = target.caller.domid
-            self.last = _Issued(register, name, raw, argument, carrier, progress, None, domid)
-            answer = genuine(number, name, raw, argument)
-            self.last = self.last._replace(answer=answer)
-            return answer
-
-        setattr(target, "issue", issue)  # noqa: B010 -- on the instance
-
-
 class CProgram:
     """Writes one program down."""
 
     def __init__(self, program: Program) -> None:
-        """``ProgramError`` if the program cannot be run, or is none of hypercalls."""
+        """``ProgramError`` if the program cannot be run, or runs on two machines or vCPUs."""
         self._program: Final = program
         self._session: Final = Session(program)
         runner = self._session.runner
-        if type(runner) is not Runner:
-            raise ProgramError("only a program of hypercalls on one machine can be exported")
-        self._target: Final = runner.target
-        self._abi: Final = self._target.abi
-        self._recorder: Final = _Recorder(self._target)
-        bed = self._target.bed
+        if type(runner) not in (Runner, DriverRunner):
+            raise ProgramError("only a program that runs on one machine, on one vCPU, can be exported")
+        bed = runner.bed
+        self._abi: Final = runner.abi
+        self._heard: Final[list[Issued]] = []
+        """The call of the operation that runs, at hypercall level."""
+        if isinstance(runner, Runner):
+            listen(runner.target, self._hear)
+        self._tap: Final = Tap(bed)
         self._own: Final = {gfn: page for page, gfn in enumerate(bed.mfns if bed.dom0.pv else range(len(bed.mfns)))}
         """Guest frame number to the page ``ram:N`` that it is."""
         self._ram = 0
         self._contexts = 1
         self._devices: Final[set[str]] = set()
         self._guests: Final[set[int]] = set()
+        self._of_driver: Final = isinstance(runner, DriverRunner)
+        self._asks_regions = False
+
+    def _hear(self, issued: Issued) -> None:
+        self._heard[:] = [issued]
 
     def text(self) -> str:
         """The file."""
@@ -109,6 +88,10 @@ class CProgram:
 
     def _head(self) -> Iterator[str]:
         yield f"A program of pviommu for iommu_op as in {self._abi.name}, run from dom0's user space."
+        if self._of_driver:
+            yield f"{_DRIVERS}."
+        if self._asks_regions:
+            yield "Reserved regions are expected to be those of the emulated machine; others are no fault of Xen's."
         yield "Expected answers are those of the emulated hypervisor on"
         yield f"  {format_bench(self._program.bench)}"
         broken = self._session.broken
@@ -138,49 +121,88 @@ class CProgram:
         return f"{{ {subop.number}, {subop.codec.size}, {fields} }}"
 
     def _body(self) -> Iterator[str]:
-        bench = self._program.bench
-        if bench.contexts is not None and self._abi.has("init"):
-            yield "/* the bench: done before the program; dom0's kernel may have done it already */"
-            subop = self._abi.by_name["init"]
-            assert subop.codec is not None
-            raw = subop.codec.encode(bench.contexts, bench.arena)
-            init = _Issued(
-                subop.number, "init", raw, "plain", None, 0, Call(subop.number, "init", "plain", raw, 0, raw, 0, None)
-            )
-            yield from self._call(("init", bench.contexts, bench.arena, "plain", 0), init, _EACCES)
-        for operation in self._program.ops:
-            self._recorder.last = None
+        if self._of_driver:
+            yield f'puts("# {_DRIVERS}");'
+        else:
+            yield from self._bench()
+        for _ in self._program.ops:
+            self._heard.clear()
+            self._tap.calls.clear()
             step = self._session.step()
-            issued = self._recorder.last
             yield ""
             if step.broken is not None:
                 yield f"/* broken here: {_comment(step.broken)} */"
-            if operation[0] == "create_domain":
-                self._guests.add(operation[1])
-            if issued is not None:
-                if issued.domid or issued.carrier in self._guests:
-                    yield f'skip("{format_op(operation)}", "{_OTHERS}");'
-                else:
-                    yield from self._call(operation, issued)
-                if issued.answer is None:
-                    return
-            elif operation[0] not in _TOLD:
-                yield f'skip("{format_op(operation)}", "{_WHY.get(str(operation[0]), _INSIDE)}");'
+            yield from self._driver_operation(step) if self._of_driver else self._operation(step)
+            calls = (*self._heard, *self._tap.calls)
+            if any((call.result if isinstance(call, RegionsAsked) else call.answer) is None for call in calls):
+                return
+
+    def _bench(self) -> Iterator[str]:
+        bench = self._program.bench
+        if bench.contexts is None or not self._abi.has("init"):
+            return
+        yield "/* the bench: done before the program; dom0's kernel may have done it already */"
+        subop = self._abi.by_name["init"]
+        assert subop.codec is not None
+        raw = subop.codec.encode(bench.contexts, bench.arena)
+        call = Call(subop.number, "init", "plain", raw, 0, raw, 0, None)
+        init = Issued(subop.number, "init", raw, "plain", None, 0, call)
+        yield from self._call(format_op(("init", bench.contexts, bench.arena, "plain", 0)), init, also=_EACCES)
+
+    def _operation(self, step: Step) -> Iterator[str]:
+        """Statements for an operation of hypercall level."""
+        operation = step.operation
+        text, verb = format_op(operation), str(operation[0])
+        if verb == "create_domain":
+            self._guests.add(operation[1])
+        for call in self._heard:
+            if call.domid or call.carrier in self._guests:
+                yield f'skip("{text}", "{_OTHERS}");'
+                continue
+            device = str(operation[1]) if verb == "attach" and operation[1] != "foreign" else None
+            yield from self._call(text, call, device=device, as_bytes=verb == "raw")
+        for asked in self._tap.calls:
+            assert isinstance(asked, RegionsAsked)  # what else the target issues does not come by there
+            yield from self._regions(text, asked)
+        if not self._heard and not self._tap.calls and verb not in _TOLD:
+            yield f'skip("{text}", "{_WHY.get(verb, _INSIDE)}");'
+
+    def _driver_operation(self, step: Step) -> Iterator[str]:
+        """Statements for the calls that the driver made in an operation of driver level."""
+        text, verb = format_op(step.operation), str(step.operation[0])
+        yield f"/* {_comment(text)} */"
+        for call in self._tap.calls:
+            if isinstance(call, RegionsAsked):
+                yield from self._regions(f"{text}: reserved_device_memory_map", call)
+                continue
+            codec = self._abi.by_name[call.name].codec if call.name else None
+            values = codec.as_dict(call.raw) if codec is not None else {}
+            device = None
+            if call.name == "reattach_device":
+                sbdf = values["segment"] << 16 | values["bus"] << 8 | values["devfn"]
+                device = _NAMES.get(sbdf)
+            also = _EACCES if call.name == "init" else None  # the kernel of a dom0 may have done it already
+            yield from self._call(f"{text}: {_shown(call.name, values)}", call, device=device, also=also)
+        if verb in _WHY_DRIVER:
+            yield f'skip("{text}", "{_WHY_DRIVER[verb]}");'
 
     # -------------------------------------------------------------------------------------------------- one call
 
-    def _call(self, operation: Op, issued: _Issued, also: int | None = None) -> Iterator[str]:
-        """Statements for a call; ``also`` is a second answer that will do."""
+    def _call(
+        self, text: str, issued: Issued, *, device: str | None = None, as_bytes: bool = False, also: int | None = None
+    ) -> Iterator[str]:
+        """Statements for a call: of ``device``, with all of its struct ``as_bytes`` came; ``also`` is a second answer
+        that will do."""
         place = issued.argument.upper()
-        yield f'begin("{format_op(operation)}", {issued.number:#x}, {len(issued.raw)}, {place});'
+        yield f'begin("{text}", {issued.number:#x}, {len(issued.raw)}, {place});'
         codec = self._abi.by_name[issued.name].codec if issued.name else None
         if issued.carrier is not None:
             yield f"remote({issued.carrier}, {issued.progress:#x});"
-        if operation[0] == "raw" and issued.raw:
+        if as_bytes and issued.raw:
             octets = ", ".join(f"{byte:#04x}" for byte in issued.raw)
             yield f"{{ static const unsigned char bytes[] = {{ {octets} }}; raw(bytes); }}"
         if codec is not None and issued.raw:
-            yield from self._fields(operation, issued, codec)
+            yield from self._fields(issued, codec, device, as_bytes)
         if issued.answer is None:
             yield "if (daring())"
             yield "\tissue(0, 0);"
@@ -190,10 +212,25 @@ class CProgram:
         if codec is not None and issued.raw and issued.argument not in _NOWHERE and also is None:
             yield from self._answers(issued.answer.inner if issued.carrier is not None else issued.answer, codec)
 
-    def _fields(self, operation: Op, issued: _Issued, codec: Codec) -> Iterator[str]:
+    def _regions(self, text: str, asked: RegionsAsked) -> Iterator[str]:
+        """Statements for a question about reserved regions."""
+        self._asks_regions = True
+        name = _NAMES.get(asked.device)
+        if name is not None:
+            self._devices.add(name)
+        device = name.upper() if name is not None else f"{asked.device:#x}"
+        yield f'begin_regions("{text}", {asked.flags:#x}, {asked.slots}, {device});'
+        if asked.result is None:
+            yield "if (daring())"
+            yield "\tissue_regions(0);"
+            return
+        yield f"issue_regions({asked.result}); /* {errno_name(asked.result)} */"
+        for entry, (first, pages) in enumerate(asked.regions):
+            yield f"expect_region({entry}, {first:#x}, {pages:#x});"
+        yield f"rest_of_regions({asked.needed});"
+
+    def _fields(self, issued: Issued, codec: Codec, device: str | None, as_bytes: bool) -> Iterator[str]:
         values = codec.as_dict(issued.raw)
-        as_bytes = operation[0] == "raw"
-        device = str(operation[1]) if operation[0] == "attach" and operation[1] != "foreign" else None
         for name, member in codec.present.items():
             value = self._symbol(name, values, codec, device)
             if value is None and not as_bytes:
@@ -267,6 +304,11 @@ class CProgram:
             member = codec.present[name]
             yield f"\tput({member.offset}, {member.size}, {value});"
         yield "}"
+
+
+def _shown(name: str, fields: dict[str, int]) -> str:
+    """A call that a driver made, in words."""
+    return " ".join((name, *(f"{field}={value:#x}" for field, value in fields.items())))
 
 
 def _comment(text: Any) -> str:

@@ -18,6 +18,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,6 +41,20 @@ struct privcmd_hypercall {
 #define MAYBE static inline __attribute__((unused))
 
 @CONSTANTS@
+
+/* Xen, include/public/memory.h: which device frames firmware keeps */
+#define MEMORY_OP 12
+#define RESERVED_DEVICE_MEMORY_MAP 27
+struct region {
+	uint64_t first, frames;
+};
+struct regions {
+	uint32_t flags, nr_entries;
+	uint64_t buffer;
+	uint16_t segment;
+	uint8_t bus, devfn;
+	uint32_t padding;
+};
 
 /* Where a call's struct lies. */
 enum argument { PLAIN, SPLIT, READONLY, UNMAPPED, NONCANONICAL };
@@ -124,11 +139,17 @@ static uint64_t carry(uint64_t inner)
 	return (uint64_t)(uintptr_t)at;
 }
 
+static long privileged(struct privcmd_hypercall *call)
+{
+	long result = ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, call);
+
+	return result == -1 ? -errno : result;
+}
+
 static long hypercall(void)
 {
 	struct privcmd_hypercall call = { .op = HYPERCALL };
 	uint64_t where = (uint64_t)(uintptr_t)address();
-	long result;
 
 	if (carried_to >= 0) {
 		where = carry(where);
@@ -143,8 +164,7 @@ static long hypercall(void)
 	(void)subop; /* the struct says it */
 	call.arg[0] = where;
 #endif
-	result = ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, &call);
-	return result == -1 ? -errno : result;
+	return privileged(&call);
 }
 
 /* ---- what the program is written in -------------------------------------------------------------------------- */
@@ -196,6 +216,19 @@ MAYBE uint64_t ram(unsigned int first, unsigned int count)
 	return frames[first];
 }
 
+/* Whether the answer is one of two. */
+static void judge(long expected, long also)
+{
+	compared++;
+	if (answer == expected || answer == also) {
+		printf("ok %u: %s: %ld\n", operations, now, answer);
+		return;
+	}
+	different++;
+	silent = 1;
+	printf("DIFFERENT %u: %s: %ld, expected %ld\n", operations, now, answer, expected);
+}
+
 MAYBE void issue(long expected, long also)
 {
 	unsigned char *at = address();
@@ -210,14 +243,7 @@ MAYBE void issue(long expected, long also)
 	answer = hypercall();
 	if (place != UNMAPPED && place != NONCANONICAL)
 		memcpy(image, at, size);
-	compared++;
-	if (answer == expected || answer == also) {
-		printf("ok %u: %s: %ld\n", operations, now, answer);
-		return;
-	}
-	different++;
-	silent = 1;
-	printf("DIFFERENT %u: %s: %ld, expected %ld\n", operations, now, answer, expected);
+	judge(expected, also);
 }
 
 MAYBE void expect(const char *name, size_t offset, size_t bytes, uint64_t value)
@@ -260,6 +286,66 @@ MAYBE void rest(void)
 			silent = 1;
 			printf("DIFFERENT %u: %s: byte %zu was written: %#x, before %#x\n", operations, now, k,
 			       image[k], given[k]);
+		}
+}
+
+/* A struct regions, its entries in the page behind it. */
+#define ENTRIES ((struct region *)(void *)(pages + PAGE))
+#define UNWRITTEN 0xee
+
+MAYBE void begin_regions(const char *text, uint32_t flags, uint32_t slots, uint64_t sbdf)
+{
+	struct regions asked = {
+		.flags = flags,
+		.nr_entries = slots,
+		.buffer = (uint64_t)(uintptr_t)ENTRIES,
+		.segment = (uint16_t)(sbdf >> 16),
+		.bus = (uint8_t)(sbdf >> 8),
+		.devfn = (uint8_t)sbdf,
+	};
+
+	begin(text, 0, sizeof(asked), PLAIN);
+	memcpy(image, &asked, sizeof(asked));
+}
+
+MAYBE void issue_regions(long expected)
+{
+	struct privcmd_hypercall call = {
+		.op = MEMORY_OP, .arg = { RESERVED_DEVICE_MEMORY_MAP, (uint64_t)(uintptr_t)pages }
+	};
+
+	memset(pages + PAGE, UNWRITTEN, PAGE);
+	memcpy(pages, image, size);
+	memcpy(given, image, size);
+	answer = privileged(&call);
+	memcpy(image, pages, size);
+	judge(expected, expected);
+}
+
+MAYBE void expect_region(unsigned int entry, uint64_t first, uint64_t count)
+{
+	struct region found = ENTRIES[entry];
+
+	memset(&ENTRIES[entry], UNWRITTEN, sizeof(found));
+	if (silent || (found.first == first && found.frames == count))
+		return;
+	different++;
+	printf("DIFFERENT %u: %s: region %u is %#llx+%#llx, expected %#llx+%#llx\n", operations, now, entry,
+	       (unsigned long long)found.first, (unsigned long long)found.frames, (unsigned long long)first,
+	       (unsigned long long)count);
+}
+
+/* So many entries are needed; nothing else was written, neither to the struct nor to the entries. */
+MAYBE void rest_of_regions(uint32_t needed)
+{
+	expect("nr_entries", offsetof(struct regions, nr_entries), sizeof(needed), needed);
+	rest();
+	for (size_t k = PAGE; k < 2 * PAGE && !silent; k++)
+		if (pages[k] != UNWRITTEN) {
+			different++;
+			silent = 1;
+			printf("DIFFERENT %u: %s: byte %zu of the entries was written: %#x\n", operations, now,
+			       k - PAGE, pages[k]);
 		}
 }
 

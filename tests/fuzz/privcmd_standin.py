@@ -9,6 +9,8 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+from abi.model import Convention
+from fuzz.run import runner_for
 from fuzz.target import Target
 from hypervisor import profile as profiles
 
@@ -54,11 +56,15 @@ class Standin:
 
     def __init__(self, interposer, bench, directory):
         self._interposer = interposer
-        starts = not profiles.get(bench.profile).abi.has("init")  # then contexts are there from the start
-        self.target = Target(replace(bench, contexts=bench.contexts if starts else None))
+        if bench.level == "driver":  # the machine before its guest has booted
+            self.bed = runner_for(bench).bed
+        else:
+            starts = not profiles.get(bench.profile).abi.has("init")  # then contexts are there from the start
+            self.target = Target(replace(bench, contexts=bench.contexts if starts else None))
+            self.bed = self.target.bed
         self._path = directory / "privcmd"
         self._frames = directory / "frames"
-        numbers = (self.target.number(("ram", page)) for page in range(len(self.target.bed.mfns)))
+        numbers = self.bed.mfns if self.bed.dom0.pv else range(len(self.bed.mfns))
         self._frames.write_text("".join(f"{number:#x}\n" for number in numbers))
         self.calls = 0
 
@@ -91,13 +97,14 @@ class Standin:
         except OSError:  # the process never opened the device
             return
         memory = ProcessMemory(pid)
-        xen, dom0 = self.target.xen, self.target.bed.dom0
+        xen, dom0 = self.bed.xen, self.bed.dom0
         vcpu = xen.add_vcpu(dom0, memory)
         with connection:
             while message := connection.recv(56, socket.MSG_WAITALL):
                 request, number, *args = struct.unpack("<7Q", message)
                 assert request == IOCTL_PRIVCMD_HYPERCALL
                 self.calls += 1
-                result = xen.hypercall(vcpu, number, *args[: 1 if self.target.union else 2])
+                union = xen.abi.convention is Convention.UNION and number == xen.abi.hypercall
+                result = xen.hypercall(vcpu, number, *args[: 1 if union else 2])
                 connection.sendall(struct.pack("<q", result))
         memory.close()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from abi import versions
 from fuzz.export.c_program import CProgram
 from fuzz.generate import Generator
-from fuzz.program import Bench, Program, parse
+from fuzz.program import Bench, Program, ProgramError, parse
 from fuzz.raw import RawGenerator
 from fuzz.target import Target
 from pviommu.cli import app
@@ -113,6 +113,132 @@ def test_contexts_may_have_other_numbers_there(interposer, tmp_path):
     assert sorted(target.bed.dom0.iommu.contexts) == [1], "what the program made is gone again"
 
 
+REGIONS = """# pviommu program 1
+bench backend=vtd profile={profile} guest=pv contexts=4 arena=6
+regions copier
+regions copier slots=0
+regions nic all=1 slots=1
+regions nic
+regions foreign all=2
+"""
+
+
+@pytest.mark.parametrize("profile", ["v7-fixed", "v3-fixed"])
+def test_reserved_regions_are_asked_of_memory_op_and_compared(profile, interposer, tmp_path):
+    program = parse(REGIONS.format(profile=profile))
+    status, output = Standin(interposer, program.bench, tmp_path).run(build(CProgram(program).text(), tmp_path))
+    assert status == 0, output
+    made = len(program.ops) + (profile != "v3-fixed")
+    assert f"{made} operations: {made} compared, 0 different, 0 without" in output
+    assert "regions copier slots=0: -105" in output and "regions foreign all=2: -22" in output
+
+
+def _another_count(answer):
+    answer.struct[4] += 1
+
+
+def _another_flag(answer):
+    answer.struct[0] ^= 1
+
+
+def _another_region(answer):
+    answer.entries[0] += 1
+
+
+def _one_more_region(answer):
+    answer.entries[16] += 1
+
+
+WRONG = {
+    "nr_entries is 0x2, expected 0x1": _another_count,
+    "byte 0 was written": _another_flag,
+    "region 0 is 0xc01+0x4, expected 0xc00+0x4": _another_region,
+    "byte 16 of the entries was written": _one_more_region,
+}
+
+
+class Answer:
+    """What the stand-in's hypervisor left: the struct and 64 bytes of entries."""
+
+    def __init__(self, memory, address):
+        self._memory, self._address = memory, address
+        self.struct = bytearray(memory.read(address, 24))
+        self._buffer = int.from_bytes(self.struct[8:16], "little")
+        self.entries = bytearray(memory.read(self._buffer, 64))
+
+    def store(self):
+        assert self._memory.write(self._address, self.struct) and self._memory.write(self._buffer, self.entries)
+
+
+@pytest.mark.parametrize("seen", WRONG)
+def test_whatever_is_written_back_about_regions_is_looked_at(seen, interposer, tmp_path):
+    program = parse("# pviommu program 1\nbench profile=v7-fixed guest=pv contexts=4 arena=6\nregions copier\n")
+    standin = Standin(interposer, program.bench, tmp_path)
+    xen = standin.bed.xen
+    genuine = xen.hypercall
+
+    def differs(vcpu, number, *args):
+        result = genuine(vcpu, number, *args)
+        if number == 12:
+            answer = Answer(vcpu.memory, args[1])
+            WRONG[seen](answer)
+            answer.store()
+        return result
+
+    xen.hypercall = differs
+    status, output = standin.run(build(CProgram(program).text(), tmp_path))
+    assert status == 1
+    assert f"DIFFERENT 2: regions copier: {seen}" in output
+
+
+DRIVER = """# pviommu program 1
+bench backend=vtd profile={profile} guest={guest} level=driver driver={driver}
+domain_alloc domain=0 copier
+domain_attach domain=0 copier
+iommu_map domain=0 iova=0x40000000 frames=near pages=8
+fail_call unmap_pages errno=EIO page=3
+iommu_unmap domain=0 iova=0x40000000 pages=8
+dma copier at=0x40000
+get_resv_regions copier
+dma_map_page slot=1 nic bytes=5000
+shutdown
+"""
+DRIVERS = [("v7-fixed", "pv", "reference"), ("v3-fixed", "pvh", "reference"), ("v4-fixed", "pv", "rfc-v3")]
+
+
+@pytest.mark.parametrize(("profile", "guest", "driver"), DRIVERS)
+def test_of_driver_level_it_is_what_the_driver_asked_of_the_hypervisor(profile, guest, driver, interposer, tmp_path):
+    program = parse(DRIVER.format(profile=profile, guest=guest, driver=driver))
+    text = CProgram(program).text()
+    said = "These are the hypercalls that the guest's driver made in a program of driver level"
+    assert text.count(said) == 2, "in the comment at its head, and in what it prints"
+    standin = Standin(interposer, program.bench, tmp_path)
+    status, output = standin.run(build(text, tmp_path), PVIOMMU_KEEP="1")
+    assert status == 0, output
+    assert f"# {said}" in output
+    assert f"{standin.calls} compared, 0 different" in output and standin.calls > 10
+    assert "get_resv_regions copier: reserved_device_memory_map: 0" in output
+    assert "1 without a counterpart here" in output
+
+
+def test_calls_of_a_driver_are_compared_with_what_another_hypervisor_answers(interposer, tmp_path):
+    text = CProgram(parse(DRIVER.format(profile="v6", guest="pv", driver="reference"))).text()
+    fixed = parse(DRIVER.format(profile="v6-fixed", guest="pv", driver="reference")).bench
+    status, output = Standin(interposer, fixed, tmp_path).run(build(text, tmp_path))
+    assert status == 1 and "DIFFERENT" in output
+
+
+def test_a_device_that_was_pulled_out_stays_there_and_the_file_says_so():
+    text = CProgram(parse("# pviommu program 1\nbench guest=pv level=driver\nunplug nic\n")).text()
+    assert 'skip("unplug nic", "the device stays where it is here; later answers may differ");' in text
+
+
+def test_a_program_of_two_machines_is_refused():
+    for bench in ("against=smmuv3", "vcpus=2", "level=driver against=smmuv3"):
+        with pytest.raises(ProgramError, match="one machine"):
+            CProgram(parse(f"# pviommu program 1\nbench guest=pv {bench}\n"))
+
+
 @pytest.mark.parametrize("level", ["typed", "raw"])
 @pytest.mark.parametrize("profile", ["v7-fixed", "v3-fixed"])
 def test_generated_programs_get_the_same_answers(level, profile, interposer, tmp_path):
@@ -121,7 +247,7 @@ def test_generated_programs_get_the_same_answers(level, profile, interposer, tmp
         source = Generator(bench, versions.get(profile[:2]), 8)
     else:
         source = RawGenerator(Target(bench), 8)
-    inside = ("fail", "remove", "preempt", "init", "p2m", "hang", "regions", "fault")
+    inside = ("fail", "remove", "preempt", "init", "p2m", "hang", "fault")
     ops = tuple(operation for operation in source.program(60) if operation[0] not in inside)
     program = Program(bench, ops)
     status, output = Standin(interposer, bench, tmp_path).run(build(CProgram(program).text(), tmp_path, "-Wno-unused"))
@@ -131,14 +257,15 @@ def test_generated_programs_get_the_same_answers(level, profile, interposer, tmp
 def test_a_call_that_stopped_the_emulator_is_not_made_unasked(interposer, tmp_path, monkeypatch):
     program = parse("# pviommu program 1\nbench\nalloc\nfree ctx=1\nalloc\n")
     exported = CProgram(program)
-    genuine = exported._target._hypercall
+    target = exported._session.runner.target
+    genuine = target._hypercall
 
     def stops(vcpu, number, *args):
         if args[0] == 4:
             raise RuntimeError("the emulator stopped")
         return genuine(vcpu, number, *args)
 
-    exported._target._hypercall = stops
+    target._hypercall = stops
     text = exported.text()
     standin = Standin(interposer, program.bench, tmp_path)
     binary = build(text, tmp_path)
