@@ -12,8 +12,8 @@
 
 What stands before the first ``vcpu`` happens before; then the vCPUs run at once.  A program that names no vCPU is dealt
 out to two of them, call by call.  Held are: the host does not stop, locks are taken in one order and released, the
-machine's invariants, and *linearizability*: answers and the state at the end are those of the calls one after the
-other in some order in which no call overtakes one that had ended before it began.
+machine's invariants, and *linearizability*: answers and the state at the end are those of the calls' passes
+(:mod:`fuzz.passes`) one after the other in some order in which none overtakes one that had ended before it began.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,8 @@ from typing import Final, NamedTuple
 from abi.canonical import CANONICAL
 from abi.errno import errno_name
 from base.units import PAGE_SHIFT
-from fuzz.linearize import Call, linearize
+from fuzz.linearize import Name, linearize
+from fuzz.passes import Heard, PassByPass, WantedElsewhere, passes_of
 from fuzz.program import Program, format_op
 from fuzz.run import Runner, raised
 from fuzz.sweep import Broken, sweep
@@ -31,8 +32,7 @@ from fuzz.target import SUBOPS
 from fuzz.twins import homes, spaces
 from fuzz.verbs import DEVICES, Op, ProgramError
 from testbed.invariants import View
-from testbed.schedule import Answer, Chooser, FaultPlan, Hypercall, Item, Point, Run, Schedule, run_concurrently
-from testbed.schedule.schedule import default_choice
+from testbed.schedule import Answer, Chooser, FaultPlan, Hypercall, Item, Run, Schedule, run_concurrently
 
 CLAUSES: Final = {
     "deadlock": "No schedule lets vCPUs wait for each other in a circle.",
@@ -41,7 +41,7 @@ CLAUSES: Final = {
     "xen-bug": "No schedule stops the hypervisor.",
     "lock-order": "Locks are taken in one order.",
     "lock-left": "Every lock that is taken is released.",
-    "linearizable": "What concurrent calls answer and leave behind, some order of them one after the other does too.",
+    "linearizable": "What concurrent calls answer and leave behind, some order of their passes does too.",
 }
 _STOPS: Final = {"XenDeadlock": "deadlock", "XenHang": "hang"}
 _OUTSIDE: Final = (
@@ -116,13 +116,15 @@ class Concurrent:
                 raise ProgramError(f"{format_op(operation)} breaks {broken} before the vCPUs start")
         self._target.call_as(0)
         self.bed: Final = runner.bed
-        self._preempted: Final = self.bed.xen.preempt is not None
+        self._wanted: Final = WantedElsewhere(self._target.pattern) if self._target.pattern else None
+        self.bed.xen.preempt = self._wanted
         self.bed.snapshot()
         self._programs: Final = [
             (self.bed.vcpus[k], [self._item(operation) for operation in ops]) for k, ops in enumerate(self.parts.vcpus)
         ]
-        self._sequential: Final[dict[tuple[tuple[int, int], ...], tuple[list[object], object]]] = {}
-        """Calls in an order to their answers and the state after them."""
+        self._vcpus: Final = [vcpu for vcpu, _ in self._programs]
+        self._sequential: Final[dict[tuple[int, ...], tuple[list[object], object]]] = {}
+        """Whose passes one after the other, to their answers and the state after them."""
 
     # ----------------------------------------------------------------------------------------------------- items
 
@@ -156,19 +158,20 @@ class Concurrent:
 
     def attempt(self, schedule: Chooser | str, full: bool = True) -> Attempt:
         """One run and what it breaks; ``full``: how deep the sweep at the end looks."""
-        self.bed.reset()
+        self._reset()
         if self.bed.xen.locks is not None:
             self.bed.xen.locks.forget_order()
-        heard = _Heard(Schedule.parse(schedule) if isinstance(schedule, str) else schedule)
+        chooser = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+        heard = Heard(chooser, self._vcpus)
         try:
             run = run_concurrently(self.bed, self._programs, heard)
         except Exception as error:  # what nobody catches would be a crash of the host
             broken, _ = raised(error)
             answers: list[list[object]] = [[] for _ in self._programs]
             return Attempt(Run(answers, heard.points, heard.runnable, heard.schedule, FaultPlan(), []), broken)
-        return Attempt(run, self._judge(run, full))
+        return Attempt(run, self._judge(run, heard, full))
 
-    def _judge(self, run: Run, full: bool) -> Broken | None:
+    def _judge(self, run: Run, heard: Heard, full: bool) -> Broken | None:
         if run.stopped is not None:
             return Broken(_STOPS.get(run.outcome, "xen-bug"), str(run.stopped))
         if run.inversions:
@@ -177,71 +180,39 @@ class Concurrent:
             lock, who = next(iter(run.left_held.items()))
             return Broken("lock-left", f"{lock} is still held: {who}")
         broken = sweep(View(self.bed), full)
-        if broken is not None or self._preempted:  # a preempted call is several critical sections by design
+        if broken is not None:
             return broken
         end = self._state()
-        if linearize(_history(run, self._lengths), end, self._in_order):
+        if linearize(passes_of(run, heard.progress), end, self._in_order) is not None:
             return None
         answers = "; ".join(f"vCPU {k}: {', '.join(map(_said, said))}" for k, said in enumerate(run.results))
-        return Broken("linearizable", f"no order of these calls answers like this and ends like this: {answers}")
+        return Broken(
+            "linearizable", f"no order of these calls' passes answers like this and ends like this: {answers}"
+        )
 
-    @property
-    def _lengths(self) -> list[int]:
-        return [len(items) for _, items in self._programs]
+    def _reset(self) -> None:
+        """Back to where the vCPUs start."""
+        self.bed.reset()
+        if self._wanted is not None:
+            self._wanted.restart()
 
-    def _in_order(self, order: Sequence[tuple[int, int]]) -> tuple[list[object], object]:
-        """The answers of calls, named by (vCPU, number), one after the other, and the state they lead to."""
-        key = tuple(order)
-        if key not in self._sequential:
-            self.bed.reset()
-            answers: list[object] = []
-            for vcpu, number in order:
-                who, items = self._programs[vcpu]
-                answers.extend(run_concurrently(self.bed, [(who, [items[number]])]).results[0])
-            self._sequential[key] = (answers, self._state())
-        return self._sequential[key]
+    def _in_order(self, order: Sequence[Name]) -> tuple[list[object], object]:
+        """The answers of passes, named by (vCPU, number), one after the other, and the state they lead to.
+
+        The answers end where the order cannot be gone: a call had no pass left, or could not begin it.
+        """
+        whose = tuple(vcpu for vcpu, _ in order)
+        if whose not in self._sequential:
+            self._reset()
+            heard = Heard(PassByPass(whose), self._vcpus)
+            passes = passes_of(run_concurrently(self.bed, self._programs, heard), heard.progress)
+            answers = [passes[vcpu][number].answer for vcpu, number in order if number < len(passes[vcpu])]
+            self._sequential[whose] = (answers, self._state())
+        return self._sequential[whose]
 
     def _state(self) -> object:
         """What calls leave behind that somebody can see: mappings, devices' places, references."""
         return spaces(self.bed), homes(self.bed), bytes(self.bed.xen.frames.allocated)
-
-
-class _Heard:
-    """A chooser overheard: what it decided is known even if the run ends in an exception."""
-
-    def __init__(self, chooser: Chooser) -> None:
-        self._chooser: Final = chooser
-        self.points: Final[list[Point]] = []
-        self.runnable: Final[list[tuple[int, ...]]] = []
-        self._switches: Final[list[tuple[int, int]]] = []
-
-    def choose(self, point: Point, runnable: Sequence[int]) -> int:
-        chosen = self._chooser.choose(point, runnable)
-        self.points.append(point)
-        self.runnable.append(tuple(runnable))
-        if chosen != default_choice(point, runnable):
-            self._switches.append((point.step, chosen))
-        return chosen
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(tuple(self._switches))
-
-
-def _history(run: Run, lengths: Sequence[int]) -> list[list[Call]]:
-    """By vCPU: each of its calls with the steps at which it began and ended, and its answer."""
-    begins: list[list[int]] = [[] for _ in lengths]
-    ends = [len(run.points)] * len(lengths)  # the last one to end comes to no further point
-    for point in run.points:
-        if point.kind == "call":
-            begins[point.vcpu].append(point.step)
-        elif point.kind == "end":
-            ends[point.vcpu] = point.step
-    history = []
-    for vcpu, answers in enumerate(run.results):
-        until = [*begins[vcpu][1:], ends[vcpu]]
-        history.append([Call(begins[vcpu][k], until[k], answer) for k, answer in enumerate(answers)])
-    return history
 
 
 def _said(answer: object) -> str:

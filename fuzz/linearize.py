@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Is there an order of concurrent calls, one after the other, that answers and ends as they did?  (Wing, Gong 1993.)
 
-The sequential specification is whatever runs calls in an order: here the hypervisor itself with one call at a time,
-which the oracle has judged.
+The sequential specification is whatever runs calls in an order: here the hypervisor itself with one pass of a call
+(:mod:`fuzz.passes`) at a time, which the oracle judges in programs of one vCPU.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 Name = tuple[int, int]
-"""A call: (vCPU, its number there)."""
+"""A call, or whatever else happens at once: (vCPU, its number there)."""
 
 
 class Call(NamedTuple):
@@ -27,7 +27,7 @@ def linearize(
 ) -> list[Name] | None:
     """An order that explains the history, ``None`` if there is none.
 
-    ``in_order`` runs calls one after the other: (their answers, the state afterwards).
+    ``in_order`` runs calls one after the other: (their answers as far as they came, the state afterwards).
     """
     total = sum(map(len, history))
 
@@ -40,7 +40,8 @@ def linearize(
             if call.began > first_end:  # it began when one that is still to come had ended
                 continue
             order = [*done, (vcpu, at[vcpu])]
-            if in_order(order)[0][-1] != call.answer:
+            answers, _ = in_order(order)
+            if len(answers) < len(order) or answers[-1] != call.answer:
                 continue
             at[vcpu] += 1
             found = search(order, at)

@@ -67,6 +67,11 @@ class Watched:
         self.passes.append(next(iter(vcpu.restart), 0))
 
     @property
+    def pattern(self) -> int:
+        """Whether the vCPU is wanted elsewhere, bit by bit (:meth:`preempt`); 0: never."""
+        return self._pattern
+
+    @property
     def always_wanted(self) -> bool:
         """Whether the vCPU is wanted elsewhere whenever the hypervisor asks."""
         return self._pattern > 0 and not self._pattern & self._pattern + 1

@@ -31,7 +31,7 @@ def explore(
     defect: Defects = "",
     as_json: Json = False,
 ) -> None:
-    """Run a program's vCPUs at once under many schedules, and look for one that no order of whole calls explains.
+    """Run a program's vCPUs at once under many schedules, and look for one that no order of whole passes explains.
 
     A program without 'vcpu' lines is dealt out to two vCPUs.  Exit status 1 when a schedule breaks a clause.
     """

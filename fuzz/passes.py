@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a call of several vCPUs is made of: *passes*, each a critical section of its own.
+
+A call that is preempted lets everything go, and other vCPUs' calls may come before it is issued again.  So it is no
+atomic operation; its passes are, and each has an answer of its own: the one of the call for the last, and for those
+before how far the call says that it got.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from fuzz.linearize import Call
+from hypervisor.domain import Vcpu
+from hypervisor.errors import HostStopped
+from testbed.schedule import Chooser, Point, Run, Schedule
+from testbed.schedule.schedule import default_choice
+
+_ENDS: Final = ("call", "pass", "end")
+"""Points at which a pass is over, and where the next one, if there is one, begins."""
+
+
+class WantedElsewhere:
+    """Whether a vCPU is wanted elsewhere when the hypervisor asks: each has the pattern for itself, lowest bit first,
+    so that the answers do not depend on what others are asked."""
+
+    def __init__(self, pattern: int) -> None:
+        self._pattern: Final = pattern
+        self._asked: Final[Counter[Vcpu]] = Counter()
+
+    def __call__(self, vcpu: Vcpu) -> bool:
+        bit = self._asked[vcpu] % self._pattern.bit_length()
+        self._asked[vcpu] += 1
+        return bool(self._pattern >> bit & 1)
+
+    def restart(self) -> None:
+        """Nobody has been asked."""
+        self._asked.clear()
+
+
+class Heard:
+    """A chooser overheard: what it decided is known even if the run ends in an exception."""
+
+    def __init__(self, chooser: Chooser, vcpus: Sequence[Vcpu]) -> None:
+        self._chooser: Final = chooser
+        self._vcpus: Final = vcpus
+        self.points: Final[list[Point]] = []
+        self.runnable: Final[list[tuple[int, ...]]] = []
+        self.progress: Final[dict[int, tuple[int, ...]]] = {}
+        """By step at which a preempted call is issued again: how far it says that it got."""
+        self._switches: Final[list[tuple[int, int]]] = []
+
+    def choose(self, point: Point, runnable: Sequence[int]) -> int:
+        if point.kind == "pass":
+            self.progress[point.step] = self._vcpus[point.vcpu].restart
+        chosen = self._chooser.choose(point, runnable)
+        self.points.append(point)
+        self.runnable.append(tuple(runnable))
+        if chosen != default_choice(point, runnable):
+            self._switches.append((point.step, chosen))
+        return chosen
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(tuple(self._switches))
+
+
+class OrderDone(HostStopped):
+    """The passes of an order are done, or one of them cannot begin."""
+
+
+class PassByPass:
+    """Whole passes in a given order, and nothing behind the last of them."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        """``order``: whose pass it is, one after the other."""
+        self._order: Final = order
+        self._done = 0
+        self._begun: Final[set[int]] = set()
+
+    def choose(self, point: Point, runnable: Sequence[int]) -> int:
+        """:class:`OrderDone` when there is no next pass: the run ends there."""
+        if point.kind not in _ENDS:
+            if point.vcpu not in runnable:
+                raise OrderDone(f"vCPU {point.vcpu} waits for what one between its passes has")
+            return point.vcpu
+        if point.vcpu in self._begun:
+            self._done += 1
+        elif point.kind != "end":
+            self._begun.add(point.vcpu)
+        if self._done == len(self._order) or self._order[self._done] not in runnable:
+            raise OrderDone(f"{self._done} passes of {len(self._order)}")
+        return self._order[self._done]
+
+
+def passes_of(run: Run, progress: Mapping[int, tuple[int, ...]]) -> list[list[Call]]:
+    """By vCPU: the passes that came to their end, with the steps at which they began and ended, and what they answered
+    (``progress``: as :attr:`Heard.progress`)."""
+    history: list[list[Call]] = [[] for _ in run.results]
+    begun: dict[int, int] = {}
+    calls: Counter[int] = Counter()
+    for point in run.points:
+        if point.kind not in _ENDS:
+            continue
+        vcpu = point.vcpu
+        if vcpu in begun:
+            answer = ("preempted", progress[point.step]) if point.kind == "pass" else run.results[vcpu][calls[vcpu]]
+            calls[vcpu] += point.kind != "pass"
+            history[vcpu].append(Call(begun[vcpu], point.step, answer))
+        begun[vcpu] = point.step
+    for vcpu, answers in enumerate(run.results):  # the last one to end comes to no further point
+        if calls[vcpu] < len(answers):
+            history[vcpu].append(Call(begun[vcpu], len(run.points), answers[calls[vcpu]]))
+    return history
