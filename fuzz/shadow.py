@@ -317,7 +317,8 @@ class Shadow(FrameShadow):
             return min(reached, whole), -EFAULT
         if self.unconfirmed():
             self.unsure = True
-            return (did if reached < did <= whole and self.pauses() else whole), -EIO
+            paused = reached < did and self.pauses()
+            return (did if reached <= did <= whole and (paused or self.starved(pages)) else whole), -EIO
         if result == -ENOMEM and reached <= did < stop and self.starved(pages):
             return did, -ENOMEM
         return whole, 0
