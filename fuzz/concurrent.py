@@ -122,7 +122,7 @@ class Concurrent:
         self._programs: Final = [
             (self.bed.vcpus[k], [self._item(operation) for operation in ops]) for k, ops in enumerate(self.parts.vcpus)
         ]
-        self._vcpus: Final = [vcpu for vcpu, _ in self._programs]
+        self.vcpus: Final = [vcpu for vcpu, _ in self._programs]
         self._sequential: Final[dict[tuple[int, ...], tuple[list[object], object]]] = {}
         """Whose passes one after the other, to their answers and the state after them."""
 
@@ -156,19 +156,20 @@ class Concurrent:
 
     # ------------------------------------------------------------------------------------------------------ runs
 
-    def attempt(self, schedule: Chooser | str, full: bool = True) -> Attempt:
-        """One run and what it breaks; ``full``: how deep the sweep at the end looks."""
+    def attempt(self, schedule: Chooser | str, full: bool = True, ended: Callable[[], None] = lambda: None) -> Attempt:
+        """One run and what it breaks; ``full``: how deep the sweep at the end looks; ``ended`` is called before it."""
         self._reset()
         if self.bed.xen.locks is not None:
             self.bed.xen.locks.forget_order()
         chooser = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
-        heard = Heard(chooser, self._vcpus)
+        heard = Heard(chooser, self.vcpus)
         try:
             run = run_concurrently(self.bed, self._programs, heard)
         except Exception as error:  # what nobody catches would be a crash of the host
             broken, _ = raised(error)
             answers: list[list[object]] = [[] for _ in self._programs]
             return Attempt(Run(answers, heard.points, heard.runnable, heard.schedule, FaultPlan(), []), broken)
+        ended()
         return Attempt(run, self._judge(run, heard, full))
 
     def _judge(self, run: Run, heard: Heard, full: bool) -> Broken | None:
@@ -204,7 +205,7 @@ class Concurrent:
         whose = tuple(vcpu for vcpu, _ in order)
         if whose not in self._sequential:
             self._reset()
-            heard = Heard(PassByPass(whose), self._vcpus)
+            heard = Heard(PassByPass(whose), self.vcpus)
             passes = passes_of(run_concurrently(self.bed, self._programs, heard), heard.progress)
             answers = [passes[vcpu][number].answer for vcpu, number in order if number < len(passes[vcpu])]
             self._sequential[whose] = (answers, self._state())

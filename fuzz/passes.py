@@ -20,6 +20,20 @@ _ENDS: Final = ("call", "pass", "end")
 """Points at which a pass is over, and where the next one, if there is one, begins."""
 
 
+class _Whatever:
+    """Equal to every answer."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+WHATEVER: Final = _Whatever()
+"""The answer of a device's access amid somebody's pass.  Each page may be met as it was before the pass or as it is
+after it, the one from a cache and the other from the table: an access is no call, and nobody promised it an order."""
+
+
 class WantedElsewhere:
     """Whether a vCPU is wanted elsewhere when the hypervisor asks: each has the pattern for itself, lowest bit first,
     so that the answers do not depend on what others are asked."""
@@ -99,15 +113,22 @@ def passes_of(run: Run, progress: Mapping[int, tuple[int, ...]]) -> list[list[Ca
     history: list[list[Call]] = [[] for _ in run.results]
     begun: dict[int, int] = {}
     calls: Counter[int] = Counter()
+    item: dict[int, str] = {}
+    amid: set[int] = set()
+    """Who is within a pass."""
     for point in run.points:
-        if point.kind not in _ENDS:
-            continue
         vcpu = point.vcpu
+        if point.kind not in _ENDS:
+            amid.add(vcpu)
+            continue
+        amid.discard(vcpu)
         if vcpu in begun:
             answer = ("preempted", progress[point.step]) if point.kind == "pass" else run.results[vcpu][calls[vcpu]]
             calls[vcpu] += point.kind != "pass"
-            history[vcpu].append(Call(begun[vcpu], point.step, answer))
+            history[vcpu].append(Call(begun[vcpu], point.step, WHATEVER if amid and item[vcpu] == "dma" else answer))
         begun[vcpu] = point.step
+        if point.kind == "call":
+            item[vcpu] = point.what
     for vcpu, answers in enumerate(run.results):  # the last one to end comes to no further point
         if calls[vcpu] < len(answers):
             history[vcpu].append(Call(begun[vcpu], len(run.points), answers[calls[vcpu]]))

@@ -10,12 +10,12 @@
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from fuzz.concurrent import Attempt, Concurrent
-from hypervisor.locking.locks import Locks
+from fuzz.engines.footprint import Footprints, Step
 from testbed.schedule import Chooser, Point, RandomWalk, Schedule
 from testbed.schedule.schedule import default_choice
 
@@ -34,63 +34,6 @@ class Pct:
         if point.step in self._changes:
             self._priority[point.vcpu] = self._changes[point.step]
         return max(runnable, key=lambda vcpu: self._priority[vcpu])
-
-
-class _Step(NamedTuple):
-    """What a vCPU did from one point to the next."""
-
-    vcpu: int
-    locks: frozenset[str]
-    """Those that it held or took or let go."""
-    open: bool
-    """It changed something without holding any lock: it depends on everything."""
-
-
-class _Watching:
-    """Follows a schedule and keeps what each step held and changed."""
-
-    def __init__(self, concurrent: Concurrent, schedule: Schedule) -> None:
-        self._bed: Final = concurrent.bed
-        self._schedule: Final = schedule
-        self.steps: Final[list[_Step]] = []
-        self._last: tuple[Point, frozenset[str], int] | None = None
-
-    def choose(self, point: Point, runnable: Sequence[int]) -> int:
-        self._finish()
-        locks = self._bed.xen.locks
-        assert locks is not None
-        chosen = self._schedule.choose(point, runnable)
-        held = _held(locks)
-        if chosen == point.vcpu and point.kind in ("acquire", "release"):
-            held |= {point.what}
-        self._last = (point._replace(vcpu=chosen), held, self._digest() if not held else 0)
-        return chosen
-
-    def _finish(self) -> None:
-        if self._last is not None:
-            point, held, digest = self._last
-            locks = self._bed.xen.locks
-            assert locks is not None
-            changed = not held and digest != self._digest()
-            self.steps.append(_Step(point.vcpu, held | _held(locks), changed))
-
-    def _digest(self) -> int:
-        """Of what calls change: references, contexts, devices, tables in use."""
-        xen, dom0 = self._bed.xen, self._bed.dom0
-        iommu = dom0.iommu
-        assert iommu is not None
-        where = tuple(device.context.number if device.context else -1 for device in dom0.devices.values())
-        used = iommu.arena.used if iommu.arena is not None else 0
-        return hash((xen.frames.refs.tobytes(), tuple(iommu.contexts), where, used, iommu.initialised))
-
-
-def _held(locks: Locks) -> frozenset[str]:
-    """What the vCPU that runs holds."""
-    return frozenset(lock.name for lock in locks.held_by(locks.current))
-
-
-def _dependent(one: _Step, other: _Step) -> bool:
-    return one.open or other.open or not one.locks.isdisjoint(other.locks)
 
 
 @dataclass(slots=True)
@@ -124,9 +67,9 @@ class Explorer:
             chooser: Chooser = RandomWalk(seed + k) if strategy == "random" else Pct(seed + k, vcpus, steps, depth)
             yield self._run(chooser)
 
-    def _run(self, chooser: Chooser) -> Attempt:
+    def _run(self, chooser: Chooser, ended: Callable[[], None] = lambda: None) -> Attempt:
         self.explored.schedules += 1
-        return self._concurrent.attempt(chooser, self._full)
+        return self._concurrent.attempt(chooser, self._full, ended)
 
     def _exhaustive(self, runs: int, preemptions: int) -> Iterator[Attempt]:
         """Depth first; a schedule's children differ from it after its last change."""
@@ -135,14 +78,14 @@ class Explorer:
             if self.explored.schedules >= runs:
                 return
             schedule = pending.pop()
-            watching = _Watching(self._concurrent, schedule)
-            attempt = self._run(watching)
+            footprints = Footprints(self._concurrent, schedule)
+            attempt = self._run(footprints, footprints.finish)
             yield attempt
-            pending.extend(reversed(list(self._children(schedule, attempt, watching.steps, preemptions))))
+            pending.extend(reversed(list(self._children(schedule, attempt, footprints.steps, preemptions))))
         self.explored.complete = True
 
     def _children(
-        self, schedule: Schedule, attempt: Attempt, steps: list[_Step], preemptions: int
+        self, schedule: Schedule, attempt: Attempt, steps: list[Step], preemptions: int
     ) -> Iterator[Schedule]:
         points, runnable = attempt.run.points, attempt.run.runnable
         used = sum(points[step].vcpu in runnable[step] for step, _ in schedule.switches if step < len(points))
@@ -160,9 +103,9 @@ class Explorer:
                     continue
                 yield Schedule((*schedule.switches, (k, vcpu)))
 
-    def _matters(self, steps: list[_Step], k: int, vcpu: int) -> bool:
+    def _matters(self, steps: list[Step], k: int, vcpu: int) -> bool:
         """Whether anything that ``vcpu`` does later depends on step ``k``, so that doing it earlier may matter."""
-        return any(step.vcpu == vcpu and _dependent(steps[k], step) for step in steps[k + 1 :])
+        return any(step.vcpu == vcpu and steps[k].depends_on(step) for step in steps[k + 1 :])
 
 
 def simplify(concurrent: Concurrent, attempt: Attempt) -> Attempt:
