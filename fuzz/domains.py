@@ -9,9 +9,10 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from abi.errno import EBUSY, EEXIST, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, ENOSPC, EPERM, ERESTART, ESRCH, errno_name
+from abi.errno import EEXIST, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, ENOSPC, EPERM, ERESTART, ESRCH, errno_name
 from base.units import DomId, Sbdf
 from fuzz import events
+from fuzz.domain_pages import Pages
 from fuzz.guest_frames import Frames
 from fuzz.intervals import Intervals
 from fuzz.shadow import Shadow
@@ -66,7 +67,7 @@ class Domains:
         self.away: Final[dict[int, str]] = {}
         """Devices that no domain has: in "quarantine", perhaps "blocked" there, or "out" of the machine."""
         self._kin: list[Shadow] = []
-        self._odd: dict[int, str] = {}
+        self.pages = Pages()
         self._vague: set[int] = set()
 
     def reset(self) -> Shadow:
@@ -75,7 +76,7 @@ class Domains:
         self._objects.clear()
         self._arenas.clear()
         self.away.clear()
-        self._kin, self._odd, self._vague = [], {}, set()
+        self._kin, self.pages, self._vague = [], Pages(), set()
         abi = self._xen.abi
         caps = abi.caps.get("default_identity", 0) | self._caps
         dom0 = self._shadow(self._target.bed.dom0, self._frames, caps, None)
@@ -100,7 +101,7 @@ class Domains:
             xen.profile.errno_paged_out,
             arena_pages,
         )
-        shadow.odd, shadow.vague, shadow.kin = self._odd, self._vague, self._kin
+        shadow.odd, shadow.vague, shadow.kin = self.pages.odd, self._vague, self._kin
         shadow.unsure = any(other.unsure for other in self._kin)
         shadow.starved = lambda pages: self._failed or shadow.free_before < 4 + (pages >> 8)
         shadow.no_block = self._no_block
@@ -249,7 +250,7 @@ class Domains:
         usable = iommu == "yes" and self._xen.profile.every_domain
         self._add(caller.domain, caller.mfns, 1 << arena, usable=usable)
         for mfn in caller.mfns:
-            self._odd.pop(mfn, None)
+            self.pages.odd.pop(mfn, None)
             self._vague.discard(mfn)
         return 0
 
@@ -280,7 +281,7 @@ class Domains:
         if gone is not None:
             return gone
         if result:
-            self._vague.update(mfn for mfn in shadow.frames.mfns if mfn in self._odd)
+            self._vague.update(mfn for mfn in shadow.frames.mfns if mfn in self.pages.odd)
             if result == -ERESTART and passes and not stay and (begun or leaves > TEARDOWN_LEAVES):
                 return -ERESTART
             return -EIO if result == -EIO and self._excused(result) else 0
@@ -313,11 +314,11 @@ class Domains:
                 )
         if held:
             for mfn in shadow.frames.mfns:
-                self._odd[mfn] = "gone"
+                self.pages.odd[mfn] = "gone"
                 self._vague.discard(mfn)
         else:
             for mfn in shadow.frames.mfns:
-                self._odd.pop(mfn, None)
+                self.pages.odd.pop(mfn, None)
             del self.shadows[domid], self._objects[domid]
             self._kin.remove(shadow)
         return None
@@ -395,46 +396,18 @@ class Domains:
 
     def removal(self, domid: int, gfn: int, result: int) -> int:
         """What taking page ``gfn`` away from a domain must answer."""
-        shadow = self.shadows[domid]
-        if not shadow.frames.own(gfn):
-            return -EINVAL
-        mfn = shadow.frames.machine(gfn)
-        if self._odd.get(mfn, "pagetable") != "pagetable":
-            return -EINVAL
-        self._odd.pop(mfn, None)  # unpinned, whatever comes of it
-        if result == -ENOMEM and (shadow.starved(1) or self._excused(result)):
-            return -ENOMEM
-        if result == -EIO and shadow.unconfirmed():
+        expected = self.pages.removal(self.shadows[domid], gfn, result, excused=self._excused(result))
+        if expected == -EIO:
             self.note()
-            return -EIO
-        self._odd[mfn] = "gone"
-        return 0
+        return expected
 
     def retyping(self, domid: int, gfn: int, kind: str, result: int) -> int:
         """What making a ``kind`` of page of page ``gfn`` must answer."""
-        shadow = self.shadows[domid]
-        mfn = shadow.frames.machine(gfn)
-        if self._odd.get(mfn) == "gone" or (kind != "ram" and shadow.frames.pv != (kind == "pagetable")):
-            return -EINVAL
-        if kind == "pagetable" and (shadow.held(mfn, 2) or (shadow.unsure and result == -EBUSY)):
-            return -EBUSY
-        if kind == "ram":
-            self._odd.pop(mfn, None)
-        else:
-            self._odd[mfn] = kind
-        return 0
-
-    # ------------------------------------------------------------------------------------------------------- reach
+        return self.pages.retyping(self.shadows[domid], gfn, kind, result)
 
     def default_spans(self, domid: int) -> Iterator[tuple[int, int, int, int]]:
         """What a guest's context 0 maps, as ranges."""
-        frames = self.shadows[domid].frames
-        delta = 0 if frames.pv else frames.base
-        start, end = frames.base, frames.base + frames.size
-        for mfn in (*sorted(mfn for mfn, kind in self._odd.items() if kind == "gone" and frames.has(mfn)), end):
-            if mfn > start:
-                yield start - delta, mfn - delta, delta, 3
-            start = mfn + 1
+        return self.pages.spans(self.shadows[domid].frames)
 
 
 def _scattered(space: Intervals) -> int:

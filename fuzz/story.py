@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from fuzz import state
-from fuzz.oracle import CLAUSES
+from fuzz.clauses import CLAUSES
 from fuzz.program import format_op
 from fuzz.run import Finding, runner_for
 from fuzz.verbs import DEVICES, Op

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from junitparser import Failure, JUnitXml, TestCase, TestSuite
 
-from fuzz.oracle import CLAUSES
+from fuzz.clauses import CLAUSES
 from fuzz.report.campaign_data import CampaignData
 
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from fuzz.oracle import CLAUSES
+from fuzz.clauses import CLAUSES
 from fuzz.program import Bench, parse
 from fuzz.run import Runner, replay
 from fuzz.verbs import op
