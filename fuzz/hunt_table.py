@@ -89,13 +89,17 @@ def table(hunts: Sequence[Hunt]) -> str:
 _PAGE: Final = """<!-- SPDX-License-Identifier: GPL-2.0-or-later -->
 # The hunt
 
-What `pviommu hunt --jobs 2 --time {limit:g}` came to with the seeds {seeds}, put together by
+What hunts with the seeds {seeds} came to, each of them
+
+    pviommu hunt --time {limit:g} --seed N --out seedN.json
+
+(some with `--no-shrink`, which changes nothing but that there are no lengths), put together by
 
     pviommu hunt {files}--out docs/hunt.md
 
-Times are seconds of processor time until an entry was found, one worker for each: what a quiet machine takes by the
-clock, on one core.  *Median* and *worst* are over the seeds; *length* is that of the shrunk program in operations, its
-median and its worst.
+Times are seconds of processor time until an entry was found, one worker for each: what one quiet core takes by the
+clock.  *Median* and *worst* are over the seeds; *length* is that of the shrunk program in operations, median and
+worst.
 
 {conclusion}.
 
