@@ -10,10 +10,11 @@
     free ctx=1 flags=0x1
     schedule order=4>1,9>0
 
-What stands before the first ``vcpu`` happens before; then the vCPUs run at once.  A program that names no vCPU is dealt
-out to two of them, call by call.  Held are: the host does not stop, locks are taken in one order and released, the
-machine's invariants, and *linearizability*: answers and the state at the end are those of the calls' passes
-(:mod:`fuzz.passes`) one after the other in some order in which none overtakes one that had ended before it began.
+What stands before the first ``vcpu`` happens before; then the vCPUs run at once, dom0's or, with ``as domain=1`` right
+behind ``vcpu``, a guest's.  A program that names no vCPU is dealt out to two of them, call by call.  Held are: the host
+does not stop, locks are taken in one order and released, the machine's invariants, and *linearizability*: answers and
+the state at the end are those of the calls' passes (:mod:`fuzz.passes`) one after the other in some order in which none
+overtakes one that had ended before it began.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +25,14 @@ from abi.canonical import CANONICAL
 from abi.errno import errno_name
 from base.units import PAGE_SHIFT
 from fuzz.linearize import Name, linearize
-from fuzz.passes import Heard, PassByPass, WantedElsewhere, passes_of
+from fuzz.passes import Heard, PassByPass, Pauses, WantedElsewhere, passes_of
 from fuzz.program import Program, format_op
 from fuzz.run import Runner, raised
 from fuzz.sweep import Broken, sweep
 from fuzz.target import SUBOPS
 from fuzz.twins import homes, spaces
-from fuzz.verbs import DEVICES, Op, ProgramError
+from fuzz.verbs import DEVICES, Op, ProgramError, Value
+from hypervisor.domain import Vcpu
 from testbed.invariants import View
 from testbed.schedule import Answer, Chooser, FaultPlan, Hypercall, Item, Run, Schedule, run_concurrently
 
@@ -44,13 +46,10 @@ CLAUSES: Final = {
     "linearizable": "What concurrent calls answer and leave behind, some order of their passes does too.",
 }
 _STOPS: Final = {"XenDeadlock": "deadlock", "XenHang": "hang"}
-_OUTSIDE: Final = (
-    *("fail", "fault", "preempt", "remote", "progress", "raw", "regions", "p2m", "as"),
-    *("create_domain", "destroy_domain"),
-)
+_OUTSIDE: Final = (*("fail", "fault", "preempt", "remote", "progress", "raw", "regions", "p2m", "as", "create_domain"),)
 """What a concurrent part leaves out: it concerns the next operation of one vCPU, or the whole program, or goes in steps
 by design."""
-_MOVES: Final = ("assign", "deassign", "add_device", "remove_device")
+_TOOLSTACKS: Final = ("assign", "deassign", "add_device", "remove_device", "destroy_domain")
 
 
 class Parts(NamedTuple):
@@ -58,6 +57,8 @@ class Parts(NamedTuple):
 
     before: tuple[Op, ...]
     vcpus: tuple[tuple[Op, ...], ...]
+    domains: tuple[int, ...]
+    """Whose each vCPU is."""
     schedule: str
 
 
@@ -77,6 +78,7 @@ def take_apart(program: Program) -> Parts:
     """What happens before, what each vCPU does, and the schedule that the program itself names."""
     before: list[Op] = []
     parts: list[list[Op]] = [[] for _ in range(max(program.bench.vcpus, 2))]
+    domains = [0] * len(parts)
     schedule, here = "", -1
     for operation in program.ops:
         if operation[0] == "vcpu":
@@ -87,14 +89,21 @@ def take_apart(program: Program) -> Parts:
             schedule = operation[1].replace(",", " ")
         elif here < 0:
             before.append(operation)
+        elif operation[0] == "as" and not parts[here]:
+            domains[here] = operation[1]
         elif operation[0] in _OUTSIDE:
-            raise ProgramError(f"{operation[0]} belongs before the first vcpu")
+            place = ", or right behind one" if operation[0] == "as" else ""
+            raise ProgramError(f"{operation[0]} belongs before the first vcpu{place}")
         else:
             parts[here].append(operation)
     if here < 0:
         dealt = [operation for operation in before if operation[0] not in _OUTSIDE]
-        return Parts((), tuple(tuple(dealt[k :: len(parts)]) for k in range(len(parts))), schedule)
-    return Parts(tuple(before), tuple(map(tuple, parts)), schedule)
+        parts = [dealt[k :: len(parts)] for k in range(len(parts))]
+        before = []
+    ended = {operation[1] for part in parts for operation in part if operation[0] == "destroy_domain"}
+    if not ended.isdisjoint(domains):
+        raise ProgramError(f"domain {min(ended & {*domains})} is paused when its end begins: its vCPUs run no more")
+    return Parts(tuple(before), tuple(map(tuple, parts)), tuple(domains), schedule)
 
 
 class Concurrent:
@@ -114,22 +123,36 @@ class Concurrent:
             _, broken = runner.step(operation, sweep=not looked_at and k == len(self.parts.before))
             if broken is not None:
                 raise ProgramError(f"{format_op(operation)} breaks {broken} before the vCPUs start")
-        self._target.call_as(0)
         self.bed: Final = runner.bed
         self._wanted: Final = WantedElsewhere(self._target.pattern) if self._target.pattern else None
         self.bed.xen.preempt = self._wanted
+        self.vcpus: Final[list[Vcpu]] = []
+        for domid in self.parts.domains:
+            self.vcpus.append(self._vcpu_of(domid))
+        self._callers: Final = dict(self._target.toolstack.callers)
         self.bed.snapshot()
         self._programs: Final = [
-            (self.bed.vcpus[k], [self._item(operation) for operation in ops]) for k, ops in enumerate(self.parts.vcpus)
+            (vcpu, [self._item(operation, domid) for operation in ops])
+            for vcpu, domid, ops in zip(self.vcpus, self.parts.domains, self.parts.vcpus)
         ]
-        self.vcpus: Final = [vcpu for vcpu, _ in self._programs]
         self._sequential: Final[dict[tuple[int, ...], tuple[list[object], object]]] = {}
         """Whose passes one after the other, to their answers and the state after them."""
 
     # ----------------------------------------------------------------------------------------------------- items
 
-    def _item(self, operation: Op) -> Item:
+    def _vcpu_of(self, domid: int) -> Vcpu:
+        """One of a domain's vCPUs that has no program yet."""
+        caller = self._target.toolstack.callers.get(domid)
+        if caller is None:
+            raise ProgramError(f"there is no domain {domid} that could make calls")
+        domain, taken = caller.domain, self.parts.domains[: len(self.vcpus)].count(domid)
+        self.bed.rams[domid] = caller.ram
+        return domain.vcpus[taken] if taken < len(domain.vcpus) else self.bed.xen.add_vcpu(domain, caller.vcpu.memory)
+
+    def _item(self, operation: Op, domid: int) -> Item:
+        """What a vCPU of domain ``domid`` does."""
         verb, target = str(operation[0]), self._target
+        target.call_as(domid)
         if verb in SUBOPS:
             name = SUBOPS[verb]
             if not target.abi.has(name):
@@ -137,14 +160,19 @@ class Concurrent:
             names = [field.name for field in CANONICAL[name]]
             return Hypercall(name, dict(zip(names, target.arguments(operation))))
         does: dict[str, Callable[[], object]] = {
-            "remove": lambda: target.remove(operation[1])[1],
+            "remove": lambda: self._remove(operation[1], domid),
             "dma": lambda: self._dma(*operation[1:]),
-            **dict.fromkeys(_MOVES, lambda: target.of_domains[verb](*operation[1:])),
+            **dict.fromkeys(_TOOLSTACKS, lambda: target.of_domains[verb](*operation[1:])),
         }
         if verb not in does:
             raise ProgramError(f"{verb} cannot be done by a vCPU of several")
         does[verb].__name__ = verb
         return does[verb]
+
+    def _remove(self, frame: Value, domid: int) -> int:
+        """What the toolstack is told, a page of the vCPU's own domain named as that domain does."""
+        self._target.call_as(domid)
+        return self._target.remove(frame)[2]
 
     def _dma(self, name: str, at: int, pages: int) -> tuple[int | None, ...]:
         """What the device's reads reach at the ends."""
@@ -162,7 +190,7 @@ class Concurrent:
         if self.bed.xen.locks is not None:
             self.bed.xen.locks.forget_order()
         chooser = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
-        heard = Heard(chooser, self.vcpus)
+        heard = Heard(chooser, Pauses(self.bed.xen, self.vcpus))
         try:
             run = run_concurrently(self.bed, self._programs, heard)
         except Exception as error:  # what nobody catches would be a crash of the host
@@ -184,7 +212,7 @@ class Concurrent:
         if broken is not None:
             return broken
         end = self._state()
-        if linearize(passes_of(run, heard.progress), end, self._in_order) is not None:
+        if linearize(passes_of(run, heard.said), end, self._in_order) is not None:
             return None
         answers = "; ".join(f"vCPU {k}: {', '.join(map(_said, said))}" for k, said in enumerate(run.results))
         return Broken(
@@ -194,6 +222,8 @@ class Concurrent:
     def _reset(self) -> None:
         """Back to where the vCPUs start."""
         self.bed.reset()
+        self._target.toolstack.callers.clear()
+        self._target.toolstack.callers.update(self._callers)
         if self._wanted is not None:
             self._wanted.restart()
 
@@ -205,10 +235,16 @@ class Concurrent:
         whose = tuple(vcpu for vcpu, _ in order)
         if whose not in self._sequential:
             self._reset()
-            heard = Heard(PassByPass(whose), self.vcpus)
-            passes = passes_of(run_concurrently(self.bed, self._programs, heard), heard.progress)
-            answers = [passes[vcpu][number].answer for vcpu, number in order if number < len(passes[vcpu])]
-            self._sequential[whose] = (answers, self._state())
+            pauses = Pauses(self.bed.xen, self.vcpus)
+            heard = Heard(PassByPass(whose, pauses), pauses)
+            try:
+                run = run_concurrently(self.bed, self._programs, heard)
+            except Exception:  # an order that crashes the host explains none in which it went on
+                self._sequential[whose] = ([], None)
+            else:
+                passes = passes_of(run, heard.said)
+                answers = [passes[vcpu][number].answer for vcpu, number in order if number < len(passes[vcpu])]
+                self._sequential[whose] = (answers, self._state())
         return self._sequential[whose]
 
     def _state(self) -> object:

@@ -13,11 +13,37 @@ from typing import Final
 from fuzz.linearize import Call
 from hypervisor.domain import Vcpu
 from hypervisor.errors import HostStopped
+from hypervisor.xen import Xen
 from testbed.schedule import Chooser, Point, Run, Schedule
 from testbed.schedule.schedule import default_choice
 
-_ENDS: Final = ("call", "pass", "end")
-"""Points at which a pass is over, and where the next one, if there is one, begins."""
+_RESULT: Final = "result"
+"""Stands for what the call answered."""
+_SECTIONED: Final = frozenset(("destroy_domain",))
+"""Items that hold nothing while they go from one step to the next: each critical section is a pass, and so is what is
+done between two of them."""
+
+
+class Pauses:
+    """The points at which a pass is over, and where the next one, if there is one, begins."""
+
+    def __init__(self, xen: Xen, vcpus: Sequence[Vcpu]) -> None:
+        self._xen: Final = xen
+        self._vcpus: Final = vcpus
+        self._item: Final[dict[int, str]] = {}
+
+    def said(self, point: Point) -> object | None:
+        """What the pass that ends at ``point`` answered; ``None``: none does."""
+        if point.kind == "call":
+            self._item[point.vcpu] = point.what
+        if point.kind in ("call", "end"):
+            return _RESULT
+        vcpu = self._vcpus[point.vcpu]
+        if point.kind == "pass":
+            return "preempted", vcpu.restart
+        locks = self._xen.locks
+        section = point.kind in ("acquire", "release") and self._item.get(point.vcpu) in _SECTIONED
+        return "holds nothing" if section and locks is not None and not locks.held_by(vcpu) else None
 
 
 class _Whatever:
@@ -55,18 +81,19 @@ class WantedElsewhere:
 class Heard:
     """A chooser overheard: what it decided is known even if the run ends in an exception."""
 
-    def __init__(self, chooser: Chooser, vcpus: Sequence[Vcpu]) -> None:
+    def __init__(self, chooser: Chooser, pauses: Pauses) -> None:
         self._chooser: Final = chooser
-        self._vcpus: Final = vcpus
+        self._pauses: Final = pauses
         self.points: Final[list[Point]] = []
         self.runnable: Final[list[tuple[int, ...]]] = []
-        self.progress: Final[dict[int, tuple[int, ...]]] = {}
-        """By step at which a preempted call is issued again: how far it says that it got."""
+        self.said: Final[dict[int, object]] = {}
+        """By step at which a pass ended: what it answered (:meth:`Pauses.said`)."""
         self._switches: Final[list[tuple[int, int]]] = []
 
     def choose(self, point: Point, runnable: Sequence[int]) -> int:
-        if point.kind == "pass":
-            self.progress[point.step] = self._vcpus[point.vcpu].restart
+        said = self._pauses.said(point)
+        if said is not None:
+            self.said[point.step] = said
         chosen = self._chooser.choose(point, runnable)
         self.points.append(point)
         self.runnable.append(tuple(runnable))
@@ -86,15 +113,16 @@ class OrderDone(HostStopped):
 class PassByPass:
     """Whole passes in a given order, and nothing behind the last of them."""
 
-    def __init__(self, order: Sequence[int]) -> None:
+    def __init__(self, order: Sequence[int], pauses: Pauses) -> None:
         """``order``: whose pass it is, one after the other."""
         self._order: Final = order
+        self._pauses: Final = pauses
         self._done = 0
         self._begun: Final[set[int]] = set()
 
     def choose(self, point: Point, runnable: Sequence[int]) -> int:
         """:class:`OrderDone` when there is no next pass: the run ends there."""
-        if point.kind not in _ENDS:
+        if self._pauses.said(point) is None:
             if point.vcpu not in runnable:
                 raise OrderDone(f"vCPU {point.vcpu} waits for what one between its passes has")
             return point.vcpu
@@ -107,9 +135,9 @@ class PassByPass:
         return self._order[self._done]
 
 
-def passes_of(run: Run, progress: Mapping[int, tuple[int, ...]]) -> list[list[Call]]:
+def passes_of(run: Run, said: Mapping[int, object]) -> list[list[Call]]:
     """By vCPU: the passes that came to their end, with the steps at which they began and ended, and what they answered
-    (``progress``: as :attr:`Heard.progress`)."""
+    (``said``: :attr:`Heard.said`)."""
     history: list[list[Call]] = [[] for _ in run.results]
     begun: dict[int, int] = {}
     calls: Counter[int] = Counter()
@@ -118,13 +146,15 @@ def passes_of(run: Run, progress: Mapping[int, tuple[int, ...]]) -> list[list[Ca
     """Who is within a pass."""
     for point in run.points:
         vcpu = point.vcpu
-        if point.kind not in _ENDS:
+        if point.step not in said:
             amid.add(vcpu)
             continue
         amid.discard(vcpu)
         if vcpu in begun:
-            answer = ("preempted", progress[point.step]) if point.kind == "pass" else run.results[vcpu][calls[vcpu]]
-            calls[vcpu] += point.kind != "pass"
+            answer = said[point.step]
+            if answer == _RESULT:
+                answer = run.results[vcpu][calls[vcpu]]
+                calls[vcpu] += 1
             history[vcpu].append(Call(begun[vcpu], point.step, WHATEVER if amid and item[vcpu] == "dma" else answer))
         begun[vcpu] = point.step
         if point.kind == "call":

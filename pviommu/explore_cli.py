@@ -125,7 +125,8 @@ def _with_schedule(concurrent: "Concurrent", attempt: "Attempt") -> str:
 
     lines = [MAGIC, format_bench(concurrent.program.bench), *map(format_op, concurrent.parts.before)]
     for vcpu, ops in enumerate(concurrent.parts.vcpus):
-        lines += [f"vcpu {vcpu}", *map(format_op, ops)]
+        domid = concurrent.parts.domains[vcpu]
+        lines += [f"vcpu {vcpu}", *([f"as domain={domid}"] if domid else []), *map(format_op, ops)]
     if attempt.schedule:
         lines.append(f"schedule order={attempt.schedule.replace(' ', ',')}")
     return "\n".join([*lines, ""])
