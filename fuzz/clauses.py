@@ -18,6 +18,8 @@ CLAUSES: Final[dict[str, str]] = {
     "IOTLB may still remember; after an unconfirmed flush, also what it remembers, if nobody else can have it.",
     "tree": "The tables that hardware walks map exactly the pages that the guest mapped.",
     "superpage": "Aligned pages of a superpage that lead to aligned frames in a row, alike, are one superpage.",
+    "guest-memory": "Of the guests' memory nothing changes but what a call names: a byte behind a struct, another page "
+    "and another guest are as they were.",
     "firmware": "Frames that firmware keeps stay firmware's.",
     "toolstack": "What the toolstack does to pages, devices and domains succeeds exactly if it can be done.",
     "quarantine": "A device that no domain has reaches nothing but what firmware reserved for it; one that was taken "

@@ -14,6 +14,7 @@ from base.units import DomId, Sbdf
 from fuzz import events
 from fuzz.domain_pages import Pages
 from fuzz.guest_frames import Frames
+from fuzz.guest_memory import GuestMemory
 from fuzz.intervals import Intervals
 from fuzz.shadow import Shadow
 from fuzz.sweep import Broken
@@ -60,6 +61,7 @@ class Domains:
         """Numbers of the contexts that a posted init leaves behind."""
         self.shadows: Final[dict[int, Shadow]] = {}
         """By domain id."""
+        self.memory: Final = GuestMemory(target)
         self._objects: Final[dict[int, Domain]] = {}
         """The guests as the hypervisor has them."""
         self._arenas: Final[dict[int, tuple[int, int]]] = {}
@@ -73,6 +75,7 @@ class Domains:
     def reset(self) -> Shadow:
         """A program begins: dom0's shadow."""
         self.shadows.clear()
+        self.memory.reset()
         self._objects.clear()
         self._arenas.clear()
         self.away.clear()
@@ -249,6 +252,7 @@ class Domains:
         caller = self._target.toolstack.callers[domid]
         usable = iommu == "yes" and self._xen.profile.every_domain
         self._add(caller.domain, caller.mfns, 1 << arena, usable=usable)
+        self.memory.received(caller.mfns)
         for mfn in caller.mfns:
             self.pages.odd.pop(mfn, None)
             self._vague.discard(mfn)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from abi.errno import EFAULT, ENOBUFS, errno_name
 from base.units import PAGE_SHIFT
 from fuzz.sweep import Broken
+from fuzz.toolstack import ENTRIES, REGIONS
 from fuzz.verbs import DEVICES
 
 if TYPE_CHECKING:
@@ -17,18 +18,16 @@ _RESERVED_DEVICE_MEMORY_MAP: Final = 27
 _MAP: Final = struct.Struct("<IIQHBB4x")
 """flags, nr_entries, buffer, segment, bus, devfn."""
 _ENTRY: Final = struct.Struct("<QQ")
-_WHERE: Final = (4 << PAGE_SHIFT) + 1024
-_BUFFER: Final = (4 << PAGE_SHIFT) + 2048
 _SLOTS: Final = 64
 
 
 def ask(target: "Target", name: str, everything: int, slots: int) -> tuple[int, Broken | None]:
     """Ask for the regions of a device (``everything``: of all), with room for ``slots``: (result, what is wrong)."""
     bed, device, slots = target.bed, DEVICES[name], min(slots, _SLOTS)
-    request = (everything, slots, bed.ram.linear(_BUFFER), device >> 16, device >> 8 & 0xFF, device & 0xFF)
-    bed.ram.write(_WHERE, _MAP.pack(*request))
-    bed.ram.write(_BUFFER, b"\xee" * _ENTRY.size * _SLOTS)
-    result = bed.xen.hypercall(bed.vcpu, _MEMORY_OP, _RESERVED_DEVICE_MEMORY_MAP, bed.ram.linear(_WHERE))
+    request = (everything, slots, bed.ram.linear(ENTRIES), device >> 16, device >> 8 & 0xFF, device & 0xFF)
+    bed.ram.write(REGIONS, _MAP.pack(*request))
+    bed.ram.write(ENTRIES, b"\xee" * _ENTRY.size * _SLOTS)
+    result = bed.xen.hypercall(bed.vcpu, _MEMORY_OP, _RESERVED_DEVICE_MEMORY_MAP, bed.ram.linear(REGIONS))
     if target.faults is not None and target.faults.copy:
         return result, None if result == -EFAULT else _wrong(result, -EFAULT)
     regions = [
@@ -43,9 +42,9 @@ def ask(target: "Target", name: str, everything: int, slots: int) -> tuple[int, 
         said = (request[0], len(regions), *request[2:])
     if result != expected:
         return result, _wrong(result, expected)
-    if _MAP.unpack(bed.ram.read(_WHERE, _MAP.size)) != said:
+    if _MAP.unpack(bed.ram.read(REGIONS, _MAP.size)) != said:
         return result, Broken("written-back", "memory_op: the struct is not what it has to be")
-    there = bed.ram.read(_BUFFER, _ENTRY.size * _SLOTS)
+    there = bed.ram.read(ENTRIES, _ENTRY.size * _SLOTS)
     written = b"".join(_ENTRY.pack(*region) for region in regions[:slots]) if result != -22 else b""
     if there != written.ljust(len(there), b"\xee"):
         return result, Broken("written-back", "memory_op: the list of regions is not what it has to be")

@@ -356,7 +356,10 @@ class Oracle:
         for mfn in FIRMWARES if "firmware" not in self.overlooked else ():
             if owner[mfn] != DOMID_IO:
                 return Broken("firmware", f"frame {mfn:#x} is {owner[mfn]:#x}'s")
-        return sweep(view, full, self.shadow.unsure, self.overlooked)
+        broken = sweep(view, full, self.shadow.unsure, self.overlooked)
+        if broken is None and "guest-memory" not in self.overlooked:
+            broken = next((Broken("guest-memory", what) for what in self.domains.memory.changes()), None)
+        return broken
 
     def _compare_default(self, domid: int, tree: Reachable) -> Broken | None:
         """Context 0 of a guest against its pages; firmware's may stay in it."""

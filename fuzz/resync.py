@@ -61,7 +61,7 @@ def _resync(shadow: Shadow, iommu: DomainIommu, bed: TestBed) -> None:
 
 def is_swept(clause: str) -> bool:
     """Whether the sweep finds it: then it is known or not whatever the operation was."""
-    return clause in ("tree", "superpage", "firmware", "same-reach") or clause.startswith("invariant:")
+    return clause in ("tree", "superpage", "firmware", "guest-memory", "same-reach") or clause.startswith("invariant:")
 
 
 def known_as(clause: str, verb: str, errno: str) -> Known | None:

@@ -10,7 +10,7 @@ from abi.model import Convention
 from base.units import PAGE_SHIFT
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench
-from fuzz.toolstack import READ_ONLY, READ_ONLY_PAGE, CallingDomain, Toolstack
+from fuzz.toolstack import OUTER, READ_ONLY, READ_ONLY_PAGE, SPLIT_END, STRUCT_END, CallingDomain, Toolstack
 from fuzz.verbs import DEVICES, Op, ProgramError, Value
 from fuzz.watched import Watched
 from hypervisor.domain import Domain
@@ -26,8 +26,6 @@ RMRR: Final = Rmrr(12 * MIB, 12 * MIB + 0x3FFF, (COPIER,))
 """The copier's reserved region: four pages that no domain owns."""
 FIRMWARES: Final = range(RMRR.base >> PAGE_SHIFT, (RMRR.last >> PAGE_SHIFT) + 1)
 """Their frames."""
-_OUTER: Final = 4 << PAGE_SHIFT
-_SPLIT: Final = (6 << PAGE_SHIFT) - 4
 _UNMAPPED: Final = 0x7F00_0000_1000
 _NONCANONICAL: Final = 0x8000_0000_0000_0000
 SUBOPS: Final = {
@@ -120,6 +118,8 @@ class Target(Watched):
         self._hypercall: Final = bed.xen.hypercall
         self._carrier: int | None = None
         self._progress = 0
+        self.pointed = False
+        """A remote_cmd made of bytes has named memory of the caller's that only its bytes say."""
         self.faults: PlannedFaults | None = None
         """A fault plan, if the program has put one in place."""
         self._names: Final = {number: subop.name for number, subop in self.abi.subops.items() if subop.implemented}
@@ -169,6 +169,7 @@ class Target(Watched):
         self._forget()
         self._progress = 0
         self._carrier = None
+        self.pointed = False
 
     def inject(self, plan: str) -> None:
         """A plan of what fails from now on, instead of the one before."""
@@ -279,11 +280,11 @@ class Target(Watched):
 
     def issue(self, number: int, name: str, raw: bytes, argument: str) -> Call:
         """Hypercall with ``number`` in the sub-op register and ``raw`` as its struct."""
-        caller = self.caller
-        address = caller.address
+        caller, size = self.caller, len(raw)
+        address, struct = caller.address_end - size, caller.struct_end - size
         if argument == "plain":
             if raw:
-                self.memory.write(caller.struct, raw)
+                self.memory.write(struct, raw)
         else:
             address = self._place(argument, raw)
         if self.union:
@@ -301,7 +302,7 @@ class Target(Watched):
                 return Call(number, name, argument, raw, result, after, number & 0xFFFF_FF00, inner, caller.domid)
         if name == "init" and not result:
             self._watch_arena(caller.domain)
-        after = self.memory.read(caller.struct, len(raw)) if argument == "plain" else self._look(argument, raw)
+        after = self.memory.read(struct, size) if argument == "plain" else self._look(argument, raw)
         progress, self._progress = 0 if self.union or number < 256 else number & 0xFFFF_FF00, 0
         return Call(number, name, argument, raw, result, after, progress, None, caller.domid)
 
@@ -319,15 +320,15 @@ class Target(Watched):
         assert domain is not None
         outer = remote.codec.encode(domain & 0xFFFF, number & 0xFFFF, address)
         caller, ram = self.caller, self.caller.ram
-        ram.write(_OUTER, outer)
+        ram.write(OUTER, outer)
         inner = Call(number, name, argument, raw, 0, raw, 0, None, domain & 0xFFFF)
         register = remote.number | self._progress
-        result = self._hypercall(caller.vcpu, self.abi.hypercall, register, ram.linear(_OUTER))
+        result = self._hypercall(caller.vcpu, self.abi.hypercall, register, ram.linear(OUTER))
         if name == "init" and not result:
             self._watch_arena(self.xen.domains.get(domain & 0xFFFF))
-        inner.after = self._look(argument, raw) if argument != "plain" else self.memory.read(caller.struct, len(raw))
+        inner.after = self._look(argument, raw)
         inner.result, inner.progress, self._progress = result, register & 0xFFFF_FF00, 0
-        after = ram.read(_OUTER, len(outer))
+        after = ram.read(OUTER, len(outer))
         return Call(register, "remote_cmd", "plain", outer, result, after, inner.progress, inner, caller.domid)
 
     def _inner(self, outer: bytes) -> Call | None:
@@ -341,6 +342,7 @@ class Target(Watched):
         memory, size = self.caller.vcpu.memory, subop.codec.size
         before = memory.read(address, size)
         argument = "unmapped" if before is None else "plain" if memory.writable(address, size) else "readonly"
+        self.pointed |= argument == "plain"
         call = Call(number, subop.name, argument, before or bytes(size), 0, b"", 0, None, domid)
         call.after = address.to_bytes(8, "little")
         return call
@@ -397,18 +399,17 @@ class Target(Watched):
     def _place(self, argument: str, raw: bytes) -> int:
         ram = self.caller.ram
         if argument == "split":
-            ram.write(_SPLIT, raw)
-            return ram.linear(_SPLIT)
+            ram.write(SPLIT_END - len(raw), raw)
+            return ram.linear(SPLIT_END - len(raw))
         if argument == "readonly":
             ram.write(READ_ONLY_PAGE << PAGE_SHIFT, raw)
             return READ_ONLY
         return _UNMAPPED if argument == "unmapped" else _NONCANONICAL
 
     def _look(self, argument: str, raw: bytes) -> bytes:
-        ram = self.caller.ram
-        if argument == "split":
-            return ram.read(_SPLIT, len(raw))
-        return ram.read(READ_ONLY_PAGE << PAGE_SHIFT, len(raw)) if argument == "readonly" else raw
+        size = len(raw)
+        starts = {"plain": STRUCT_END - size, "split": SPLIT_END - size, "readonly": READ_ONLY_PAGE << PAGE_SHIFT}
+        return self.caller.ram.read(starts[argument], size) if argument in starts else raw
 
 
 def _soil(raw: bytes, mask: int, which: int) -> bytes:

@@ -17,7 +17,7 @@ What Xen's domctls say of a domain that is not there is -ESRCH; dom0 is not to b
 from typing import TYPE_CHECKING, Final
 
 from abi.errno import EBUSY, EEXIST, EINVAL, ENODEV, ENOMEM, ERESTART, ESRCH
-from base.units import PAGE_SHIFT, DomId, Sbdf
+from base.units import PAGE_SHIFT, PAGE_SIZE, DomId, Sbdf
 from fuzz.verbs import DEVICES
 from hypervisor import p2m
 from hypervisor.domain import Domain, Vcpu
@@ -30,9 +30,26 @@ from testbed.ports import DomainRam
 if TYPE_CHECKING:
     from testbed.build import TestBed
 
-STRUCT: Final = 5 << PAGE_SHIFT
-"""Where a caller has the struct of a hypercall."""
+LARGEST: Final = 64
+"""Bytes of the largest struct, or more."""
+OUTER: Final = 4 << PAGE_SHIFT
+"""Where a caller has the struct of remote_cmd that carries another."""
+REGIONS: Final = OUTER + 1024
+"""Where dom0 has the struct of a question for reserved regions."""
+ENTRIES: Final = OUTER + 2048
+"""Where the answers go."""
+STRUCT_END: Final = (5 << PAGE_SHIFT) + 1024
+"""Where the struct of a hypercall ends: whatever its size, what lies behind is not its own."""
+SPLIT_END: Final = (6 << PAGE_SHIFT) + 4
+"""The same for a struct that lies across two pages."""
 READ_ONLY_PAGE: Final = 7
+WINDOWS: Final[dict[int, tuple[tuple[int, int], ...]]] = {
+    4: ((0, LARGEST), (1024, 1024 + LARGEST), (2048, 3072)),
+    5: ((1024 - LARGEST, 1024), (PAGE_SIZE - LARGEST, PAGE_SIZE)),
+    6: ((0, 4),),
+    READ_ONLY_PAGE: ((0, LARGEST),),
+}
+"""By page: [start, end) of the bytes that callers themselves write, and that their calls name."""
 READ_ONLY: Final = 0x7F00_0000_0000
 """The linear address at which a caller has that page without the right to write."""
 LEAST_PAGES: Final = 16
@@ -57,7 +74,7 @@ _XENS_FRAME: Final = 3
 class CallingDomain:
     """A domain that can make hypercalls: its vCPU and its memory."""
 
-    __slots__ = ("address", "domain", "domid", "mfns", "pv", "ram", "struct", "vcpu")
+    __slots__ = ("address_end", "domain", "domid", "mfns", "pv", "ram", "struct_end", "vcpu")
 
     def __init__(self, domain: Domain, vcpu: Vcpu, ram: DomainRam, linear: LinearMemory) -> None:
         self.domain: Final = domain
@@ -66,9 +83,9 @@ class CallingDomain:
         self.ram: Final = ram
         self.mfns: Final = ram.mfns
         self.pv: Final = domain.pv
-        self.struct: Final = ram.mfns[STRUCT >> PAGE_SHIFT] << PAGE_SHIFT
-        """Machine address of the struct."""
-        self.address: Final = ram.linear(STRUCT)
+        self.struct_end: Final = ram.mfns[STRUCT_END >> PAGE_SHIFT] << PAGE_SHIFT | STRUCT_END & PAGE_SIZE - 1
+        """Machine address of the end of a call's struct."""
+        self.address_end: Final = ram.linear(STRUCT_END)
         """The same as hypercalls name it."""
         linear.pages[READ_ONLY >> PAGE_SHIFT] = (READ_ONLY_PAGE, False)
 

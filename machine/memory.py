@@ -17,6 +17,7 @@ in hot loops call it once for a table, guarded by ``touched``::
 
 import mmap
 import sys
+from collections.abc import Iterable
 from typing import Final
 
 from base.units import PAGE_SHIFT, PAGE_SIZE
@@ -112,6 +113,10 @@ class PhysicalMemory:
         """From now on remember what frames looked like, so that :meth:`reset` can go back to this moment."""
         self._saved.clear()
         self.touched[:] = bytes(self.frames)
+
+    def journal(self) -> Iterable[tuple[int, bytes]]:
+        """(frame, its content at the last :meth:`snapshot`) of every frame that may have changed since."""
+        return self._saved.items()
 
     def reset(self) -> int:
         """Back to the last :meth:`snapshot`; returns the number of frames restored."""

@@ -13,6 +13,7 @@ from fuzz.naming import name
 from fuzz.program import Bench, Program, parse
 from fuzz.run import replay
 from fuzz.verbs import ProgramError
+from guest_driver.linux.oops import KernelOops
 from pviommu.cli import app
 
 FAULTS = {
@@ -47,6 +48,38 @@ def test_a_clause_of_the_contract_sees_its_fault(clause):
     found = runner(f"reference+{defect}", known=known).run(ops(program))
     assert found is not None and found.clause == clause, found
     assert runner().run(ops(program)) is None
+
+
+def test_a_guest_kernel_that_dies_is_a_finding():
+    def dies(bed):
+        genuine = bed.hypercalls.hypercall
+
+        def hypercall(number, *args):
+            if bed.dom0.iommu.contexts:
+                raise KernelOops("planted")
+            return genuine(number, *args)
+
+        bed.hypercalls.hypercall = hypercall
+
+    found = DriverRunner(runner().bench, dies).run(ops("boot\ndomain_alloc domain=0 copier"))
+    assert found is not None and found.key[:3] == ("oops", "boot", "oops"), found
+
+
+def test_a_device_of_a_guest_kernels_reaches_what_tables_say():
+    def takes_writes_for_reads(bed):
+        translate = bed.unit.translate
+        bed.unit.translate = lambda sid, iova, write: translate(sid, iova, False)
+
+    text = (
+        "domain_alloc domain=0 copier\ndomain_attach domain=0 copier\n"
+        "iommu_map domain=0 iova=0x40000000 frames=near prot=r\ndma copier at=0x40000"
+    )
+    single = DriverRunner(runner().bench, takes_writes_for_reads)
+    found = single.run(ops(text))
+    assert found is not None and found.clause == "device-reach", found
+    single.overlook({("device-reach", "dma", "0")})
+    assert single.run(ops(text)) is None, "nothing else sees it"
+    assert runner().run(ops(text)) is None
 
 
 def test_what_is_known_is_passed_over_and_stands_in_the_bench_line():

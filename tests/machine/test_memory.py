@@ -86,6 +86,19 @@ def test_a_reset_costs_the_frames_that_were_written() -> None:
     assert memory.reset() == 0
 
 
+def test_the_journal_has_what_written_frames_held_at_the_snapshot() -> None:
+    memory = PhysicalMemory(SIZE)
+    memory.write(0, b"before")
+    memory.snapshot()
+    assert not list(memory.journal())
+    memory.write(0, b"during")
+    memory.write(0, b"after")
+    ((frame, content),) = memory.journal()
+    assert frame == 0 and content == b"before".ljust(4096, b"\0")
+    memory.reset()
+    assert not list(memory.journal())
+
+
 def test_a_snapshot_can_be_gone_back_to_again_and_again() -> None:
     memory = PhysicalMemory(SIZE)
     memory.write(100, b"kept")
