@@ -101,8 +101,9 @@ def take_apart(program: Program) -> Parts:
         parts = [dealt[k :: len(parts)] for k in range(len(parts))]
         before = []
     ended = {operation[1] for part in parts for operation in part if operation[0] == "destroy_domain"}
-    if not ended.isdisjoint(domains):
-        raise ProgramError(f"domain {min(ended & {*domains})} is paused when its end begins: its vCPUs run no more")
+    paused = ended & {*domains} - {0}
+    if paused:
+        raise ProgramError(f"domain {min(paused)} is paused when its end begins: its vCPUs run no more")
     return Parts(tuple(before), tuple(map(tuple, parts)), tuple(domains), schedule)
 
 
@@ -123,6 +124,8 @@ class Concurrent:
             _, broken = runner.step(operation, sweep=not looked_at and k == len(self.parts.before))
             if broken is not None:
                 raise ProgramError(f"{format_op(operation)} breaks {broken} before the vCPUs start")
+        if self._target.armed:
+            raise ProgramError("fail is over before the vCPUs start: which of them it would meet is up to the schedule")
         self.bed: Final = runner.bed
         self._wanted: Final = WantedElsewhere(self._target.pattern) if self._target.pattern else None
         self.bed.xen.preempt = self._wanted

@@ -81,6 +81,11 @@ class Watched:
         not confirmed; 0: all are again."""
         self._fail_in, self._flush_fails_in = allocation, flush
 
+    @property
+    def armed(self) -> bool:
+        """Whether an allocation or a flush is still to fail (:meth:`fail`)."""
+        return bool(self._fail_in or self._flush_fails_in)
+
     def preempt(self, pattern: int) -> None:
         """Wherever the hypervisor asks whether the vCPU is wanted elsewhere, the next bit of the pattern says so."""
         self._pattern, self._bit = pattern, 0

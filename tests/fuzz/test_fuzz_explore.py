@@ -165,6 +165,7 @@ def test_the_command_prints_a_schedule_and_writes_a_program_that_names_it(tmp_pa
         ("alloc\nvcpu 3\nalloc\n", "none of number 3"),
         ("alloc\nvcpu 0\nfail allocation=1\n", "before the first vcpu"),
         ("schedule order=4\n", "no schedule"),
+        ("fail allocation=9\nvcpu 0\nalloc\n", "fail is over before the vCPUs start"),
     ],
 )
 def test_what_cannot_run_at_once_is_said(text, says):

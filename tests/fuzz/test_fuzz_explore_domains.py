@@ -87,3 +87,8 @@ def test_a_finding_names_whose_vcpus_they_are(monkeypatch, tmp_path):
 def test_what_domains_cannot_do_at_once_is_said(text, says):
     with pytest.raises(ProgramError, match=says):
         Concurrent(parse(GUEST.format(*BENCHES[0]) + text))
+
+
+def test_dom0_is_not_destroyed_under_any_schedule():
+    found = attempts("vcpu 0\ndestroy_domain domain=0\nvcpu 1\nalloc\n", runs=10)
+    assert {(attempt.broken, attempt.run.results[0][0]) for attempt in found} == {(None, -22)}
