@@ -55,7 +55,8 @@ class Domains:
         """Every device of the machine, with its reserved regions."""
         self._caps: Final = sum(xen.abi.caps.get(name, 0) for name in ("cache", "deferred_flush"))
         """Flags of query_capabilities that every domain is told."""
-        self._limit: Final = dom0.iommu.limit
+        self._limit: Final = target.machine.limit(target.bench.contexts, dom0.iommu.limit)
+        self._ids: Final = target.machine.ids(self)
         self._initialised: Final = dom0.iommu.initialised
         self._at_start: Final = tuple(dom0.iommu.contexts)
         """Numbers of the contexts that a posted init leaves behind."""
@@ -84,7 +85,7 @@ class Domains:
         caps = abi.caps.get("default_identity", 0) | self._caps
         dom0 = self._shadow(self._target.bed.dom0, self._frames, caps, None)
         dom0.limit, dom0.initialised = self._limit, self._initialised
-        dom0.homes = dict.fromkeys(self.devices, 0)
+        dom0.homes, dom0.uncovered = dict.fromkeys(self.devices, 0), self._target.machine.beyond
         for number in self._at_start:
             dom0.spaces[number] = Intervals()
             dom0.regions[number] = []
@@ -98,7 +99,7 @@ class Domains:
             0,
             False,
             self.devices,
-            xen.backend.max_iova,
+            target.machine.max_iova(xen.backend.max_iova),
             xen.pgsize_mask,
             caps,
             xen.profile.errno_paged_out,
@@ -109,7 +110,7 @@ class Domains:
         shadow.starved = lambda pages: self._failed or shadow.free_before < 4 + (pages >> 8)
         shadow.no_block = self._no_block
         shadow.stuck = lambda device, number: self._is_in(domain, device, number)
-        shadow.tagless = lambda: target.faults is not None and target.faults.tag
+        self._ids.ask(shadow, target)
         shadow.passes = lambda: target.passes
         shadow.pauses = lambda: xen.preempt is not None
         shadow.unconfirmed = lambda: bool(target.events & events.UNCONFIRMED)
@@ -207,7 +208,7 @@ class Domains:
         if result == -EIO:
             return bool(self._target.events & events.UNCONFIRMED)
         if result == -ENOMEM:
-            return self._failed or self._xen.frames.owner.count(DOMID_NONE) < SCARCE
+            return self._failed or self._xen.frames.owner.count(DOMID_NONE) < SCARCE or self._ids.may_be_gone()
         return False
 
     # ------------------------------------------------------------------------------------------ the toolstack's doings
@@ -331,7 +332,7 @@ class Domains:
         shadow.leave(device)
         troubled = self._target.events & (events.NO_MEMORY | events.UNCONFIRMED)
         scarce = self._xen.frames.owner.count(DOMID_NONE) < SCARCE
-        self.away[device] = "blocked" if troubled or scarce else "quarantine"
+        self.away[device] = "blocked" if troubled or scarce or self._ids.free is not None else "quarantine"
 
     def _assign(self, name: str, domid: int, result: int) -> int:
         shadow, device = self.shadows.get(domid), DEVICES[name]

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from abi.versions import Abi
-from fuzz import domain_generate
+from fuzz import domain_generate, machines
 from fuzz.choices import Choices
 from fuzz.numbers import (
     BASES,
@@ -116,6 +116,7 @@ class Generator(Choices):
             "raw": self._raw,
             **{verb: partial(self._of_domains, verb) for verb in domain_generate.WEIGHTS},
         }
+        self._machine: Final = machines.get(bench.machine)
         self._pending: list[Op] = []
         self._access = 3
 
@@ -176,7 +177,7 @@ class Generator(Choices):
         return ("free", number, flags, *self._arg())
 
     def _attach(self) -> Op:
-        device = "foreign" if self._is_wild() else self._rng.choice(DEVICES)
+        device = self._machine.stranger if self._is_wild() else self._rng.choice(DEVICES)
         number = 0 if self._rng.random() < 0.15 else self._ctx()
         return ("attach", device, number, 1 if self._is_wild() else 0, *self._arg())
 
@@ -187,6 +188,8 @@ class Generator(Choices):
 
     def _map(self) -> Op:
         ctx, frame, pages = self._ctx(), self._frame(), self._count()
+        if self._machine.frame_0 and self._rng.random() < 0.05:
+            frame = ("xen", 0)
         access = (
             self._pick(FLAGS)
             if self._is_wild()

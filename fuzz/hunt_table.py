@@ -107,7 +107,7 @@ worst.
 |---|---|---|---|---|---|---|
 {rows}
 
-Not hunted, because no guest or device could see them:
+Not hunted, because they show on no machine of a program:
 
 {unseen}
 """

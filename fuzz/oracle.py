@@ -9,7 +9,7 @@ densely only to find out which operation it was.
 from typing import Final
 
 from abi.errno import EFAULT, errno_name
-from base.units import PAGE_SHIFT
+from base.units import PAGE_SHIFT, Sbdf
 from fuzz import events
 from fuzz.domains import Domains
 from fuzz.faults import COPIES
@@ -35,6 +35,14 @@ class Oracle:
         self._untranslated: Final = {
             int(device.sbdf) for device in target.bed.dom0.devices.values() if not device.translated
         }
+        requesters = target.bed.pci.requester_ids
+        self._ways: Final = {
+            device: tuple(
+                (requester & 0xFFFF, write) for requester in requesters(Sbdf(device)) for write in (False, True)
+            )
+            for device in self.domains.devices
+        }
+        """By device: (requester id, whether it writes) of the accesses that it can make."""
         self._codecs: Final = {name: subop.codec for name, subop in target.abi.by_name.items()}
         self._told: list[tuple[Shadow, int, range]] = []
         """(domain, context, device frames) that hardware was told to forget during this operation."""
@@ -286,8 +294,8 @@ class Oracle:
             if not home and domid and self._is_reserved(dfn):
                 continue  # what a device of it once needed
             mfn, access = shadow.reach(home, dfn)
-            for write in (False, True):
-                found = translate(device & 0xFFFF, dfn << PAGE_SHIFT, write)
+            for requester, write in self._ways[device]:
+                found = translate(requester, dfn << PAGE_SHIFT, write)
                 if not isinstance(found, int):
                     self.target.events |= events.FAULT
                 expected = mfn << PAGE_SHIFT if mfn is not None and access >> write & 1 else None
@@ -308,8 +316,8 @@ class Oracle:
             if dfn > self.shadow._max_dfn:
                 continue
             own = any(first <= dfn <= last for first, last in self.domains.devices[device])
-            for write in (False, True):
-                found = self.target.bed.unit.translate(device & 0xFFFF, dfn << PAGE_SHIFT, write)
+            for requester, write in self._ways[device]:
+                found = self.target.bed.unit.translate(requester, dfn << PAGE_SHIFT, write)
                 actual = found if isinstance(found, int) else None
                 allowed = {dfn << PAGE_SHIFT if own and state != "out" else None}
                 if state == "blocked":

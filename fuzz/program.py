@@ -24,6 +24,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from abi.errno import errno_name, errno_number
+from fuzz import machines
 from fuzz.verbs import (
     ACCESS,
     ACCESS_NAMES,
@@ -74,7 +75,7 @@ MAX_OPS: Final = 100_000
 LEVELS: Final = ("typed", "raw", "driver")
 """Hypercalls with fields, hypercalls as bytes, what a guest kernel asks of its IOMMU code.  The first two are written
 in the same operations; they differ in what a generator makes of them."""
-_WORDS_OF_BENCH: Final = ("backend", "profile", "guest", "defects", "against", "level", "driver", "known")
+_WORDS_OF_BENCH: Final = ("backend", "profile", "guest", "defects", "against", "level", "driver", "known", "machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class Bench:
     """Of the guest; more than one: see :mod:`fuzz.concurrent`."""
     against: str = ""
     """A second machine that must agree: the name of another backend or profile."""
+    machine: str = machines.USUAL
+    """What the machine is like: a name in :mod:`fuzz.machines`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +227,11 @@ def _parse_bench(words: list[str]) -> Bench:
             raise ProgramError(f"unknown {what} {value!r}; there are: {', '.join(among)}")
     try:
         drivers.get(bench.driver)
+        machines.get(bench.machine)
     except ValueError as error:
         raise ProgramError(str(error)) from None
+    if bench.level == "driver" and bench.machine != machines.USUAL:
+        raise ProgramError(f"machine={bench.machine} is for hypercalls; at driver level the machine is the usual one")
     return bench
 
 

@@ -58,6 +58,8 @@ class Shadow(FrameShadow):
         """The domain's devices, and the context in which each is."""
         self.devices: Final = devices
         """Every device of the machine, with its reserved regions."""
+        self.uncovered: frozenset[int] = frozenset()
+        """Devices of the domain that no unit covers: they are in no context."""
         self.arena_pages: Final = arena_pages
         """Most pages that it may reserve; ``None``: as many as there are."""
         self.usable = True
@@ -81,7 +83,9 @@ class Shadow(FrameShadow):
         self.stuck: Callable[[int, int], bool] = lambda device, number: False
         """Whether a device is still in that context: asked where a move may have gone wrong."""
         self.tagless: Callable[[], bool] = lambda: False
-        """Whether hardware's last tag was made to be taken."""
+        """Whether hardware's last tag may be taken."""
+        self.out_of_tags: Callable[[], bool] = lambda: False
+        """Whether it is, for certain."""
         self.starved: Callable[[int], bool] = lambda pages: False
         """Whether a call that maps or splits so many pages may have run out of memory for tables."""
         self.no_block: Callable[[int], bool] = lambda order: False
@@ -139,7 +143,7 @@ class Shadow(FrameShadow):
             return -ENOSPC, (number_in,)
         if result == -ENOMEM and self.starved(0):
             return -ENOMEM, (number_in,)
-        if result == -ENOSPC and self.tagless():
+        if self.out_of_tags() or (result == -ENOSPC and self.tagless()):
             return -ENOSPC, (number_in,)
         self.spaces[number] = Intervals()
         self.regions[number] = []
@@ -177,10 +181,12 @@ class Shadow(FrameShadow):
         device = segment << 16 | bus << 8 | devfn
         if pasid:
             return -EOPNOTSUPP, ()
-        if device not in self.homes:
+        if device not in self.homes and device not in self.uncovered:
             return -ENODEV, ()
         if number and number not in self.spaces:
             return -ENOENT, ()
+        if device in self.uncovered:
+            return (-EINVAL if number in self.dying else -ENODEV), ()
         if self.homes[device] == number:
             return 0, ()
         refused = self.refuses(device, number)

@@ -8,6 +8,7 @@ from abi.canonical import CANONICAL
 from abi.errno import EINVAL, ESRCH
 from abi.model import Convention
 from base.units import PAGE_SHIFT
+from fuzz import machines
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench
 from fuzz.toolstack import OUTER, READ_ONLY, READ_ONLY_PAGE, SPLIT_END, STRUCT_END, CallingDomain, Toolstack
@@ -83,6 +84,7 @@ class Target(Watched):
         """``sabotage`` plants a fault into the finished bed.  ``ProgramError`` for a bench that cannot be built."""
         self.bench: Final = bench
         try:
+            self.machine: Final = machines.of(bench.machine, bench.backend)
             config = Config(
                 backend=bench.backend,
                 profile=bench.profile,
@@ -95,7 +97,7 @@ class Target(Watched):
                 rmrrs=(RMRR,),
                 defects=tuple(filter(None, bench.defects.split(","))),
             )
-            self.bed: Final = build(config)
+            self.bed: Final = build(self.machine.configure(config, bench.contexts, bench.arena))
         except ValueError as error:
             raise ProgramError(str(error)) from None
         super().__init__(self.bed.xen)
@@ -132,6 +134,7 @@ class Target(Watched):
         self.xen.map_default(bed.dom0, MMIO_START >> PAGE_SHIFT, MMIO_START >> PAGE_SHIFT, 1)
         if bed.dom0.pv:  # firmware's frames lie within RAM, and are the hardware domain's to access as MMIO is
             bed.dom0.mmio.insert(0, (FIRMWARES[0], FIRMWARES[-1]))
+        self.machine.prepare(bed)
         self._set_up()
         if sabotage is not None:
             sabotage(bed)
@@ -149,7 +152,7 @@ class Target(Watched):
         """Contexts and arena of the bench, where the version's interface or its hypervisor's command line has them."""
         contexts, iommu = self.bench.contexts, self.bed.dom0.iommu
         assert iommu is not None
-        if contexts is None:
+        if contexts is None or self.machine.command_line:
             return
         if self.abi.has("init"):
             self.call("init", (contexts, self.bench.arena))
@@ -255,9 +258,7 @@ class Target(Watched):
 
     def _number(self, owner: CallingDomain, page: int) -> int:
         """The number that a domain itself has for one of its pages."""
-        if not owner.pv:
-            return page
-        return owner.mfns[page] if page < len(owner.mfns) else self.memory.frames - 1
+        return page if not owner.pv else owner.mfns[page] if page < len(owner.mfns) else self.memory.frames - 1
 
     def call(self, name: str, args: tuple[int, ...], argument: Value = "plain", holes: Value = 0) -> Call:
         """Sub-op ``name`` with canonical fields ``args``; ``holes``: which byte that belongs to no field is set.
@@ -348,9 +349,8 @@ class Target(Watched):
         return call
 
     def _finish(self, inner: Call, progress: int, result: int) -> None:
-        address = int.from_bytes(inner.after, "little")
-        inner.after = self.caller.vcpu.memory.read(address, len(inner.before)) or inner.before
-        inner.progress, inner.result = progress, result
+        there = self.caller.vcpu.memory.read(int.from_bytes(inner.after, "little"), len(inner.before))
+        inner.after, inner.progress, inner.result = there or inner.before, progress, result
 
     @property
     def wrapping(self) -> tuple[int | None, int]:

@@ -22,8 +22,10 @@ DEVICES: Final = {
     "port": int(make_sbdf(0, 0, 0x1C, 0)),
     "bridge": int(make_sbdf(0, 0, 0, 0)),
     "foreign": 0xFFFF,
+    "beyond": int(make_sbdf(1, 0, 0, 0)),
 }
-"""Name to segment << 16 | bus << 8 | devfn; the domain has no ``foreign`` device."""
+"""Name to segment << 16 | bus << 8 | devfn; the domain has no ``foreign`` device, and ``beyond`` only in a machine that
+has one."""
 MOST_DOMAINS: Final = 4
 """Domains whose pages a program can name."""
 PAGE_SPACES: Final = ("ram", *(f"d{number}" for number in range(MOST_DOMAINS)))

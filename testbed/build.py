@@ -207,6 +207,8 @@ class TestBed:
             (self.rogue, ROGUE, ROGUE_BAR),
         ):
             function = device.pci_function(sbdf, bar)
+            if sbdf == ROGUE:
+                function = replace(function, phantom_functions=self.config.phantom_functions)
             self.pci.add(replace(function, ats=True) if self.config.device_tlb and sbdf == COPIER else function)
             device.attach(self.bus, bar)
 

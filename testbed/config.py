@@ -66,6 +66,8 @@ class Config:
     """Guest domains, with ids from 1 on."""
     device_tlb: bool = False
     """The copier keeps translations in a cache of its own (ATS), which its unit has to support."""
+    phantom_functions: int = 0
+    """log2 of the requester ids that the rogue device uses, 0 to 3: above its own those of phantom functions."""
     defects: tuple[str, ...] = field(default_factory=SWITCHED_ON.get)
     """Ids of :mod:`hypervisor.defects.catalogue`, switched on over those that the profile has."""
     dom0_iommu: str = ""
@@ -82,6 +84,8 @@ class Config:
             raise ValueError(f"unknown guest kind {self.guest!r}; there are: {', '.join(GUESTS)}")
         if not 1 <= self.vcpus <= 64:
             raise ValueError(f"{self.vcpus} vCPUs: it takes 1 to 64")
+        if not 0 <= self.phantom_functions <= 3:
+            raise ValueError(f"2^{self.phantom_functions} requester ids: a function has 2^0 to 2^3")
         replacement.parse(self.iotlb)
         check_units(self.units)
         for rmrr in self.rmrrs:

@@ -234,7 +234,7 @@ def contexts_are_numbered(view: View) -> Iterator[str]:
 
 @invariant
 def devices_and_contexts_agree(view: View) -> Iterator[str]:
-    """Every device is on the list of the one context that it names, and no dying context has any."""
+    """Every device that a unit covers is on the list of the one context that it names, and no dying context has any."""
     for domain in view.xen.all_domains():
         if domain.iommu is None:
             continue
@@ -248,8 +248,8 @@ def devices_and_contexts_agree(view: View) -> Iterator[str]:
                 yield f"{domain} {context}: dying, with devices"
         for sbdf in domain.devices:
             lists = [number for (where, number), times in places.items() for _ in range(times) if where == sbdf]
-            blocked = domain.devices[sbdf].context is None and domain is view.xen.quarantined
-            if len(lists) != (not blocked):
+            unlisted = domain is view.xen.quarantined or sbdf not in view.testbed.pci.functions
+            if len(lists) != (not unlisted or domain.devices[sbdf].context is not None):
                 yield f"{domain}: {format_sbdf(sbdf)} is on the lists of {lists or 'no context'}"
 
 

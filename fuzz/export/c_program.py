@@ -18,6 +18,7 @@ from abi.model import Convention
 from base.units import Sbdf, format_sbdf
 from fuzz.driver_run import DriverRunner
 from fuzz.export.recorded import Issued, RegionsAsked, Tap, listen
+from fuzz.machines import MACHINES, USUAL
 from fuzz.program import DEVICES, Program, ProgramError, format_bench, format_op
 from fuzz.run import Runner
 from fuzz.session import Session, Step
@@ -94,6 +95,9 @@ class CProgram:
             yield "Reserved regions are expected to be those of the emulated machine; others are no fault of Xen's."
         yield "Expected answers are those of the emulated hypervisor on"
         yield f"  {format_bench(self._program.bench)}"
+        machine = self._program.bench.machine
+        if machine != USUAL:
+            yield f"which is no usual machine ({MACHINES[machine].prose}): others may answer otherwise,"
         broken = self._session.broken
         if broken is not None:
             yield f"where the operation '{format_op(broken.operation)}' broke"

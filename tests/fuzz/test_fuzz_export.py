@@ -233,6 +233,11 @@ def test_a_device_that_was_pulled_out_stays_there_and_the_file_says_so():
     assert 'skip("unplug nic", "the device stays where it is here; later answers may differ");' in text
 
 
+def test_a_machine_that_is_not_the_usual_one_is_explained():
+    text = CProgram(parse("# pviommu program 1\nbench machine=narrow\nquery\n")).text()
+    assert "(the unit walks trees of three levels only, 39 bits): others may answer otherwise" in text
+
+
 def test_a_program_of_two_machines_is_refused():
     for bench in ("against=smmuv3", "vcpus=2", "level=driver against=smmuv3"):
         with pytest.raises(ProgramError, match="one machine"):

@@ -3,15 +3,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from abi import versions
 from fuzz.generate import Generator
 from fuzz.intervals import Intervals
+from fuzz.machines import MACHINES
 from fuzz.program import Bench, Program, ProgramError, parse
 from fuzz.run import replay
 
+DOCS = Path(__file__).parents[2] / "docs" / "fuzzing.md"
 HEAD = "# pviommu program 1\nbench backend=vtd profile=v7-fixed guest=pv contexts=4 arena=6\n"
 
 
@@ -54,6 +57,28 @@ def test_equal_seeds_give_equal_programs_under_any_hash_seed():
 def test_a_wrong_line_is_named(line, says):
     with pytest.raises(ProgramError, match=f"line 3: .*{says}"):
         parse(HEAD + line)
+
+
+@pytest.mark.parametrize(
+    ("bench", "says"),
+    [
+        ("machine=toaster", "unknown machine 'toaster'; there are: usual, narrow"),
+        ("machine=narrow level=driver", "machine=narrow is for hypercalls"),
+        ("machine=narrow backend=smmuv3", "machine=narrow is of vtd"),
+        ("machine=command-line", "nb-ctx=5: v7-fixed knows dma=no"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_named(bench, says):
+    with pytest.raises(ProgramError, match=says):
+        replay(parse(f"# pviommu program 1\nbench {bench}\n"))
+
+
+def test_every_machine_is_printed_read_and_explained():
+    page = DOCS.read_text()
+    for name, machine in MACHINES.items():
+        bench = Bench(machine=name)
+        assert parse(str(Program(bench, ()))).bench == bench
+        assert f"| `{name}` | {machine.prose} |" in page
 
 
 def test_a_stale_table_pointer_does_not_survive_a_fold():

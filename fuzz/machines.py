@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machines that a program can ask for in its bench line, ``machine=NAME``: each is unlike the usual one in one thing.
+
+Some faults need hardware or a boot that most machines do not have; here is where they show.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from base.units import Sbdf
+from fuzz.domain_ids import DomainIds
+from fuzz.verbs import DEVICES
+from hypervisor.frames import DOMID_IO
+from hypervisor.iommu.context import PciDevice
+from hypervisor.vtd.driver import VtdBackend
+from machine.pci import PciFunction
+from testbed.build import TestBed
+from testbed.config import Config
+from testbed.units import DEFAULT, UnitSpec
+
+if TYPE_CHECKING:
+    from fuzz.domains import Domains
+
+USUAL: Final = "usual"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a machine has that others have not."""
+
+    prose: str
+    backends: tuple[str, ...] = ("vtd",)
+    """Those that there is such a machine of; none: all."""
+    unit: str = DEFAULT
+    """Kind of its unit (:mod:`testbed.backends`)."""
+    address_bits: int | None = None
+    """Width of the I/O virtual addresses that its unit walks; ``None``: as wide as the backend says."""
+    free_ids: int | None = None
+    """Domain ids that its unit has left when the program begins; ``None``: more than a program uses."""
+    phantom_functions: int = 0
+    """log2 of the requester ids that the rogue device uses."""
+    command_line: bool = False
+    """Contexts and arena of the bench are given on Xen's command line."""
+    uncovered: bool = False
+    """The domain has a device that no unit covers."""
+    frame_0: bool = False
+    """A PV dom0 may map machine frame 0, as it may MMIO."""
+    guests: tuple[str, ...] = ("pv", "pvh")
+    """Kinds of dom0 that may tell it from the usual one."""
+
+    def is_of(self, backend: str) -> bool:
+        """Whether there is such a machine of that backend."""
+        return not self.backends or backend in self.backends
+
+    @property
+    def beyond(self) -> frozenset[int]:
+        """Devices of dom0 that no unit covers."""
+        return frozenset({DEVICES["beyond"]} if self.uncovered else ())
+
+    def ids(self, domains: "Domains") -> DomainIds:
+        """The domain ids of its units, which ``domains`` use up."""
+        return DomainIds(self.free_ids, domains)
+
+    @property
+    def stranger(self) -> str:
+        """A device that cannot be attached."""
+        return "beyond" if self.uncovered else "foreign"
+
+    def limit(self, contexts: int | None, found: int) -> int:
+        """Most contexts of dom0, where the bench says ``contexts`` and the hypervisor came up with ``found``."""
+        return contexts if self.command_line and contexts is not None else found
+
+    def max_iova(self, usual: int) -> int:
+        """The highest address that its units translate, ``usual`` for most machines."""
+        return usual if self.address_bits is None else (1 << self.address_bits) - 1
+
+    def configure(self, config: Config, contexts: int | None, arena: int) -> Config:
+        """The test bed of ``config`` as this machine; ``contexts`` and 2^``arena`` pages are the bench's."""
+        told = f"nb-ctx={contexts + 1},arena-order={arena}" if self.command_line and contexts is not None else ""
+        units = (UnitSpec(self.unit),)
+        return replace(config, units=units, phantom_functions=self.phantom_functions, dom0_iommu=told)
+
+    def prepare(self, bed: TestBed) -> None:
+        """What a configuration does not say, before the guest does anything."""
+        xen, dom0 = bed.xen, bed.dom0
+        if self.frame_0 and dom0.pv:
+            dom0.mmio.insert(0, (0, 0))
+            xen.frames.owner[0] = DOMID_IO
+        if self.uncovered:
+            function = PciFunction(Sbdf(DEVICES["beyond"]))
+            dom0.devices[function.sbdf] = PciDevice(function, (function.sbdf,))
+        if self.free_ids is not None:
+            assert isinstance(xen.backend, VtdBackend)
+            for unit in xen.backend.units:
+                for _ in range(unit.dids - 1 - self.free_ids):  # dom0's default context has one
+                    unit.take_did()
+
+
+MACHINES: Final[dict[str, Machine]] = {
+    USUAL: Machine("one unit that covers every device, walks what is usual for the backend and has ids to spare", ()),
+    "narrow": Machine("the unit walks trees of three levels only, 39 bits", unit="39-bit", address_bits=39),
+    "few-ids": Machine(
+        "the unit has 256 domain ids, and all but three are taken when the program begins",
+        unit="few-domains",
+        free_ids=3,
+    ),
+    "phantom": Machine("the rogue device issues requests under a phantom function's id as well", phantom_functions=1),
+    "uncovered": Machine("the domain has a device (`beyond`) on a segment that no unit covers", uncovered=True),
+    "frame-0": Machine(
+        "machine frame 0 is I/O memory that dom0 may map, as a PC's first megabyte is", frame_0=True, guests=("pv",)
+    ),
+    "command-line": Machine(
+        "v1 to v3: Xen was told how many contexts and pages dom0 has by `dom0-iommu=nb-ctx=N,arena-order=N`",
+        (),
+        command_line=True,
+    ),
+}
+"""By name."""
+
+
+def get(name: str) -> Machine:
+    """The machine called ``name``; ``ValueError`` lists what there is."""
+    if name not in MACHINES:
+        raise ValueError(f"unknown machine {name!r}; there are: {', '.join(MACHINES)}")
+    return MACHINES[name]
+
+
+def of(name: str, backend: str) -> Machine:
+    """The same, if there is such a machine of ``backend``; else ``ValueError`` says of what there is."""
+    machine = get(name)
+    if not machine.is_of(backend):
+        raise ValueError(f"machine={name} is of {' and '.join(machine.backends)}")
+    return machine
