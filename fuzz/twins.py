@@ -207,13 +207,7 @@ class Twins(Runner):
         if self._agreement.over:
             return 0, None
         left, right = (getattr(target, method)(*operation[1:])[2] for target in (self.target, self._other))
-        if left != right and _ENOMEM in (left, right):
-            self._agreement.over = True
-        elif left != right:
-            one, two = self._sides
-            said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
-            return left, Broken("same-answer", f"{operation[0]} answered {said}")
-        return left, None
+        return self._same(operation, left, right, (_ENOMEM,))
 
     def _domains_both(self, operation: Op) -> tuple[int, Broken | None]:
         """Something that the toolstack does to domains and devices; two whose memory lies elsewhere are not comparable
@@ -225,13 +219,18 @@ class Twins(Runner):
         made = [target.toolstack.callers.get(operation[1]) for target in targets]
         if operation[0] == "create_domain" and made[0] is not None and made[1] is not None:
             self._agreement.over = made[0].mfns != made[1].mfns
-        if left != right and not {left, right}.isdisjoint((_ENOMEM, _ENOSPC)):
+        return self._same(operation, left, right, (_ENOMEM, _ENOSPC))
+
+    def _same(self, operation: Op, left: int, right: int, scarce: tuple[int, ...]) -> tuple[int, Broken | None]:
+        """Both sides' answers to what the toolstack did: where one found something ``scarce``, they agree no longer."""
+        if left == right:
+            return left, None
+        if left in scarce or right in scarce:
             self._agreement.over = True
-        elif left != right:
-            one, two = self._sides
-            said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
-            return left, Broken("same-answer", f"{operation[0]} answered {said}")
-        return left, None
+            return left, None
+        one, two = self._sides
+        said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
+        return left, Broken("same-answer", f"{operation[0]} answered {said}")
 
     def _tell_both(self, method: str, operation: Op) -> tuple[int, Broken | None]:
         """Something that changes how later operations go; versions differ in what can be carried and claimed."""
