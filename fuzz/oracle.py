@@ -8,7 +8,7 @@ densely only to find out which operation it was.
 
 from typing import Final
 
-from abi.errno import EFAULT, errno_name
+from abi.errno import EFAULT, EINVAL, EIO, ENOMEM, EPERM, errno_name
 from base.units import PAGE_SHIFT, Sbdf
 from fuzz import events
 from fuzz.domains import Domains
@@ -128,7 +128,7 @@ class Oracle:
                     "yields", f"{call.name} of {pages} pages was issued again {len(self.target.passes)} times"
                 )
         if result != expected:
-            clause = "short-of-memory" if result == -12 else "confirmed" if expected == -5 else "answer"
+            clause = "short-of-memory" if result == -ENOMEM else "confirmed" if expected == -EIO else "answer"
             name = call.name or "unknown sub-op"
             return Broken(clause, f"{name} answered {errno_name(result)}, not {errno_name(expected)}")
         if call.after != written:
@@ -149,7 +149,7 @@ class Oracle:
         long = call.name == "free_context" and not call.result and shadow.scattered > 2 * TEARDOWN_LEAVES
         if long and self.target.always_wanted and not happened & events.RESTART:
             return Broken("yields", f"free of {shadow.scattered} pages let nobody else run")
-        short = call.result == -12 and call.name == "unmap_pages" and self.target.faults is None
+        short = call.result == -ENOMEM and call.name == "unmap_pages" and self.target.faults is None
         if short and not happened & events.UNCONFIRMED and self.domains.free_pages(call.domid) > shadow.free_when_short:
             return Broken("short-of-memory", "unmap_pages answered ENOMEM, and gave tables back afterwards")
         added_only = call.name == "map_pages" and not call.result and not happened & (events.FOLD | events.RESTART)
@@ -181,20 +181,20 @@ class Oracle:
         elif codec is None:
             expected = -abi.errno_unknown_subop
         elif call.argument in ("unmapped", "noncanonical"):
-            expected = -14
+            expected = -EFAULT
         else:
             domid, number, _ = codec.decode(call.before)
             inner = abi.subops.get(number)
             if codec.decode_clean(call.before) is None:
-                expected = -22
+                expected = -EINVAL
             elif call.domid:
-                expected = -1
+                expected = -EPERM
             elif domid not in shadows:
                 expected = -2
             elif inner is None:
                 expected = -abi.errno_unknown_subop
             elif inner.name == "remote_cmd":
-                expected = -22
+                expected = -EINVAL
             elif not shadows[domid].usable:
                 expected = -abi.errno_unusable
             elif call.inner is not None:
@@ -217,7 +217,7 @@ class Oracle:
         abi, before, shadow = self.target.abi, call.before, self.domains.shadows[call.domid]
         nowhere = call.argument in ("unmapped", "noncanonical")
         if self.target.union and (nowhere or call.argument == "readonly"):
-            return -14, before
+            return -EFAULT, before
         if not shadow.usable:
             return -abi.errno_unusable, before
         codec = self._codecs.get(call.name)
@@ -226,15 +226,15 @@ class Oracle:
         if codec is None or (codec.size == 0 and not self.target.union):
             return shadow.predict[call.name]((), call.result, ())[0], before
         if nowhere:
-            return -14, before
+            return -EFAULT, before
         if self.target.union or codec.out != codec.fields:
             fields = codec.decode_clean(before)
             if fields is None:
-                return -22, before
+                return -EINVAL, before
         else:
             fields = ()
         if codec.out and call.argument == "readonly":
-            return -14, before
+            return -EFAULT, before
         if codec.out:
             after = codec.as_dict(call.after)
             actual = tuple(after[name] for name in codec.out)
@@ -258,7 +258,7 @@ class Oracle:
 
     def judge_removal(self, domid: int, gfn: int, result: int) -> Broken | None:
         """Hold the toolstack's taking of a page of a domain against what must come of it."""
-        expected = self.domains.removal(domid, gfn, result) if gfn >= 0 else -22
+        expected = self.domains.removal(domid, gfn, result) if gfn >= 0 else -EINVAL
         if result != expected:
             return Broken(
                 "toolstack", f"taking frame {gfn:#x} answered {errno_name(result)}, not {errno_name(expected)}"
@@ -267,7 +267,7 @@ class Oracle:
 
     def judge_retype(self, domid: int, gfn: int, kind: str, result: int) -> Broken | None:
         """The same for making another kind of page of one of a domain's."""
-        expected = self.domains.retyping(domid, gfn, kind, result) if gfn >= 0 else -22
+        expected = self.domains.retyping(domid, gfn, kind, result) if gfn >= 0 else -EINVAL
         if result != expected:
             return Broken("toolstack", f"frame {gfn:#x} as {kind}: {errno_name(result)}, not {errno_name(expected)}")
         return None

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from abi.errno import errno_name
+from abi.errno import ENOMEM, ENOSPC, errno_name
 from base.units import PAGE_SHIFT
 from fuzz.oracle import Oracle
 from fuzz.program import Bench
@@ -26,8 +26,6 @@ from testbed import backends
 from testbed.build import TestBed
 from testbed.reachable import reachable
 
-_ENOMEM: Final = -12
-_ENOSPC: Final = -28
 """Versions without an init call have more contexts."""
 _PAGES: Final = {"remove": "remove", "p2m": "retype"}
 _TOLD: Final = {"preempt": "preempt", "progress": "claim", "remote": "carry", "as": "call_as"}
@@ -142,17 +140,16 @@ class Twins(Runner):
         return all(target.abi.has(SUBOPS[str(verb)]) for target in (self.target, self._other))
 
     def _compare(self, name: str, left: Call, right: Call) -> tuple[int, Broken | None]:
-        one, two = self._sides
         if left.result != right.result:
-            if _ENOMEM in (left.result, right.result) or (
-                not self._same_abi and _ENOSPC in (left.result, right.result)
+            if -ENOMEM in (left.result, right.result) or (
+                not self._same_abi and -ENOSPC in (left.result, right.result)
             ):
                 self._agreement.over = True
                 return left.result, None
             if self._same_abi or (left.result == 0) != (right.result == 0):
-                said = f"{errno_name(left.result)} on {one} and {errno_name(right.result)} on {two}"
-                return left.result, Broken("same-answer", f"{name or 'unknown sub-op'} answered {said}")
+                return left.result, self._differ(name or "unknown sub-op", left.result, right.result)
         if self._same_abi and left.after != right.after and name != "query_capabilities":
+            one, two = self._sides
             return left.result, Broken(
                 "same-answer", f"{name}'s struct reads {left.after.hex()} on {one}, {right.after.hex()} on {two}"
             )
@@ -207,7 +204,7 @@ class Twins(Runner):
         if self._agreement.over:
             return 0, None
         left, right = (getattr(target, method)(*operation[1:])[2] for target in (self.target, self._other))
-        return self._same(operation, left, right, (_ENOMEM,))
+        return self._same(operation, left, right, (-ENOMEM,))
 
     def _domains_both(self, operation: Op) -> tuple[int, Broken | None]:
         """Something that the toolstack does to domains and devices; two whose memory lies elsewhere are not comparable
@@ -219,7 +216,7 @@ class Twins(Runner):
         made = [target.toolstack.callers.get(operation[1]) for target in targets]
         if operation[0] == "create_domain" and made[0] is not None and made[1] is not None:
             self._agreement.over = made[0].mfns != made[1].mfns
-        return self._same(operation, left, right, (_ENOMEM, _ENOSPC))
+        return self._same(operation, left, right, (-ENOMEM, -ENOSPC))
 
     def _same(self, operation: Op, left: int, right: int, scarce: tuple[int, ...]) -> tuple[int, Broken | None]:
         """Both sides' answers to what the toolstack did: where one found something ``scarce``, they agree no longer."""
@@ -228,9 +225,12 @@ class Twins(Runner):
         if left in scarce or right in scarce:
             self._agreement.over = True
             return left, None
+        return left, self._differ(operation[0], left, right)
+
+    def _differ(self, name: str, left: int, right: int) -> Broken:
+        """The two sides answered ``name`` differently."""
         one, two = self._sides
-        said = f"{errno_name(left)} on {one} and {errno_name(right)} on {two}"
-        return left, Broken("same-answer", f"{operation[0]} answered {said}")
+        return Broken("same-answer", f"{name} answered {errno_name(left)} on {one} and {errno_name(right)} on {two}")
 
     def _tell_both(self, method: str, operation: Op) -> tuple[int, Broken | None]:
         """Something that changes how later operations go; versions differ in what can be carried and claimed."""
