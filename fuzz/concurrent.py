@@ -251,8 +251,14 @@ class Concurrent:
         return self._sequential[whose]
 
     def _state(self) -> object:
-        """What calls leave behind that somebody can see: mappings, devices' places, references."""
-        return spaces(self.bed), homes(self.bed), bytes(self.bed.xen.frames.allocated)
+        """What calls leave behind that somebody can see: mappings, devices' places, which domain has which of its
+        pages, and how many frames are left; which ones the heap handed out is up to the schedule."""
+        frames = self.bed.xen.frames
+        pages = {
+            domid: bytes(frames.allocated[mfn] and frames.owner[mfn] == domid for mfn in caller.mfns)
+            for domid, caller in self._callers.items()
+        }
+        return spaces(self.bed), homes(self.bed), pages, frames.allocated.count(1)
 
 
 def _said(answer: object) -> str:

@@ -194,11 +194,6 @@ class Toolstack:
         return -ENODEV if device is None else self._xen.attach_device(self._bed.dom0, device, number)
 
     def remove_device(self, name: str) -> int:
-        """-ENODEV for a device that is not there, or what :meth:`hypervisor.xen.Xen.detach_device` answers."""
+        """-ENODEV, or what :meth:`hypervisor.xen.Xen.remove_device` answers."""
         device = self.devices.get(name)
-        if device is None:
-            return -ENODEV
-        for domain in self._xen.all_domains():
-            if domain.devices.get(device.sbdf) is device:
-                return self._xen.detach_device(domain, device)
-        return -ENODEV
+        return -ENODEV if device is None else self._xen.remove_device(device)

@@ -274,6 +274,10 @@ class Xen:
         """A device is about to be taken out of the machine: it reaches nothing from now on and is no domain's."""
         return assignment.detach_device(self, domain, device)
 
+    def remove_device(self, device: PciDevice) -> int:
+        """The same of a device of whatever domain."""
+        return assignment.remove_device(self, device)
+
     def assign_device(self, domain: Domain, device: PciDevice) -> int:
         """Give a device to a domain, wherever it is; it starts in the domain's default context."""
         return assignment.assign_device(self, domain, device)
@@ -282,6 +286,10 @@ class Xen:
         """Take a device away from a domain, into quarantine."""
         return assignment.deassign_device(self, domain, device)
 
+    def deassign_devices(self, domain: Domain) -> int:
+        """The same of all its devices."""
+        return assignment.deassign_devices(self, domain)
+
     def quarantine(self, device: PciDevice) -> int:
         """Put a device where it reaches nothing but its reserved regions."""
         return assignment.quarantine(self, device)
@@ -289,13 +297,7 @@ class Xen:
     def dom_io(self) -> Domain:
         """The domain that devices in quarantine belong to; made when it is first needed."""
         if self.quarantined is None:
-            context = IommuContext(CtxNo(0), self.heap)
-            error = self.backend.context_init(context)
-            if error:
-                context.dying = True  # nothing can be put there
-            iommu = DomainIommu(context, allowed=False)
-            iommu.limit = self.quarantine_contexts
-            self.quarantined = Domain(DOMID_IO, P2m(0), iommu, hardware=False, pv=False)
+            self.quarantined = assignment.dom_io(self)
         return self.quarantined
 
     def all_domains(self) -> tuple[Domain, ...]:

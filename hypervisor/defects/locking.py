@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from abi.errno import ENOENT, ENOSPC, EPERM
+from abi.errno import ENODEV, ENOENT, ENOSPC, EPERM
 from hypervisor.defects.model import V1_TO_3, Defect
 from hypervisor.defects.seams import Seams, replace
 from hypervisor.domain import Domain
@@ -75,6 +75,8 @@ def one_lock_per_domain(seams: Seams) -> None:
         lookup_page=_whole_domain(_nothing_more, unknown),
     )
     seams.toolstack.update(dict.fromkeys(MOVES, _between_domains(ordered=True)))
+    seams.toolstack["remove_device"] = _whoever_has_it
+    seams.toolstack["deassign_devices"] = _device_by_device
     seams.toolstack["remove_page"] = _page
     seams.toolstack["relinquish_contexts"] = seams.toolstack["relinquish_default"] = _domain_ends
     assert seams.locks
@@ -101,6 +103,19 @@ def _between_domains(*, ordered: bool) -> ToolstackGuard:
             return call()
 
     return guard
+
+
+def _whoever_has_it(locks: Locks, xen: Xen, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+    """The lock of whose device it is comes first: so the look is another one once the device has gone elsewhere."""
+    while True:
+        error = call()
+        if error != -ENODEV or not any(args[0] in domain.devices.values() for domain in xen.all_domains()):
+            return error
+
+
+def _device_by_device(locks: Locks, xen: Xen, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+    """Each move takes its locks; an end that finds a device gone meanwhile is tried again."""
+    return call()
 
 
 def _page(locks: Locks, xen: Xen, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from abi.errno import EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC
 from base.units import CtxNo
-from hypervisor.domain import Domain
+from hypervisor.domain import Domain, DomainIommu
 from hypervisor.errors import XenBug
+from hypervisor.frames import DOMID_IO
 from hypervisor.iommu.context import IommuContext, PciDevice
 from hypervisor.iommu.moves import move_device, release
 from hypervisor.iommu.pasids import forget_pasids
+from hypervisor.p2m import P2m
 
 if TYPE_CHECKING:
     from hypervisor.xen import Xen
@@ -51,6 +53,14 @@ def detach_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
     return error
 
 
+def remove_device(xen: "Xen", device: PciDevice) -> int:
+    """The same of a device of whatever domain; -ENODEV if none has it."""
+    for domain in xen.all_domains():
+        if domain.devices.get(device.sbdf) is device:
+            return xen.detach_device(domain, device)
+    return -ENODEV
+
+
 def assign_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
     """Put a device into the default context of ``domain``, out of quarantine or another domain if it is there."""
     iommu = domain.iommu
@@ -72,6 +82,26 @@ def deassign_device(xen: "Xen", domain: Domain, device: PciDevice) -> int:
     if not error:
         _give(xen, device, xen.dom_io())
     return error
+
+
+def deassign_devices(xen: "Xen", domain: Domain) -> int:
+    """The same of every device of ``domain``; the errno of the first that stays where it was."""
+    for device in list(domain.devices.values()):
+        error = xen.deassign_device(domain, device)
+        if error:
+            return error
+    return 0
+
+
+def dom_io(xen: "Xen") -> Domain:
+    """The domain that devices in quarantine belong to, with a default context that maps nothing."""
+    context = IommuContext(CtxNo(0), xen.heap)
+    error = xen.backend.context_init(context)
+    if error:
+        context.dying = True  # nothing can be put there
+    iommu = DomainIommu(context, allowed=False)
+    iommu.limit = xen.quarantine_contexts
+    return Domain(DOMID_IO, P2m(0), iommu, hardware=False, pv=False)
 
 
 def quarantine(xen: "Xen", device: PciDevice) -> int:

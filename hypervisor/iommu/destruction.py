@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 def relinquish(xen: "Xen", domain: Domain) -> int:
     """One pass: :data:`RESTART` if there is more to do, an errno, or 0 once nothing is left to be done."""
     xen.begin_dying(domain)
-    for device in list(domain.devices.values()):
-        error = xen.deassign_device(domain, device)
-        if error:
-            return error
-    error = xen.relinquish_contexts(domain) or xen.relinquish_default(domain)
+    error = xen.deassign_devices(domain) or xen.relinquish_contexts(domain) or xen.relinquish_default(domain)
     if error:
         return error
     _relinquish_memory(xen, domain)

@@ -49,6 +49,13 @@ def moving_a_device(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Calla
             return call()
 
 
+def looking_for_devices(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+    """Who has which stays as it is from the look until the moves that follow from it are done, as in Xen's
+    ``pci_remove_device`` and ``pci_release_devices``."""
+    with locks.holding(locks.of(PCIDEVS)):
+        return call()
+
+
 def ending_contexts(locks: Locks, xen: "Xen", args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
     """All contexts of a domain."""
     domain: Domain = args[0]
@@ -72,9 +79,12 @@ def owner(xen: "Xen", context: IommuContext) -> Domain:
 
 MOVES: Final = ("attach_device", "detach_device", "assign_device", "deassign_device")
 """What moves devices."""
+LOOKS: Final = ("remove_device", "deassign_devices")
+"""What looks for devices that have to be moved."""
 TOOLSTACK: Final[dict[str, Guard]] = {
     "remove_page": taking_a_page,
     **dict.fromkeys(MOVES, moving_a_device),
+    **dict.fromkeys(LOOKS, looking_for_devices),
     "relinquish_contexts": ending_contexts,
     "relinquish_default": ending_contexts,
 }
