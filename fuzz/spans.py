@@ -10,16 +10,16 @@ Span = tuple[int, int, int, int]
 
 
 def joined(leaves: list[Leaf]) -> Iterator[tuple[int, int, int, int]]:
-    """Leaves as ranges, alike neighbours joined."""
+    """Runs of leaves as ranges, alike neighbours joined whatever the sizes of their leaves."""
     start = end = delta = access = 0
     for leaf in leaves:
         rights = leaf.readable | leaf.writable << 1
         if leaf.dfn == end and leaf.mfn - leaf.dfn == delta and rights == access and end > start:
-            end += 1 << leaf.order
+            end += leaf.pages
             continue
         if end > start:
             yield start, end, delta, access
-        start, end, delta, access = leaf.dfn, leaf.dfn + (1 << leaf.order), leaf.mfn - leaf.dfn, rights
+        start, end, delta, access = leaf.dfn, leaf.dfn + leaf.pages, leaf.mfn - leaf.dfn, rights
     if end > start:
         yield start, end, delta, access
 

@@ -48,9 +48,6 @@ def counts_are_right(view: View) -> bool:
     for domain, _, leaf in view.leaves():
         if leaf.referenced and leaf.mfn + leaf.pages <= frames.frames:
             amount = (1 << 32 | 1) if pv and leaf.writable and domain.pv else 1
-            if leaf.order:
-                run = slice(leaf.mfn, leaf.mfn + leaf.pages)
-                held[run] = [count + amount for count in held[run]]
-            else:
-                held[leaf.mfn] += amount
+            run = slice(leaf.mfn, leaf.mfn + leaf.pages)
+            held[run] = [count + amount for count in held[run]]
     return held == frames.refs.tolist()

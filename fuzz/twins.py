@@ -17,7 +17,7 @@ from base.units import PAGE_SHIFT
 from fuzz.oracle import Oracle
 from fuzz.program import Bench
 from fuzz.run import Runner
-from fuzz.spans import Span
+from fuzz.spans import Span, joined
 from fuzz.sweep import Broken
 from fuzz.target import SUBOPS, Call, Target
 from fuzz.verbs import DEVICES, Op, ProgramError
@@ -250,14 +250,8 @@ def spaces(bed: TestBed) -> dict[str, list[Span]]:
     for domid, domain in sorted(bed.xen.domains.items()):
         contexts = domain.iommu.contexts if domain.iommu is not None else {}
         for number, context in sorted(contexts.items()):
-            spans: list[Span] = []
-            for leaf in reachable(bed.memory, context.table).leaves:
-                access = leaf.readable | leaf.writable << 1
-                span = (leaf.dfn, leaf.dfn + leaf.pages, leaf.mfn - leaf.dfn, access)
-                if spans and spans[-1][1] == span[0] and spans[-1][2:] == span[2:]:
-                    span = (spans.pop()[0], *span[1:])
-                spans.append(span)
-            found[f"d{domid}/{number}" if domid else str(number)] = spans
+            name = f"d{domid}/{number}" if domid else str(number)
+            found[name] = list(joined(reachable(bed.memory, context.table).leaves))
     return found
 
 

@@ -61,13 +61,16 @@ class SystemBus:
             region[1].write(maddr - region[0], size, value)
 
     def read32(self, maddr: int) -> int:
-        return self.load(maddr, 4)
+        region = self._pages.get(maddr >> PAGE_SHIFT)
+        return 0xFFFF_FFFF if region is None else region[1].read(maddr - region[0], 4) & 0xFFFF_FFFF
 
     def read64(self, maddr: int) -> int:
         return self.load(maddr, 8)
 
     def write32(self, maddr: int, value: int) -> None:
-        self.store(maddr, 4, value)
+        region = self._pages.get(maddr >> PAGE_SHIFT)
+        if region is not None:
+            region[1].write(maddr - region[0], 4, value)
 
     def write64(self, maddr: int, value: int) -> None:
         self.store(maddr, 8, value)
@@ -94,16 +97,17 @@ class SystemBus:
 
     def dma_write(self, maddr: int, data: bytes) -> None:
         """What a bus master writes: RAM, or registers four bytes at a time, or nowhere."""
-        try:
+        length = len(data)
+        if 0 <= maddr <= self.memory.size - length:
             self.memory.write(maddr, data)
-        except BusError:
-            done = self._in_ram(maddr, len(data))
-            if done:
-                self.memory.write(maddr, data[:done])
-            while done < len(data):
-                size = 4 if len(data) - done >= 4 and not (maddr + done) & 3 else 1
-                self.store(maddr + done, size, int.from_bytes(data[done : done + size], "little"))
-                done += size
+            return
+        done = self._in_ram(maddr, length)
+        if done:
+            self.memory.write(maddr, data[:done])
+        while done < length:
+            size = 4 if length - done >= 4 and not (maddr + done) & 3 else 1
+            self.store(maddr + done, size, int.from_bytes(data[done : done + size], "little"))
+            done += size
 
     def _in_ram(self, maddr: int, length: int) -> int:
         """How many of ``length`` bytes from ``maddr`` lie before the end of RAM."""

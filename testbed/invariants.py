@@ -51,7 +51,7 @@ class View:
         ]
 
     def leaves(self) -> Iterator[tuple[Domain, IommuContext, Leaf]]:
-        """Every leaf of every context."""
+        """Every run of leaves of every context."""
         for domain, context, tree in self.contexts:
             for leaf in tree.leaves:
                 yield domain, context, leaf
@@ -209,13 +209,9 @@ def deposits_stand_by_for_leaves(view: View) -> Iterator[str]:
     """A table is kept aside only for a superpage that was folded from it, or for one inside a larger fold."""
     for domain, context, tree in view.contexts:
         assert context.table is not None
-        orders = {}
-        for leaf in tree.leaves:
-            if leaf.order:
-                orders[leaf.order, leaf.dfn] = leaf
         for level, dfn in context.table.deposits:
-            order = 9 * (level - 1)
-            if (order, dfn) not in orders and (18, dfn >> 18 << 18) not in orders:
+            leaf = tree.at(dfn)
+            if leaf is None or leaf.order not in (9 * (level - 1), 18):
                 yield f"{domain} {context}: a table is kept for a superpage at dfn {dfn:#x} that is not there"
 
 

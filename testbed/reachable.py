@@ -6,28 +6,28 @@ A second, plain reading of the tables, so that properties are not checked with t
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import repeat
 from typing import Final, NamedTuple
 
-from hypervisor.pagetable.format import ADDRESS_MASK
+from base.units import PAGE_SHIFT, PAGE_SIZE
+from hypervisor.pagetable.format import ADDRESS_MASK, Format
 from hypervisor.pagetable.radix import PageTable
 from machine.memory import PhysicalMemory
 
 
 class Leaf(NamedTuple):
-    """2^``order`` pages from ``dfn`` lead to frames from ``mfn``."""
+    """A run of alike leaves: ``pages`` pages from ``dfn`` lead to the frames from ``mfn`` on, in leaves of 2^``order``
+    pages with the same rights."""
 
     dfn: int
     mfn: int
+    pages: int
     order: int
     readable: bool
     writable: bool
     referenced: bool
-    """The mapping holds a reference on its frames."""
-
-    @property
-    def pages(self) -> int:
-        return 1 << self.order
+    """The mappings hold references on their frames."""
 
 
 class Reachable:
@@ -35,15 +35,24 @@ class Reachable:
 
     def __init__(self) -> None:
         self.leaves: Final[list[Leaf]] = []
-        """In order of dfn."""
+        """In order of dfn; neighbours that are alike are one run."""
         self.tables: Final[dict[int, int]] = {}
         """Frame of every table below the root to the number of entries that are not empty."""
         self.table_below: Final[dict[tuple[int, int], int]] = {}
         """(log2 of the pages that it serves, first dfn) to the frame of a table below the root."""
         self._starts: list[int] = []
 
+    def add(self, leaf: Leaf) -> None:
+        """The next run in order of dfn; one with the last if it goes on from there."""
+        if self.leaves:
+            last = self.leaves[-1]
+            if last[3:] == leaf[3:] and last.dfn + last.pages == leaf.dfn and last.mfn + last.pages == leaf.mfn:
+                leaf = Leaf(last.dfn, last.mfn, last.pages + leaf.pages, *last[3:])
+                self.leaves.pop()
+        self.leaves.append(leaf)
+
     def at(self, dfn: int) -> Leaf | None:
-        """The leaf that ``dfn`` translates through."""
+        """The run that ``dfn`` translates through."""
         if len(self._starts) != len(self.leaves):
             self._starts = [leaf.dfn for leaf in self.leaves]
         place = bisect_right(self._starts, dfn) - 1
@@ -55,26 +64,19 @@ class Reachable:
         """Device frames worth trying, none beyond ``last``: where a run of alike leaves begins and ends, and the frames
         just outside of it."""
         seen = set()
-        start: Leaf | None = None
-        for leaf, following in zip(self.leaves, [*self.leaves[1:], None]):
-            if start is None:
-                start = leaf
-            if following is not None and following == leaf._replace(
-                dfn=leaf.dfn + leaf.pages, mfn=leaf.mfn + leaf.pages
-            ):
-                continue
-            for dfn in (start.dfn - 1, start.dfn, leaf.dfn + leaf.pages - 1, leaf.dfn + leaf.pages):
+        for leaf in self.leaves:
+            end = leaf.dfn + leaf.pages
+            for dfn in (leaf.dfn - 1, leaf.dfn, end - 1, end):
                 if 0 <= dfn <= last and dfn not in seen:
                     seen.add(dfn)
                     yield dfn, self.at(dfn)
-            start = None
 
 
 def reachable(memory: PhysicalMemory, table: PageTable | None) -> Reachable:
     """Read the tree of ``table``; empty for a context that has none."""
     found = Reachable()
     if table is not None:
-        _read(memory.words, table, found, table.root << 9, table.root_frames << 9, table.levels, 0)
+        _read(memory.words, table.format, found, table.root << 9, table.root_frames << 9, table.levels, 0)
     return found
 
 
@@ -118,32 +120,61 @@ def _read_pages(
             pages.update(zip(range(here, here + count), zip(range(frame, frame + count), repeat(rights))))
 
 
-def _read(words: memoryview, table: PageTable, found: Reachable, word: int, entries: int, level: int, dfn: int) -> int:
+class _Part(NamedTuple):
+    """What ``entries`` neighbouring entries of a table say: they lead to a table, or are a run of leaves."""
+
+    slot: int
+    entries: int
+    frame: int
+    rights: tuple[bool, bool, bool] | None
+    """Readable, writable, referenced; ``None`` for a table."""
+
+
+def _read(words: memoryview, fmt: Format, found: Reachable, word: int, entries: int, level: int, dfn: int) -> int:
     """Read one table of ``level``; how many of its entries are not empty."""
-    fmt = table.format
     order = 9 * (level - 1)
-    content = words[word : word + entries].tolist()
-    present = fmt.present
-    used = [index for index, entry in enumerate(content) if entry & present]
-    if level == 1:
-        leaf, readable, writable, referenced = found.leaves.append, fmt.readable, fmt.writable, fmt.referenced
-        rights: dict[int, tuple[bool, bool, bool]] = {}
-        for index in used:
-            entry = content[index]
-            bits = entry & ~ADDRESS_MASK
-            if bits not in rights:
-                rights[bits] = readable(entry), writable(entry), bool(entry & referenced)
-            leaf(Leaf(dfn + index, (entry & ADDRESS_MASK) >> 12, 0, *rights[bits]))
-        return len(used)
-    for index in used:
-        entry = content[index]
-        here = dfn + (index << order)
-        frame = (entry & ADDRESS_MASK) >> 12
-        if fmt.is_leaf(entry, level):
-            kinds = fmt.readable(entry), fmt.writable(entry), bool(entry & fmt.referenced)
-            found.leaves.append(Leaf(here, frame, order, *kinds))
+    used = 0
+    for slot, count, frame, rights in _parts(fmt, level, words[word : word + entries].tobytes()):
+        used += count
+        here = dfn + (slot << order)
+        if rights is not None:
+            found.add(Leaf(here, frame, count << order, order, *rights))
         else:
             found.table_below[order, here] = frame
             found.tables[frame] = 0
-            found.tables[frame] = _read(words, table, found, frame << 9, 512, level - 1, here)
-    return len(used)
+            found.tables[frame] = _read(words, fmt, found, frame << 9, 512, level - 1, here)
+    return used
+
+
+@lru_cache(2048)
+def _parts(fmt: Format, level: int, content: bytes) -> tuple[_Part, ...]:
+    """What the bytes of a table of ``level`` say, in order.
+
+    Remembered: most tables of one sweep say what tables of earlier ones said.
+    """
+    present, step = fmt.present, PAGE_SIZE << 9 * (level - 1)
+    entries = memoryview(content).cast("Q").tolist()
+    parts: list[_Part] = []
+    start = following = 0
+    continued = -1  # the entry that would go on with the run from start
+    for slot in [slot for slot, entry in enumerate(entries) if entry & present]:
+        entry = entries[slot]
+        if entry == continued and slot == following:
+            following, continued = following + 1, continued + step
+            continue
+        if following > start:
+            parts.append(_run(fmt, entries, start, following))
+        if fmt.is_leaf(entry, level):
+            start, following, continued = slot, slot + 1, entry + step
+        else:
+            parts.append(_Part(slot, 1, (entry & ADDRESS_MASK) >> PAGE_SHIFT, None))
+            start, following, continued = 0, 0, -1
+    if following > start:
+        parts.append(_run(fmt, entries, start, following))
+    return tuple(parts)
+
+
+def _run(fmt: Format, entries: list[int], start: int, end: int) -> _Part:
+    entry = entries[start]
+    rights = fmt.readable(entry), fmt.writable(entry), bool(entry & fmt.referenced)
+    return _Part(start, end - start, (entry & ADDRESS_MASK) >> PAGE_SHIFT, rights)

@@ -16,9 +16,9 @@ ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
 """Bits 51:12, where both VT-d and VMSAv8-64 (4 KiB granule) keep the frame."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Format:
-    """One vendor's entries.  Level-indexed tuples have an unused element 0."""
+    """One vendor's entries.  Level-indexed tuples have an unused element 0; a format is equal to itself alone."""
 
     name: str
     leaf_bits: tuple[int, ...]

@@ -19,6 +19,8 @@ FLUSH_POLLS: Final = 256
 """Reads of GSTS before a write-buffer flush counts as not answered."""
 DEVICE_TLB: Final = reg.ContextEntryLow.tt.put(1)
 """In a context entry: the device may ask for translations and keep them."""
+_RECORD_F: Final = reg.FaultRecordHigh.f.mask >> 32
+"""F in the uppermost dword of a fault record."""
 _WHOLE_ADDRESS_SPACE: Final = 0x7FFF_FFFF_FFFF_F000 | reg.DeviceTlbInvalidateHigh.s.mask
 
 
@@ -255,9 +257,10 @@ class Unit:
         index = reg.FaultStatus.fri.get(status)
         for _ in range(self._fault_count):
             address = self._fault_registers + 16 * index
-            low, high = bus.read64(address), bus.read64(address + 8)
-            if not reg.FaultRecordHigh.f.get(high):
+            top = bus.read32(address + 12)
+            if not top & _RECORD_F:
                 break
+            low, high = bus.read64(address), bus.read32(address + 8) | top << 32
             code = reg.FaultRecordHigh.fr.get(high)
             self._reports.append(
                 FaultReport(
@@ -270,9 +273,10 @@ class Unit:
                     record=(low, high),
                 )
             )
-            bus.write32(address + 12, reg.FaultRecordHigh.f.mask >> 32)
+            bus.write32(address + 12, _RECORD_F)
             index = (index + 1) % self._fault_count
-        bus.write32(base + reg.FSTS, status & reg.FaultStatus.pfo.mask)
+        if status & reg.FaultStatus.pfo.mask:
+            bus.write32(base + reg.FSTS, reg.FaultStatus.pfo.mask)
 
     def take_faults(self) -> list[FaultReport]:
         self.on_fault_interrupt()

@@ -5,6 +5,7 @@ This is a second reading of the tables, written for clarity.  It uses no cache a
 test holds it against the fast path.  It reads RAM, also where the unit itself reads past caches or write buffers.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from machine.iommu.unit import Walk, WalkStep
@@ -119,6 +120,7 @@ class Explainer:
         raise AssertionError("a level-1 entry is always a leaf")
 
 
+@lru_cache(4096)
 def _entry_meaning(entry: int, shift: int, leaf: bool, reserved: int) -> str:
     rights = " ".join(letter for bit, letter in ((1, "R"), (2, "W")) if entry & bit)
     if not rights:

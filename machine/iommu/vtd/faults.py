@@ -111,6 +111,6 @@ class FaultLog:
     def _record_written(self, value: int) -> None:
         """F of a record may have been cleared: PPF is the logical or of all F."""
         dwords = self._registers.dwords
-        if not any(dwords[at] & RECORD_F for at in range(self._first + 3, self._first + 4 * self._count, 4)):
+        if max(dwords[self._first + 3 : self._first + 4 * self._count : 4]) < RECORD_F:  # F is the uppermost bit
             dwords[FSTS >> 2] &= ~PPF
             self.conditions_cleared()

@@ -130,6 +130,8 @@ class RegisterFile:
             return (1 << 8 * size) - 1 if size > 0 else 0
         if size == 4 and not offset & 3:
             return self.dwords[offset >> 2]
+        if size == 8 and not offset & 3:
+            return self.get64(offset)
         first, last = offset >> 2, offset + size - 1 >> 2
         value = 0
         for index in range(last, first - 1, -1):
