@@ -5,10 +5,6 @@ Hypervisor defects are hunted with hypercalls, driver defects with what a guest 
 is wrong in these test beds, so whatever is found is the defect.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from time import monotonic, process_time
@@ -257,32 +253,3 @@ def sound(bench: Bench) -> Bench:
         return replace(bench, driver=bench.driver.rpartition("+")[0] or bench.driver)
     needed = [entry.id for entry in complete([bench.defects])] if bench.defects else []
     return replace(bench, defects=",".join(name for name in needed if name != bench.defects))
-
-
-def _end_with_parent() -> None:
-    """A worker whose hunt is gone, however it went, goes as well; and an interrupt is the parent's to take."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _look(work: tuple[Quarry, float, int, bool]) -> Hunt:
-    return look(*work)
-
-
-def hunt(over: list[Quarry], seconds: float, seed: int, jobs: int = 1, shrink: bool = True) -> Iterator[Hunt]:
-    """Look for each, ``jobs`` at a time; results as they come."""
-    work = [(quarry, seconds, seed, shrink) for quarry in over]
-    if not work:
-        return
-    if jobs == 1:
-        yield from map(_look, work)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(work)), _end_with_parent) as pool:
-        yield from pool.imap_unordered(_look, work)

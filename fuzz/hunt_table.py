@@ -46,8 +46,10 @@ def conclusion(totals: Summary) -> str:
     """A summary in a line."""
     missed = f"missed: {', '.join(totals.missed)}" if totals.missed else "none missed"
     lengths = f"; median length {totals.median_length:g}, longest {totals.longest}" if totals.median_length else ""
+    unseen = totals.out_of_sight
+    left_out = f"; {len(unseen)} not hunted ({', '.join(unseen)})" if unseen else ""
     return (
-        f"{totals.hunted} hunted, {missed}; {len(totals.out_of_sight)} not hunted ({', '.join(totals.out_of_sight)}); "
+        f"{totals.hunted} hunted, {missed}{left_out}; "
         f"median {totals.median_seconds:.1f} s ({totals.median_cpu:.1f} s of processor time), "
         f"slowest {totals.slowest}{lengths}"
     )
@@ -106,10 +108,6 @@ worst.
 | entry | | found | median | worst | length | clause |
 |---|---|---|---|---|---|---|
 {rows}
-
-Not hunted, because they show on no machine of a program:
-
-{unseen}
 """
 
 
@@ -120,14 +118,17 @@ def page(hunts: Sequence[Hunt], seconds: float, files: Sequence[str] = ()) -> st
         if not hunt.out_of_sight:
             tried.setdefault(hunt.defect, []).append(hunt)
     unseen = {hunt.defect: hunt.out_of_sight for hunt in hunts if hunt.out_of_sight}
-    return _PAGE.format(
+    text = _PAGE.format(
         limit=seconds,
         seeds=", ".join(map(str, sorted({hunt.seed for hunt in hunts}))),
         files="".join(f"--read {name} " for name in files),
         conclusion=conclusion(summary(hunts)),
         rows="\n".join(_entry(of_entry) for of_entry in tried.values()),
-        unseen="\n".join(f"* {defect}: {reason}" for defect, reason in unseen.items()),
     )
+    if not unseen:
+        return text
+    reasons = "".join(f"* {defect}: {reason}\n" for defect, reason in unseen.items())
+    return f"{text}\nNot hunted, because they show on no machine of a program:\n\n{reasons}"
 
 
 def _entry(hunts: Sequence[Hunt]) -> str:

@@ -36,8 +36,8 @@ def hunt(
 
     Exit status 1 if one is not.
     """
-    from fuzz.hunt import hunt as look
     from fuzz.hunt import quarries
+    from fuzz.hunt_pool import hunt as look
     from fuzz.hunt_table import conclusion, line, row, summary
 
     try:
@@ -56,14 +56,14 @@ def hunt(
     done = {hunt.defect for hunt in hunts}
     left = [] if read else [quarry for quarry in over if quarry.defect not in done]
     try:
-        for result in look(left, time, seed, jobs or os.cpu_count() or 1, shrink):
+        for result in look(left, time, seed, jobs or os.cpu_count() or 1, shrink, _say):
             hunts.append(result)
             if not as_json:
                 print(line(row(result)), flush=True)
     except KeyboardInterrupt:
         _write(out, hunts, seed, time)
         how = f"stopped after {len(hunts)} of {len(over)}; with --out FILE.json, --resume goes on"
-        print(f"pviommu: {how}", file=sys.stderr)
+        _say(how)
         raise
     if not read:
         hunts.sort(key=lambda hunt: order.index(hunt.defect))
@@ -71,6 +71,10 @@ def hunt(
     totals = summary(hunts)
     print(_document(hunts, seed, time) if as_json else conclusion(totals))
     raise typer.Exit(1 if totals.missed else 0)
+
+
+def _say(what: str) -> None:
+    print(f"pviommu: {what}", file=sys.stderr, flush=True)
 
 
 def _document(hunts: "list[Hunt]", seed: int, seconds: float) -> str:

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fuzz.hunt import OUT_OF_SIGHT, Hunt, look, quarries, sound
-from fuzz.hunt_table import summary
+from fuzz.hunt_pool import AGAIN, _Pool, hunt
+from fuzz.hunt_table import conclusion, page, summary
 from fuzz.program import parse
 from fuzz.run import replay, runner_for
 from guest_driver import drivers
@@ -49,6 +50,12 @@ def test_a_missed_entry_is_counted_as_missed():
     quarry = entries["A4"]
     hunts.append(look(replace(quarry, over=tuple(map(sound, quarry.over))), 0.5, 0))
     assert summary(hunts).missed == ("A4",)
+
+
+def test_what_is_not_hunted_is_named_if_there_is_any():
+    hunts = [Hunt("A4", "hypervisor", "", True, 1, 1, 9, 99), replace(look(*quarries(["H4"]), 1, 0), title="")]
+    assert "; 1 not hunted (H4); " in conclusion(summary(hunts)) and "\n* H4: " in page(hunts, 1)
+    assert "not hunted" not in conclusion(summary(hunts[:1])) and "Not hunted" not in page(hunts[:1], 1)
 
 
 def test_the_command_prints_a_table_and_its_status_says_whether_all_were_found(tmp_path):
@@ -92,7 +99,7 @@ def test_a_hunt_goes_on_with_what_it_has(tmp_path):
 
 ABANDONED = """
 import multiprocessing, os, signal
-from fuzz.hunt import _end_with_parent
+from fuzz.hunt_pool import _end_with_parent
 if __name__ == "__main__":
     pool = multiprocessing.get_context("spawn").Pool(1, _end_with_parent)
     print(pool.apply(os.getpid), flush=True)
@@ -106,3 +113,41 @@ def test_a_worker_ends_with_its_hunt(tmp_path):
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as hunt:
         worker, _ = hunt.communicate(timeout=PATIENCE)  # ends when the worker, which has the pipe too, does
     assert int(worker) != hunt.pid and hunt.returncode < 0
+
+
+def never_found():
+    """Two entries, nothing to be found where they are hunted."""
+    return [replace(quarry, over=tuple(map(sound, quarry.over))) for quarry in quarries(["A4", "A10"])]
+
+
+def hunted(monkeypatch, killed, seconds=1.0):
+    """What the hunt for them comes to if the first ``killed`` workers are, and what it says."""
+    said, employ, left = [], _Pool._employ, [True] * killed
+
+    def deadly(pool, pipe, process):
+        employ(pool, pipe, process)
+        if left and left.pop():
+            process.kill()
+
+    monkeypatch.setattr(_Pool, "_employ", deadly)
+    return list(hunt(never_found(), seconds, 0, 2, say=said.append)), said
+
+
+def test_an_entry_whose_worker_is_killed_is_hunted_again(monkeypatch):
+    hunts, said = hunted(monkeypatch, killed=1)
+    assert sorted(found.defect for found in hunts) == ["A10", "A4"]
+    assert all(found.programs for found in hunts)
+    assert said == ["the worker that hunted A4 was killed (signal 9): it is hunted again"]
+
+
+def test_an_entry_whose_workers_are_killed_again_and_again_is_missed(monkeypatch):
+    hunts, said = hunted(monkeypatch, killed=2 * (AGAIN + 1))
+    assert [(found.found, found.programs) for found in hunts] == [(False, 0)] * 2
+    assert len(said) == 2 * (AGAIN + 1) and sum(line.endswith("it counts as missed") for line in said) == 2
+
+
+def test_an_entry_whose_worker_fails_by_itself_is_missed():
+    said = []
+    entries = [replace(quarry, over=()) for quarry in quarries(["A4", "A10"])]
+    assert not any(found.found for found in hunt(entries, 1, 0, 2, say=said.append))
+    assert [line.partition(" failed ")[2] for line in said] == ["(exit status 1): it counts as missed"] * 2
