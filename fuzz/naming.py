@@ -2,23 +2,28 @@
 """Which catalogued defect a finding is: evidence, not a guess.
 
 A shrunk program is replayed on the sound profile of the same interface, which must show nothing, and then there with
-single defects switched on.  A defect under which it breaks the same clause at the same operation names the finding.
+single defects switched on.  A defect under which it breaks the same clause at the same operation, whatever else it
+breaks before, names the finding.
 Where that is none, or more than one, all are switched on together and left out one at a time: what makes the finding
-go away names it.  Else it is new.
+go away names it.  If nothing alone does, the few that are left when no more can be left out name it.  Else it is new.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Final
 
 from fuzz.driver_run import DriverRunner
 from fuzz.program import Bench
-from fuzz.resync import parse_known
+from fuzz.resync import Known, known_as, parse_known
 from fuzz.run import Finding, ProgramRunner, Runner, runner_for
 from fuzz.verbs import Op, ProgramError, op
 from guest_driver import drivers
 from hypervisor import profile as profiles
 from hypervisor.defects.catalogue import DEFECTS, complete
+
+_PASSED: Final = 8
+"""So many other faults may a defect show before the finding's."""
 
 
 def name(finding: Finding) -> tuple[str, ...]:
@@ -36,7 +41,17 @@ def name(finding: Finding) -> tuple[str, ...]:
         others = [other for other, _, _ in suspects if other != defect]
         if not _shows(finding, _with(program.bench, others)):
             needed.append(defect)
-    return tuple(needed or alone)
+    return tuple(needed or alone or _enough(finding, [defect for defect, _, _ in suspects]))
+
+
+def _enough(finding: Finding, suspects: list[str]) -> list[str]:
+    """Of defects that show the finding together, and of which none is needed since others stand in for it: a few that
+    are enough, the last of the catalogue left out first."""
+    for defect in reversed(suspects):
+        fewer = [other for other in suspects if other != defect]
+        if _shows(finding, _with(finding.program.bench, fewer)):
+            suspects = fewer
+    return suspects
 
 
 def _shows(finding: Finding, bench: Bench) -> bool:
@@ -46,8 +61,19 @@ def _shows(finding: Finding, bench: Bench) -> bool:
     """
     ahead = _contexts_at_start(finding.program.bench) - _contexts_at_start(bench)
     ops = (*((op("alloc"),) * max(ahead, 0)), *finding.program.ops)
-    found = _run(bench, ops)
-    return found is not None and found.like(finding) and len(found.program.ops) == len(ops)
+    known = parse_known(bench.known)
+    for _ in range(_PASSED):
+        found = _run(bench, ops, known)
+        if found is None:
+            return False
+        if len(found.program.ops) == len(ops) and found.like(finding):
+            return True
+        clause, verb, errno, _ = found.key
+        passed = known_as(clause, verb, errno)
+        if passed is None or passed in known or known_as(*finding.key[:3]) == passed:
+            return False
+        known.add(passed)  # what the defect breaks on the way there
+    return False
 
 
 def _contexts_at_start(bench: Bench) -> int:
@@ -87,11 +113,11 @@ def _with(bench: Bench, defects: list[str]) -> Bench:
     return replace(bench, profile=_sound_profile(bench), defects=",".join(ours), driver=driver)
 
 
-def _run(bench: Bench, ops: tuple[Op, ...]) -> Finding | None:
+def _run(bench: Bench, ops: tuple[Op, ...], known: set[Known]) -> Finding | None:
     try:
         runner = _runner(replace(bench, known=""))
         if isinstance(runner, Runner | DriverRunner):
-            runner.overlook(parse_known(bench.known))
+            runner.overlook(set(known))
         return runner.run(ops)
     except ProgramError:
         return None

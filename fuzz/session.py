@@ -4,7 +4,7 @@
 from typing import Final, NamedTuple
 
 from fuzz.program import Bench, Program, format_op
-from fuzz.run import ProgramRunner, runner_for
+from fuzz.run import Finding, ProgramRunner, runner_for
 from fuzz.sweep import Broken
 from fuzz.verbs import Op
 from testbed.build import TestBed
@@ -53,6 +53,13 @@ class Session:
     def broken(self) -> Step | None:
         """The first step that broke a clause."""
         return next((step for step in self.steps if step.broken is not None), None)
+
+    def finding(self) -> Finding | None:
+        """What the program finds when it is run in one go, as the fuzzer runs it; back to the start afterwards."""
+        found = self.runner.run(tuple(self.ops))
+        self.runner.begin()
+        self.steps.clear()
+        return found
 
     def step(self) -> Step:
         """Run the next operation; ``IndexError`` at the end, ``ProgramError`` if the version has no such call."""

@@ -28,6 +28,8 @@ def replay(
 ) -> None:
     """Run a program under the oracle, swept after every operation, and print what each operation answered.
 
+    It goes on to the operation at which the program breaks a clause when nothing is swept before its end, and passes
+    what its bench line calls known.
     Exit status 1 if a clause breaks.
     """
     from dataclasses import replace
@@ -49,7 +51,9 @@ def replay(
             session.goto(at or 0)
             ReplayShell(session).cmdloop()
         else:
-            while session.position < len(session.ops) and session.broken is None:
+            found = session.finding()
+            last = len(found.program.ops) if found is not None else 0  # sweeps may see something before that
+            while session.position < len(session.ops) and (session.broken is None or session.position < last):
                 print(session.step())
                 if session.position == at:
                     _show(state.overview(session.bed))

@@ -263,3 +263,13 @@ def test_what_is_known_is_passed_over_and_the_program_says_so():
     assert found is not None and found.clause == "answer" and len(found.program.ops) == 2
     assert found.program.bench.known == "written-back/map/0"
     assert parse(str(Program(found.program.bench, found.program.ops))) == found.program
+
+
+def test_a_finding_that_takes_two_defects_is_named_by_both():
+    program = parse(
+        "# pviommu program 1\nbench profile=v6 guest=pv contexts=4 arena=8 known=written-back/map/0\n"
+        "map ctx=1 frame=ram:0 at=0x40200 pages=512\nfail allocation=1\nunmap ctx=1 at=0x40200\n"
+    )
+    found = runner_for(program.bench).run(program.ops)
+    assert found is not None and found.clause == "short-of-memory"
+    assert name(found) == ("S1", "A9")

@@ -112,3 +112,21 @@ def test_the_prompt_walks_looks_and_survives_mistakes(program):
 
 def test_the_prompt_answers_1_when_something_broke(program):
     assert pviommu("replay", program(FAULTY), "--shell", given="run\nquit\n")[0] == 1
+
+
+POSTED = """# pviommu program 1
+bench backend=vtd profile=v6 guest=pv contexts=4 arena=8 known=written-back/map/0
+map ctx=1 frame=ram:0 at=0x40200 pages=512
+fail allocation=1
+unmap ctx=1 at=0x40200
+"""
+"""Of posted v6: what is known is passed, and only sweeps see the references that the first call lost."""
+
+
+def test_a_replay_passes_what_is_known_and_ends_at_the_programs_own_finding(program):
+    status, out, err = pviommu("replay", program(POSTED))
+    assert status == 1 and not err and "written-back" not in out
+    assert "# broken: invariant:references" in out
+    assert out.endswith(
+        "unmap ctx=1 at=0x40200  # ENOMEM\n# broken: short-of-memory: unmap_pages answered ENOMEM, not 0\n"
+    )
