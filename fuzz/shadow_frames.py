@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from abi.errno import EPERM
+from abi.errno import EIO, EPERM
 from fuzz.guest_frames import Frames
 from fuzz.intervals import Intervals
 
@@ -34,7 +34,7 @@ class FrameShadow:
         """Of ``count`` frames from ``mfn``: how many come before one that may not be mapped, and its errno."""
         for odd in sorted(self.odd):
             if mfn <= odd < mfn + count:
-                refused = self._verdict(odd, write, result == -EPERM and odd - mfn >= did)
+                refused = self._verdict(odd, write, result in (-EPERM, -EIO) and odd - mfn >= did)
                 if refused:
                     return odd - mfn, refused
         return count, 0
