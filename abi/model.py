@@ -209,6 +209,11 @@ class Abi:
         """Whether the version has the sub-op of that canonical name."""
         return name in self.by_name
 
+    def on(self, arch: str) -> "Abi":
+        """The same version as callers on ``arch`` have it: every codec is of the layout there."""
+        rows = {n: replace(row, codec=row.codec and row.codec_on(arch)) for n, row in self.subops.items()}
+        return replace(self, subops=MappingProxyType(rows))
+
     def registers(self, name: str, arg: int) -> tuple[int, ...]:
         """The hypercall's arguments for sub-op ``name`` with its struct at guest address ``arg``."""
         if self.convention is Convention.UNION:

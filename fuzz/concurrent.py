@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 from abi.canonical import CANONICAL
 from abi.errno import errno_name
 from base.units import PAGE_SHIFT
+from fuzz import machines
 from fuzz.linearize import Name, linearize
 from fuzz.passes import Heard, PassByPass, Pauses, WantedElsewhere, passes_of
 from fuzz.program import Program, format_op
@@ -115,6 +116,8 @@ class Concurrent:
         ``looked_at``: it is known not to."""
         if program.bench.level == "driver" or program.bench.against:
             raise ProgramError("schedules are explored of hypercalls on one machine")
+        if machines.get(program.bench.machine).code_32:
+            raise ProgramError(f"machine={program.bench.machine} runs one vCPU at a time")
         self.parts: Final = take_apart(program)
         self.program: Final = replace(program, bench=replace(program.bench, vcpus=len(self.parts.vcpus)))
         runner = Runner(self.program.bench)

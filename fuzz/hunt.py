@@ -33,13 +33,13 @@ LOOKS: Final = 4
 """A program that did not become as short as that is not the last word: so many findings are shrunk at most."""
 OUT_OF_SIGHT: Final[dict[str, str]] = {
     "S6": "one lock for all calls about a domain: they come one after the other, and nothing goes wrong by that",
-    "A7": "programs are those of 64-bit callers",
     "H4": "it shows with a lookup that writes where nothing is mapped, AMD's, and neither backend's does",
 }
 """Entries that no guest or device could see, with the reason; they are listed, and nobody hunts them."""
 
 
 ELSEWHERE: Final = {
+    "A7": "32-bit",
     "B5": "command-line",
     "G1": "phantom",
     "G2": "uncovered",

@@ -4,15 +4,19 @@
 Some faults need hardware or a boot that most machines do not have; here is where they show.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from abi.versions import Abi
 from base.units import Sbdf
 from fuzz.domain_ids import DomainIds
+from fuzz.linear import NARROW, WIDE, AddressSpace
 from fuzz.verbs import DEVICES
 from hypervisor.frames import DOMID_IO
 from hypervisor.iommu.context import PciDevice
 from hypervisor.vtd.driver import VtdBackend
+from hypervisor.xen import Xen
 from machine.pci import PciFunction
 from testbed.build import TestBed
 from testbed.config import Config
@@ -45,6 +49,8 @@ class Machine:
     """The domain has a device that no unit covers."""
     frame_0: bool = False
     """A PV dom0 may map machine frame 0, as it may MMIO."""
+    code_32: bool = False
+    """Guests run 32-bit code."""
     guests: tuple[str, ...] = ("pv", "pvh")
     """Kinds of dom0 that may tell it from the usual one."""
 
@@ -56,6 +62,19 @@ class Machine:
     def beyond(self) -> frozenset[int]:
         """Devices of dom0 that no unit covers."""
         return frozenset({DEVICES["beyond"]} if self.uncovered else ())
+
+    @property
+    def address_space(self) -> AddressSpace:
+        """Where its guests have their memory."""
+        return NARROW if self.code_32 else WIDE
+
+    def as_seen(self, abi: Abi) -> Abi:
+        """The interface as its guests have it: structs as their compiler lays them out."""
+        return abi.on("i386") if self.code_32 else abi
+
+    def hypercall(self, xen: Xen) -> Callable[..., int]:
+        """The way into the hypervisor, as :meth:`hypervisor.xen.Xen.hypercall`."""
+        return xen.hypercall32 if self.code_32 else xen.hypercall
 
     def ids(self, domains: "Domains") -> DomainIds:
         """The domain ids of its units, which ``domains`` use up."""
@@ -113,6 +132,9 @@ MACHINES: Final[dict[str, Machine]] = {
         "v1 to v3: Xen was told how many contexts and pages dom0 has by `dom0-iommu=nb-ctx=N,arena-order=N`",
         (),
         command_line=True,
+    ),
+    "32-bit": Machine(
+        "guests are 32-bit code: another way in, arguments below 4 GiB, structs as i386 lays them out", code_32=True
     ),
 }
 """By name."""

@@ -4,7 +4,7 @@
 import struct
 from typing import TYPE_CHECKING, Final
 
-from abi.errno import EFAULT, ENOBUFS, errno_name
+from abi.errno import EFAULT, ENOBUFS, ENOSYS, errno_name
 from base.units import PAGE_SHIFT
 from fuzz.sweep import Broken
 from fuzz.toolstack import ENTRIES, REGIONS
@@ -24,18 +24,23 @@ _SLOTS: Final = 64
 def ask(target: "Target", name: str, everything: int, slots: int) -> tuple[int, Broken | None]:
     """Ask for the regions of a device (``everything``: of all), with room for ``slots``: (result, what is wrong)."""
     bed, device, slots = target.bed, DEVICES[name], min(slots, _SLOTS)
-    request = (everything, slots, bed.ram.linear(ENTRIES), device >> 16, device >> 8 & 0xFF, device & 0xFF)
+    linear = target.toolstack.dom0.linear
+    request = (everything, slots, linear(ENTRIES), device >> 16, device >> 8 & 0xFF, device & 0xFF)
     bed.ram.write(REGIONS, _MAP.pack(*request))
     bed.ram.write(ENTRIES, b"\xee" * _ENTRY.size * _SLOTS)
-    result = bed.xen.hypercall(bed.vcpu, _MEMORY_OP, _RESERVED_DEVICE_MEMORY_MAP, bed.ram.linear(REGIONS))
-    if target.faults is not None and target.faults.copy:
+    hypercall = target.machine.hypercall(bed.xen)
+    result = hypercall(bed.vcpu, _MEMORY_OP, _RESERVED_DEVICE_MEMORY_MAP, linear(REGIONS))
+    absent = target.machine.code_32  # this hypervisor has no 32-bit form of it
+    if target.faults is not None and target.faults.copy and not absent:
         return result, None if result == -EFAULT else _wrong(result, -EFAULT)
     regions = [
         (rmrr.base >> PAGE_SHIFT, (rmrr.last + 1 - rmrr.base) >> PAGE_SHIFT)
         for rmrr in bed.config.rmrrs
         if everything == 1 or device in map(int, rmrr.devices)
     ]
-    if everything & ~1:
+    if absent:
+        expected, said = -ENOSYS, request
+    elif everything & ~1:
         expected, said = -22, request
     else:
         expected = -ENOBUFS if slots < len(regions) else 0
@@ -45,7 +50,7 @@ def ask(target: "Target", name: str, everything: int, slots: int) -> tuple[int, 
     if _MAP.unpack(bed.ram.read(REGIONS, _MAP.size)) != said:
         return result, Broken("written-back", "memory_op: the struct is not what it has to be")
     there = bed.ram.read(ENTRIES, _ENTRY.size * _SLOTS)
-    written = b"".join(_ENTRY.pack(*region) for region in regions[:slots]) if result != -22 else b""
+    written = b"".join(_ENTRY.pack(*region) for region in regions[:slots]) if result in (0, -ENOBUFS) else b""
     if there != written.ljust(len(there), b"\xee"):
         return result, Broken("written-back", "memory_op: the list of regions is not what it has to be")
     return result, None

@@ -10,8 +10,9 @@ from abi.model import Convention
 from base.units import PAGE_SHIFT
 from fuzz import machines
 from fuzz.faults import PlannedFaults
+from fuzz.linear import READ_ONLY_PAGE
 from fuzz.program import Bench
-from fuzz.toolstack import OUTER, READ_ONLY, READ_ONLY_PAGE, SPLIT_END, STRUCT_END, CallingDomain, Toolstack
+from fuzz.toolstack import OUTER, SPLIT_END, STRUCT_END, CallingDomain, Toolstack
 from fuzz.verbs import DEVICES, Op, ProgramError, Value
 from fuzz.watched import Watched
 from hypervisor.domain import Domain
@@ -27,8 +28,6 @@ RMRR: Final = Rmrr(12 * MIB, 12 * MIB + 0x3FFF, (COPIER,))
 """The copier's reserved region: four pages that no domain owns."""
 FIRMWARES: Final = range(RMRR.base >> PAGE_SHIFT, (RMRR.last >> PAGE_SHIFT) + 1)
 """Their frames."""
-_UNMAPPED: Final = 0x7F00_0000_1000
-_NONCANONICAL: Final = 0x8000_0000_0000_0000
 SUBOPS: Final = {
     "noop": "noop",
     "query": "query_capabilities",
@@ -103,9 +102,9 @@ class Target(Watched):
         super().__init__(self.bed.xen)
         bed = self.bed
         self.memory: Final[PhysicalMemory] = bed.memory
-        self.abi: Final = bed.xen.abi
+        self.abi: Final = self.machine.as_seen(bed.xen.abi)
         self.union: Final = self.abi.convention is Convention.UNION
-        self.toolstack: Final = Toolstack(bed)
+        self.toolstack: Final = Toolstack(bed, self.machine.address_space)
         self.caller: CallingDomain = self.toolstack.dom0
         """Who makes the hypercalls."""
         self.of_domains: Final[dict[str, Callable[..., int]]] = {
@@ -117,7 +116,7 @@ class Target(Watched):
             "remove_device": self.toolstack.remove_device,
         }
         """Verb to what it does to domains and devices."""
-        self._hypercall: Final = bed.xen.hypercall
+        self._hypercall: Final = self.machine.hypercall(bed.xen)
         self._carrier: int | None = None
         self._progress = 0
         self.pointed = False
@@ -324,7 +323,7 @@ class Target(Watched):
         ram.write(OUTER, outer)
         inner = Call(number, name, argument, raw, 0, raw, 0, None, domain & 0xFFFF)
         register = remote.number | self._progress
-        result = self._hypercall(caller.vcpu, self.abi.hypercall, register, ram.linear(OUTER))
+        result = self._hypercall(caller.vcpu, self.abi.hypercall, register, caller.linear(OUTER))
         if name == "init" and not result:
             self._watch_arena(self.xen.domains.get(domain & 0xFFFF))
         inner.after = self._look(argument, raw)
@@ -397,14 +396,14 @@ class Target(Watched):
         return operation[1:3]
 
     def _place(self, argument: str, raw: bytes) -> int:
-        ram = self.caller.ram
+        caller, space = self.caller, self.caller.space
         if argument == "split":
-            ram.write(SPLIT_END - len(raw), raw)
-            return ram.linear(SPLIT_END - len(raw))
+            caller.ram.write(SPLIT_END - len(raw), raw)
+            return caller.linear(SPLIT_END - len(raw))
         if argument == "readonly":
-            ram.write(READ_ONLY_PAGE << PAGE_SHIFT, raw)
-            return READ_ONLY
-        return _UNMAPPED if argument == "unmapped" else _NONCANONICAL
+            caller.ram.write(READ_ONLY_PAGE << PAGE_SHIFT, raw)
+            return space.read_only
+        return space.unmapped if argument == "unmapped" else space.not_the_guests
 
     def _look(self, argument: str, raw: bytes) -> bytes:
         size = len(raw)

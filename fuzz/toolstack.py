@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from abi.errno import EBUSY, EEXIST, EINVAL, ENODEV, ENOMEM, ERESTART, ESRCH
 from base.units import PAGE_SHIFT, PAGE_SIZE, DomId, Sbdf
+from fuzz.linear import READ_ONLY_PAGE, WIDE, AddressSpace
 from fuzz.verbs import DEVICES
 from hypervisor import p2m
 from hypervisor.domain import Domain, Vcpu
@@ -42,7 +43,6 @@ STRUCT_END: Final = (5 << PAGE_SHIFT) + 1024
 """Where the struct of a hypercall ends: whatever its size, what lies behind is not its own."""
 SPLIT_END: Final = (6 << PAGE_SHIFT) + 4
 """The same for a struct that lies across two pages."""
-READ_ONLY_PAGE: Final = 7
 WINDOWS: Final[dict[int, tuple[tuple[int, int], ...]]] = {
     4: ((0, LARGEST), (1024, 1024 + LARGEST), (2048, 3072)),
     5: ((1024 - LARGEST, 1024), (PAGE_SIZE - LARGEST, PAGE_SIZE)),
@@ -50,8 +50,6 @@ WINDOWS: Final[dict[int, tuple[tuple[int, int], ...]]] = {
     READ_ONLY_PAGE: ((0, LARGEST),),
 }
 """By page: [start, end) of the bytes that callers themselves write, and that their calls name."""
-READ_ONLY: Final = 0x7F00_0000_0000
-"""The linear address at which a caller has that page without the right to write."""
 LEAST_PAGES: Final = 16
 MOST_PAGES: Final = 512
 MOST_ARENA: Final = 20
@@ -74,9 +72,9 @@ _XENS_FRAME: Final = 3
 class CallingDomain:
     """A domain that can make hypercalls: its vCPU and its memory."""
 
-    __slots__ = ("address_end", "domain", "domid", "mfns", "pv", "ram", "struct_end", "vcpu")
+    __slots__ = ("address_end", "domain", "domid", "mfns", "pv", "ram", "space", "struct_end", "vcpu")
 
-    def __init__(self, domain: Domain, vcpu: Vcpu, ram: DomainRam, linear: LinearMemory) -> None:
+    def __init__(self, domain: Domain, vcpu: Vcpu, ram: DomainRam, linear: LinearMemory, space: AddressSpace) -> None:
         self.domain: Final = domain
         self.domid: Final = int(domain.domid)
         self.vcpu: Final = vcpu
@@ -85,18 +83,25 @@ class CallingDomain:
         self.pv: Final = domain.pv
         self.struct_end: Final = ram.mfns[STRUCT_END >> PAGE_SHIFT] << PAGE_SHIFT | STRUCT_END & PAGE_SIZE - 1
         """Machine address of the end of a call's struct."""
-        self.address_end: Final = ram.linear(STRUCT_END)
+        self.space: Final = space
+        self.address_end: Final = self.linear(STRUCT_END)
         """The same as hypercalls name it."""
-        linear.pages[READ_ONLY >> PAGE_SHIFT] = (READ_ONLY_PAGE, False)
+        space.lay_out(linear, ram.pages)
+
+    def linear(self, paddr: int) -> int:
+        """The address at which it has that byte of its RAM."""
+        return self.space.ram + paddr
 
 
 class Toolstack:
     """The domains and devices of one test bed."""
 
-    def __init__(self, bed: "TestBed") -> None:
+    def __init__(self, bed: "TestBed", space: AddressSpace = WIDE) -> None:
+        """``space``: where callers have their memory."""
         self._bed: Final = bed
         self._xen: Final = bed.xen
-        self.dom0: Final = CallingDomain(bed.dom0, bed.vcpu, bed.ram, bed.linear)
+        self._space: Final = space
+        self.dom0: Final = CallingDomain(bed.dom0, bed.vcpu, bed.ram, bed.linear, space)
         self.callers: Final[dict[int, CallingDomain]] = {0: self.dom0}
         """By domain id: dom0, and every guest until its end begins."""
         self.devices: Final[dict[str, PciDevice]] = {
@@ -129,7 +134,7 @@ class Toolstack:
         except ValueError:
             return -ENOMEM
         ram = DomainRam(self._bed.memory, mfns, domain.pv)
-        self.callers[domid] = CallingDomain(domain, self._xen.add_vcpu(domain, linear), ram, linear)
+        self.callers[domid] = CallingDomain(domain, self._xen.add_vcpu(domain, linear), ram, linear, self._space)
         return 0
 
     def destroy_domain(self, domid: int, passes: int) -> int:

@@ -57,6 +57,8 @@ class CProgram:
         runner = self._session.runner
         if type(runner) not in (Runner, DriverRunner):
             raise ProgramError("only a program that runs on one machine, on one vCPU, can be exported")
+        if MACHINES[program.bench.machine].code_32:
+            raise ProgramError("C is for 64-bit callers, the program's are of 32 bits")
         bed = runner.bed
         self._abi: Final = runner.abi
         self._heard: Final[list[Issued]] = []

@@ -84,7 +84,7 @@ class PostedSubopEntry(SubopEntry):
 
     def use(self, rows: Mapping[str, Row]) -> None:
         """Handle sub-ops by these rows from now on."""
-        self._subops = prepare(self._abi, rows)
+        self._subops, self._narrow = prepare(self._abi, rows), None
 
     def narrow(self) -> "PostedSubopEntry":
         other = copy(self)

@@ -131,14 +131,17 @@ class SubopEntry:
     def __init__(self, abi: Abi, rows: Mapping[str, Row] = ROWS) -> None:
         self._abi: Final = abi
         self._subops = prepare(abi, rows)
+        self._narrow: SubopEntry | None = None
+        """What :meth:`narrow` said last, while it still holds."""
 
     def wrap_handlers(self, wrap: Wrap) -> None:
-        self._subops = _wrapped(self._subops, self._abi, wrap)
+        self._subops, self._narrow = _wrapped(self._subops, self._abi, wrap), None
 
     def narrow(self) -> "Entry":
-        other = copy(self)
-        other._subops = narrowed(self._subops, self._abi)
-        return other
+        if self._narrow is None:
+            self._narrow = other = copy(self)
+            other._subops = narrowed(self._subops, self._abi)
+        return self._narrow
 
     def enter(self, xen: "Xen", vcpu: Vcpu, args: tuple[int, ...], target: Domain | None = None) -> int:
         domain = vcpu.domain if target is None else target

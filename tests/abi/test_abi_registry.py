@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The registry says what the tables of the postings say: numbers, flags, sizes and offsets, copied here by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from abi import versions
@@ -175,6 +177,17 @@ def test_sub_ops_without_an_implementation_have_a_struct_and_no_codec():
         assert v7.by_name[name].codec_on("x86-64") is not None
     assert v7.by_name["noop"].codec is None and v7.by_name["noop"].codec_on("i386") is None
     assert versions.get("v3").by_name["noop"].codec.encode() == bytes(32)
+
+
+@pytest.mark.parametrize("version", ["v1", "v3", "v4", "v7"])
+def test_a_version_as_32_bit_callers_have_it_differs_in_layout_only(version):
+    wide = versions.get(version)
+    small = wide.on("i386")
+    assert wide.on("x86-64") == wide
+    for name, row in wide.by_name.items():
+        assert small.by_name[name].codec is (row.codec and row.codec_on("i386"))
+        assert replace(small.by_name[name], codec=row.codec) == row
+    assert replace(small, subops=wide.subops) == wide
 
 
 def test_hole_mask_covers_what_belongs_to_no_field():

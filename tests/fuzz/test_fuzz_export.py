@@ -238,6 +238,11 @@ def test_a_machine_that_is_not_the_usual_one_is_explained():
     assert "(the unit walks trees of three levels only, 39 bits): others may answer otherwise" in text
 
 
+def test_a_program_of_32_bit_callers_is_refused():
+    with pytest.raises(ProgramError, match="C is for 64-bit callers"):
+        CProgram(parse("# pviommu program 1\nbench machine=32-bit\nquery\n"))
+
+
 def test_a_program_of_two_machines_is_refused():
     for bench in ("against=smmuv3", "vcpus=2", "level=driver against=smmuv3"):
         with pytest.raises(ProgramError, match="one machine"):

@@ -22,7 +22,7 @@ PATIENCE = 1200
 """Seconds on the wall; a hunt ends when it has found its entry, however busy the machine is."""
 
 
-@pytest.mark.parametrize("defect", ["A5", "C7", "D3", "F6", "T4", "K3", "L1.2-1", "L8.1"])
+@pytest.mark.parametrize("defect", ["A5", "A7", "C7", "D3", "F6", "T4", "K3", "L1.2-1", "L8.1"])
 def test_a_catalogued_defect_is_found_and_its_program_replays(defect):
     result = look(*quarries([defect]), PATIENCE, 0)
     assert result.found and 1 <= result.length <= 8

@@ -63,6 +63,7 @@ def test_a_wrong_line_is_named(line, says):
     ("bench", "says"),
     [
         ("machine=toaster", "unknown machine 'toaster'; there are: usual, narrow"),
+        ("machine=32-bit backend=smmuv3", "machine=32-bit is of vtd"),
         ("machine=narrow level=driver", "machine=narrow is for hypercalls"),
         ("machine=narrow backend=smmuv3", "machine=narrow is of vtd"),
         ("machine=command-line", "nb-ctx=5: v7-fixed knows dma=no"),

@@ -114,6 +114,14 @@ def test_a_32_bit_caller_has_its_own_layout(profile):
 
 
 @pytest.mark.parametrize("profile", ["v7-fixed", "v7"])
+def test_32_bit_code_gets_to_the_handlers_that_everybody_does(profile):
+    caller, seen = bed("vtd", profile, "pvh"), []
+    call32(caller, "alloc_context")
+    caller.xen.entry.wrap_handlers(lambda name, handler: lambda *args: seen.append(name) or handler(*args))
+    assert call32(caller, "alloc_context")[0] == 0 and seen == ["alloc_context"]
+
+
+@pytest.mark.parametrize("profile", ["v7-fixed", "v7"])
 def test_registers_of_32_bit_code_have_32_bits(profile):
     caller = bed("vtd", profile, "pvh", init=False)
     caller.testbed.linear.pages[LOW >> 12] = (5, True)
