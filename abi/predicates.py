@@ -127,7 +127,7 @@ TESTS: Final[dict[str, Callable[[Call], bool]]] = {
     "out-of-range": lambda c: c.args["dfn"] + c.pages - 1 > c.domain.max_iova_addr >> 12,
     "no-access": lambda c: c.access == 0,
     "not-mapped": lambda c: c.dfn(0) not in c.context.leaves,
-    "frame-lost": lambda c: c.domain.kind(c.context.leaves[c.dfn(0)].gfn) in _NUMBERLESS,
+    "frame-lost": lambda c: not c.domain.direct and c.domain.kind(c.context.leaves[c.dfn(0)].gfn) in _NUMBERLESS,
     "nested-remote": lambda c: _inner(c) == "remote_cmd",
     "not-privileged": lambda c: not c.domain.hardware,
     "no-domain": lambda c: c.args["domid"] not in c.state,
