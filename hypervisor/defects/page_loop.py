@@ -42,7 +42,7 @@ class PageLoop:
 
     def map_pages(self, xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], progress: int) -> Result:
         number, gfn, dfn, flags, pgsize, nr_pages, given = args
-        context, unit, error = self.admit(domain, number, dfn, pgsize, nr_pages)
+        context, unit, error = self.admit(domain, number, dfn, pgsize, nr_pages, gfn)
         permission = self.permission(flags)
         if context is None or permission is None:
             return error or -EINVAL, (self.untouched(given),)
@@ -148,7 +148,7 @@ class PageLoop:
     # ---------------------------------------------------------------------------------- steps to replace
 
     def admit(
-        self, domain: Domain, number: int, dfn: int, pgsize: int, nr_pages: int
+        self, domain: Domain, number: int, dfn: int, pgsize: int, nr_pages: int, gfn: int = 0
     ) -> tuple[IommuContext | None, int, int]:
         """(context, 4 KiB pages in a page, 0), or (``None``, 0, errno) for a request that is wrong in itself."""
         if nr_pages > self.xen.max_nr_pages:
@@ -157,7 +157,7 @@ class PageLoop:
         unit = self.unit(pgsize)
         if context is None or unit is None or (context.dying and self.refuses_dying):
             return None, 0, -EINVAL
-        if dfn & unit - 1 or not self.in_range(dfn, nr_pages * unit):
+        if (dfn | gfn) & unit - 1 or not self.in_range(dfn, nr_pages * unit):
             return None, 0, -EINVAL
         if nr_pages * unit > mappings.MAX_PAGES:
             return None, 0, -E2BIG

@@ -39,11 +39,11 @@ MAX_PAGES: Final = 1 << 32
 def map_pages(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], progress: int) -> Result:
     """Map frames ``gfn``.. of the caller at ``dfn``.. in a context."""
     number, gfn, dfn, flags, pgsize, nr_pages, _ = args
-    context, unit, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages)
+    context, unit, total, error = _checked(xen, domain, number, dfn, pgsize, nr_pages, gfn)
     if context is None:
         return error, (0,)
     permission = xen.map_permissions.get(flags)
-    if permission is None or gfn & unit - 1:
+    if permission is None:
         return -EINVAL, (0,)
     bits, write = permission
     start = _first_page(dfn, unit, progress) if progress else 0
@@ -188,7 +188,7 @@ def lookup_page(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], s
 
 
 def _checked(
-    xen: "Xen", domain: Domain, number: int, dfn: int, pgsize: int, nr_pages: int
+    xen: "Xen", domain: Domain, number: int, dfn: int, pgsize: int, nr_pages: int, gfn: int = 0
 ) -> tuple[IommuContext | None, int, int, int]:
     """(context, 4 KiB pages in a page, 4 KiB pages in all, 0), or (``None``, 0, 0, errno) for a request that is wrong
     in itself.
@@ -203,7 +203,7 @@ def _checked(
     if context is None or context.dying or unit is None:
         return None, 0, 0, -EINVAL
     total = nr_pages * unit
-    if dfn & unit - 1 or dfn + total - 1 > xen.max_dfn:
+    if (dfn | gfn) & unit - 1 or dfn + total - 1 > xen.max_dfn:
         return None, 0, 0, -EINVAL
     if total > MAX_PAGES:
         return None, 0, 0, -E2BIG

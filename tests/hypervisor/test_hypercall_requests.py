@@ -239,6 +239,7 @@ def test_units_beyond_what_one_call_can_cover_are_refused(caller7: Caller) -> No
     for count, expected in ((U32, -EINVAL), (fits, -E2BIG), ((1 << 23) + 1, -E2BIG)):
         quietly(caller7, expected, "unmap_pages", ctx_no=ctx, dfn=0, pgsize=2 << 20, nr_pages=count)
         quietly(caller7, expected, "map_pages", ctx_no=ctx, gfn=0, dfn=0, flags=RW, pgsize=2 << 20, nr_pages=count)
+        quietly(caller7, -EINVAL, "map_pages", ctx_no=ctx, gfn=8, dfn=0, flags=RW, pgsize=2 << 20, nr_pages=count)
 
 
 def test_device_frames_that_no_unit_can_translate_are_einval(caller: Caller) -> None:
