@@ -117,13 +117,14 @@ class Target(Watched):
         }
         """Verb to what it does to domains and devices."""
         self._hypercall: Final = self.machine.hypercall(bed.xen)
+        self._iommu_op: Final = self.abi.hypercall
+        self._touched: Final = bed.memory.touched
         self._carrier: int | None = None
         self._progress = 0
         self.pointed = False
         """A remote_cmd made of bytes has named memory of the caller's that only its bytes say."""
         self.faults: PlannedFaults | None = None
         """A fault plan, if the program has put one in place."""
-        self._names: Final = {number: subop.name for number, subop in self.abi.subops.items() if subop.implemented}
         self._structs: Final = {
             number: (subop.name, subop.codec.size if subop.codec is not None else 0)
             for number, subop in self.abi.subops.items()
@@ -281,30 +282,31 @@ class Target(Watched):
     def issue(self, number: int, name: str, raw: bytes, argument: str) -> Call:
         """Hypercall with ``number`` in the sub-op register and ``raw`` as its struct."""
         caller, size = self.caller, len(raw)
-        address, struct = caller.address_end - size, caller.struct_end - size
+        inner = struct = None
         if argument == "plain":
+            address, struct = caller.address_end - size, caller.structs[size]
             if raw:
-                self.memory.write(struct, raw)
+                if not self._touched[caller.struct_frame]:
+                    self.memory.touch(caller.struct_frame)
+                struct[:] = raw
         else:
             address = self._place(argument, raw)
         if self.union:
-            result = self._hypercall(caller.vcpu, self.abi.hypercall, address)
+            result = self._hypercall(caller.vcpu, self._iommu_op, address)
         elif self._carrier is not None and name != "remote_cmd":
             return self._carried(number, name, raw, argument, address)
         else:
             number |= self._progress
-            inner = self._inner(raw) if name == "remote_cmd" else None
-            result = self._hypercall(caller.vcpu, self.abi.hypercall, number, address)
+            if name == "remote_cmd":
+                inner = self._inner(raw)
+            result = self._hypercall(caller.vcpu, self._iommu_op, number, address)
             if inner is not None:
                 self._finish(inner, number & 0xFFFF_FF00, result)
-                self._progress = 0
-                after = self._look(argument, raw)
-                return Call(number, name, argument, raw, result, after, number & 0xFFFF_FF00, inner, caller.domid)
         if name == "init" and not result:
             self._watch_arena(caller.domain)
-        after = self.memory.read(struct, size) if argument == "plain" else self._look(argument, raw)
-        progress, self._progress = 0 if self.union or number < 256 else number & 0xFFFF_FF00, 0
-        return Call(number, name, argument, raw, result, after, progress, None, caller.domid)
+        after = self._look(argument, raw) if struct is None else struct.tobytes()
+        progress, self._progress = 0 if self.union else number & 0xFFFF_FF00, 0
+        return Call(number, name, argument, raw, result, after, progress, inner, caller.domid)
 
     def _watch_arena(self, domain: Domain | None) -> None:
         """The domain has an arena now: what is asked of it passes by the plan."""
@@ -323,7 +325,7 @@ class Target(Watched):
         ram.write(OUTER, outer)
         inner = Call(number, name, argument, raw, 0, raw, 0, None, domain & 0xFFFF)
         register = remote.number | self._progress
-        result = self._hypercall(caller.vcpu, self.abi.hypercall, register, caller.linear(OUTER))
+        result = self._hypercall(caller.vcpu, self._iommu_op, register, caller.linear(OUTER))
         if name == "init" and not result:
             self._watch_arena(self.xen.domains.get(domain & 0xFFFF))
         inner.after = self._look(argument, raw)
@@ -358,15 +360,13 @@ class Target(Watched):
 
     def name_of(self, number: int) -> str:
         """The sub-op with this number, "" if there is none."""
-        return self._names.get(number, "")
+        return self._structs.get(number, ("", 0))[0]
 
     def raw(self, number: int, raw: bytes, argument: str) -> Call:
         """The same with bytes as they come, as many as the struct takes (missing ones are zero)."""
         if self.union:
             tag = (number & 0xFFFF).to_bytes(2, "little")
-            return self.issue(
-                number, self._names.get(number & 0xFFFF, ""), (tag + raw[2:]).ljust(32, b"\0")[:32], argument
-            )
+            return self.issue(number, self.name_of(number & 0xFFFF), (tag + raw[2:]).ljust(32, b"\0")[:32], argument)
         name, size = self._structs.get(number) or self._structs.get(number & 0xFF, ("", 0))
         if len(raw) != size:
             raw = raw[:size].ljust(size, b"\0")

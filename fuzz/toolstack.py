@@ -72,7 +72,7 @@ _XENS_FRAME: Final = 3
 class CallingDomain:
     """A domain that can make hypercalls: its vCPU and its memory."""
 
-    __slots__ = ("address_end", "domain", "domid", "mfns", "pv", "ram", "space", "struct_end", "vcpu")
+    __slots__ = ("address_end", "domain", "domid", "mfns", "pv", "ram", "space", "struct_frame", "structs", "vcpu")
 
     def __init__(self, domain: Domain, vcpu: Vcpu, ram: DomainRam, linear: LinearMemory, space: AddressSpace) -> None:
         self.domain: Final = domain
@@ -81,8 +81,10 @@ class CallingDomain:
         self.ram: Final = ram
         self.mfns: Final = ram.mfns
         self.pv: Final = domain.pv
-        self.struct_end: Final = ram.mfns[STRUCT_END >> PAGE_SHIFT] << PAGE_SHIFT | STRUCT_END & PAGE_SIZE - 1
-        """Machine address of the end of a call's struct."""
+        self.struct_frame: Final = ram.mfns[STRUCT_END >> PAGE_SHIFT]
+        """The machine frame that a call's struct lies in."""
+        self.structs: Final = tuple(ram.window(STRUCT_END - size, size) for size in range(LARGEST + 1))
+        """By size: the bytes of a call's struct."""
         self.space: Final = space
         self.address_end: Final = self.linear(STRUCT_END)
         """The same as hypercalls name it."""

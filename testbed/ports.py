@@ -66,6 +66,11 @@ class DomainRam:
             self._memory.write(mfn << PAGE_SHIFT | offset, data[done : done + size])
             done += size
 
+    def window(self, paddr: int, length: int) -> memoryview:
+        """The bytes themselves, within one page; whoever writes to them touches the frame first."""
+        start = self.mfns[paddr >> PAGE_SHIFT] << PAGE_SHIFT | paddr & PAGE_SIZE - 1
+        return self._bytes[start : start + length]
+
     def linear(self, paddr: int) -> int:
         return DIRECT_MAP + paddr
 
