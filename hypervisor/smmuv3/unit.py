@@ -9,6 +9,7 @@ from base.bits import Layout
 from base.units import Sbdf
 from hypervisor.frames import DOMID_XEN, FrameTable
 from hypervisor.iommu.backend import FaultReport
+from hypervisor.iommu.tags import Tags
 from hypervisor.platform import Platform
 from hypervisor.smmuv3 import layouts as hw
 from hypervisor.smmuv3.events import EventQueue
@@ -54,9 +55,8 @@ class SmmuUnit:
         """TLBI commands may name a range of pages."""
         self.exchanges_freely: Final = hw.Idr3.bbml.get(idr3) >= 2
         """A block and a table may replace each other in one store."""
-        vmids = 1 << (16 if self.idr0 & hw.Idr0.vmid16.mask else 8)
-        self._vmids: Final = bytearray(vmids)
-        self._vmids[0] = 1  # left to streams that bypass stage 2, as in Xen and Linux
+        self._vmids: Final = Tags(1 << (16 if self.idr0 & hw.Idr0.vmid16.mask else 8))
+        self._vmids.take()  # 0 is left to streams that bypass stage 2, as in Xen and Linux
         self.global_errors = 0
         """Errors of GERROR that were read and acknowledged, those of the command queue aside."""
         sid_bits = min(hw.Idr1.sidsize.get(self.idr1), (0xFFFF + node.stream_offset).bit_length())
@@ -82,14 +82,10 @@ class SmmuUnit:
 
     def take_vmid(self) -> int | None:
         """The lowest free VMID, ``None`` if all are in use."""
-        vmid = self._vmids.find(0)
-        if vmid < 0:
-            return None
-        self._vmids[vmid] = 1
-        return vmid
+        return self._vmids.take()
 
     def free_vmid(self, vmid: int) -> None:
-        self._vmids[vmid] = 0
+        self._vmids.give(vmid)
 
     # ------------------------------------------------------------------------------------------ switching on
 
@@ -244,10 +240,11 @@ class SmmuUnit:
 
     def save(self) -> object:
         queues = (self.commands.save(), self.events.save()) if self._allocated else None
-        return (bytes(self._vmids), self.global_errors, self._reports[:], self.streams.save(), queues)
+        return (self._vmids.save(), self.global_errors, self._reports[:], self.streams.save(), queues)
 
     def restore(self, state: object) -> None:
-        self._vmids[:], self.global_errors, reports, streams, queues = state  # type: ignore[misc]
+        vmids, self.global_errors, reports, streams, queues = state  # type: ignore[misc]
+        self._vmids.restore(vmids)  # type: ignore[has-type]
         self._reports = reports[:]  # type: ignore[has-type]
         self.streams.restore(streams)  # type: ignore[has-type]
         if queues is not None:  # type: ignore[has-type]

@@ -9,6 +9,7 @@ from base.units import PAGE_SHIFT
 from hypervisor.errors import XenBug
 from hypervisor.frames import DOMID_XEN, FrameTable
 from hypervisor.iommu.backend import FaultReport
+from hypervisor.iommu.tags import Tags
 from hypervisor.platform import Platform
 from hypervisor.vtd import layouts as reg
 from hypervisor.vtd.queue import InvalidationQueue
@@ -66,8 +67,9 @@ class Unit:
         self._fault_registers: Final = drhd.base + reg.Capability.fro.get(cap) * 16
         self._fault_count: Final = reg.Capability.nfr.get(cap) + 1
         self.dids: Final = 1 << 4 + 2 * reg.Capability.nd.get(cap)
-        self._did_used: Final = bytearray(self.dids)
-        self._did_used[0] = self.caching_mode  # 0 tags not-present entries in caching mode
+        self._dids: Final = Tags(self.dids)
+        if self.caching_mode:
+            self._dids.take()  # 0 tags not-present entries then
         self.root: Final = self._new_table("root table")
         self.root_mode = 0
         """What RTADDR says beside the address: legacy mode unless somebody knows better."""
@@ -108,13 +110,11 @@ class Unit:
 
     def take_did(self) -> int:
         """The lowest free domain id, or :data:`INVALID_DID`."""
-        did = self._did_used.find(0)
-        if did >= 0:
-            self._did_used[did] = 1
-        return did
+        did = self._dids.take()
+        return INVALID_DID if did is None else did
 
     def give_did(self, did: int) -> None:
-        self._did_used[did] = 0
+        self._dids.give(did)
 
     # -------------------------------------------------------------------------------------- context entries
 
@@ -285,7 +285,7 @@ class Unit:
 
     def save(self) -> Any:
         return (
-            bytes(self._did_used),
+            self._dids.save(),
             dict(self._context_tables),
             self.queue.save(),
             self._reports[:],
@@ -294,7 +294,8 @@ class Unit:
         )
 
     def restore(self, state: Any) -> None:
-        self._did_used[:], tables, queue, reports, self._caching, self.broken = state
+        dids, tables, queue, reports, self._caching, self.broken = state
+        self._dids.restore(dids)
         self._context_tables = dict(tables)
         self.queue.restore(queue)
         self._reports = reports[:]
