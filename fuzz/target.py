@@ -4,6 +4,8 @@
 from collections.abc import Callable
 from typing import Final
 
+from msgspec import Struct
+
 from abi.canonical import CANONICAL
 from abi.errno import EINVAL, ESRCH
 from abi.model import Convention
@@ -43,37 +45,23 @@ SUBOPS: Final = {
 """Verb to sub-op."""
 
 
-class Call:
+class Call(Struct, eq=False):
     """A hypercall that was made: what the guest wrote, and what it found afterwards."""
 
-    __slots__ = ("after", "argument", "before", "domid", "inner", "name", "number", "progress", "result")
-
-    def __init__(
-        self,
-        number: int,
-        name: str,
-        argument: str,
-        before: bytes,
-        result: int,
-        after: bytes,
-        progress: int,
-        inner: "Call | None",
-        domid: int = 0,
-    ) -> None:
-        self.domid = domid
-        """The domain whose contexts it is about: the caller, or the one that remote_cmd took it to."""
-        self.name = name
-        """Of the sub-op; "" for a number without one."""
-        self.number = number
-        """What stands for the sub-op, in a register or in the union."""
-        self.argument = argument
-        self.before = before
-        self.result = result
-        self.after = after
-        self.progress = progress
-        """What the guest put into the bits of the sub-op register that say how far earlier passes got."""
-        self.inner = inner
-        """remote_cmd: the call that it carried, its result as if it had been made directly."""
+    number: int
+    """What stands for the sub-op, in a register or in the union."""
+    name: str
+    """Of the sub-op; "" for a number without one."""
+    argument: str
+    before: bytes
+    result: int
+    after: bytes
+    progress: int
+    """What the guest put into the bits of the sub-op register that say how far earlier passes got."""
+    inner: "Call | None"
+    """remote_cmd: the call that it carried, its result as if it had been made directly."""
+    domid: int = 0
+    """The domain whose contexts it is about: the caller, or the one that remote_cmd took it to."""
 
 
 class Target(Watched):
