@@ -3,6 +3,7 @@
 
 import pytest
 
+from base.units import PAGE_SIZE
 from fuzz.blocks import Blocks
 from fuzz.engines.differential import Differential
 from fuzz.engines.engine import ENGINES, make
@@ -13,6 +14,7 @@ from fuzz.resync import is_swept
 from fuzz.run import Runner, replay, runner_for
 from fuzz.shrink import Shrinker
 from fuzz.target import Target
+from fuzz.toolstack import STRUCT_END
 from fuzz.verbs import ProgramError
 from hypervisor.iommu.pool import Arena
 
@@ -122,6 +124,20 @@ def test_programs_of_bytes_are_mostly_wrong_calls_and_few_of_them_long():
                     runs, lengths = runs + 1, lengths + (SHORT < pages <= 4096)
     assert 0.6 < refused / calls < 0.95
     assert 0 < lengths / runs < 0.1
+
+
+def test_a_call_made_of_bytes_lies_where_the_guest_has_its_struct_and_leaves_with_its_program():
+    target = Target(PV)
+    ram, page = target.caller.ram, STRUCT_END & -PAGE_SIZE
+    target.reset()
+    fresh = ram.read(page, PAGE_SIZE)
+    for subop in target.abi.by_name.values():
+        call = target.raw(subop.number, b"\x5a" * 64, "plain")
+        assert len(call.before) == (subop.codec.size if subop.codec and subop.implemented else 0)
+        assert call.after == ram.read(STRUCT_END - len(call.before), len(call.before))
+    assert ram.read(page, PAGE_SIZE) != fresh
+    target.reset()
+    assert ram.read(page, PAGE_SIZE) == fresh
 
 
 def _of_bytes(target, number):
