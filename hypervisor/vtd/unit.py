@@ -275,8 +275,7 @@ class Unit:
             )
             bus.write32(address + 12, _RECORD_F)
             index = (index + 1) % self._fault_count
-        if status & reg.FaultStatus.pfo.mask:
-            bus.write32(base + reg.FSTS, reg.FaultStatus.pfo.mask)
+        bus.write32(base + reg.FSTS, status & reg.FaultStatus.pfo.mask)
 
     def take_faults(self) -> list[FaultReport]:
         self.on_fault_interrupt()
