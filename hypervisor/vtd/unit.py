@@ -257,10 +257,9 @@ class Unit:
         index = reg.FaultStatus.fri.get(status)
         for _ in range(self._fault_count):
             address = self._fault_registers + 16 * index
-            top = bus.read32(address + 12)
-            if not top & _RECORD_F:
+            low, high = bus.read64(address), bus.read64(address + 8)
+            if not high >> 32 & _RECORD_F:
                 break
-            low, high = bus.read64(address), bus.read32(address + 8) | top << 32
             code = reg.FaultRecordHigh.fr.get(high)
             self._reports.append(
                 FaultReport(
