@@ -61,16 +61,13 @@ class SystemBus:
             region[1].write(maddr - region[0], size, value)
 
     def read32(self, maddr: int) -> int:
-        region = self._pages.get(maddr >> PAGE_SHIFT)
-        return 0xFFFF_FFFF if region is None else region[1].read(maddr - region[0], 4) & 0xFFFF_FFFF
+        return self.load(maddr, 4)
 
     def read64(self, maddr: int) -> int:
         return self.load(maddr, 8)
 
     def write32(self, maddr: int, value: int) -> None:
-        region = self._pages.get(maddr >> PAGE_SHIFT)
-        if region is not None:
-            region[1].write(maddr - region[0], 4, value)
+        self.store(maddr, 4, value)
 
     def write64(self, maddr: int, value: int) -> None:
         self.store(maddr, 8, value)

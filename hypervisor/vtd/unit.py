@@ -20,8 +20,6 @@ FLUSH_POLLS: Final = 256
 """Reads of GSTS before a write-buffer flush counts as not answered."""
 DEVICE_TLB: Final = reg.ContextEntryLow.tt.put(1)
 """In a context entry: the device may ask for translations and keep them."""
-_RECORD_F: Final = reg.FaultRecordHigh.f.mask >> 32
-"""F in the uppermost dword of a fault record."""
 _WHOLE_ADDRESS_SPACE: Final = 0x7FFF_FFFF_FFFF_F000 | reg.DeviceTlbInvalidateHigh.s.mask
 
 
@@ -258,7 +256,7 @@ class Unit:
         for _ in range(self._fault_count):
             address = self._fault_registers + 16 * index
             low, high = bus.read64(address), bus.read64(address + 8)
-            if not high >> 32 & _RECORD_F:
+            if not reg.FaultRecordHigh.f.get(high):
                 break
             code = reg.FaultRecordHigh.fr.get(high)
             self._reports.append(
@@ -272,7 +270,7 @@ class Unit:
                     record=(low, high),
                 )
             )
-            bus.write32(address + 12, _RECORD_F)
+            bus.write32(address + 12, reg.FaultRecordHigh.f.mask >> 32)
             index = (index + 1) % self._fault_count
         bus.write32(base + reg.FSTS, status & reg.FaultStatus.pfo.mask)
 
