@@ -10,6 +10,7 @@ The commands are imported inside :func:`main`, so that an interrupt while they l
 
 import errno
 import os
+import signal
 import sys
 from typing import Final
 
@@ -43,9 +44,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    _write_whatever_the_encoding()
     import typer
     from typer.exceptions import TyperException
 
@@ -80,6 +79,20 @@ def _run() -> int:
         )
         return INTERNAL
     return status if isinstance(status, int) else CLEAN
+
+
+def _write_whatever_the_encoding() -> None:
+    """Show what the user's encoding lacks as question marks.
+
+    Interrupts wait meanwhile: one inside ``reconfigure`` leaves a stream without an encoder, which can say no more.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _is_broken_pipe(error: BaseException | None) -> bool:

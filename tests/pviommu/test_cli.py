@@ -169,6 +169,21 @@ def test_an_interrupt_at_any_moment_is_one_line_and_status_130(delay):
     assert (process.returncode, complaint) == (130, "pviommu: interrupted\n")
 
 
+def test_an_interrupt_while_the_streams_are_set_up_leaves_them_able_to_complain():
+    start = (
+        "import codecs, os, signal, sys\n"
+        "made = codecs.IncrementalEncoder.__init__\n"
+        "def interrupted(self, errors='strict'):\n"
+        "    if sys.stdout.errors == 'replace':\n"  # standard error is next
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    made(self, errors)\n"
+        "codecs.IncrementalEncoder.__init__ = interrupted\n"
+        "from pviommu.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", start, "dump"], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pviommu: interrupted\n")
+
+
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 
 
