@@ -144,7 +144,8 @@ class Oracle:
         quiet = call.name in _QUIET or (call.name == "flush_pages" and not self.target.xen.flushes_additions)
         if happened & (events.FLUSH | events.ATTACH) and quiet:
             return Broken("idle", f"{call.name} told hardware something")
-        if happened & events.ATTACH and call.name == "reattach_device" and not shadow.moved and not call.result:
+        stayed = call.name == "reattach_device" and not shadow.moved and not call.result
+        if stayed and happened & events.ATTACH and not shadow.unsure:  # nothing can have been cut off
             return Broken("idle", "a device was programmed again for the context that it is in")
         long = call.name == "free_context" and not call.result and shadow.scattered > 2 * TEARDOWN_LEAVES
         if long and self.target.always_wanted and not happened & events.RESTART:

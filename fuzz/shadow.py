@@ -187,8 +187,8 @@ class Shadow(FrameShadow):
             return -ENOENT, ()
         if device in self.uncovered:
             return (-EINVAL if number in self.dying else -ENODEV), ()
-        if self.homes[device] == number:
-            return 0, ()
+        if self.homes[device] == number:  # there it is, or is put again, if it was cut off
+            return (result if result == -EIO and self.unconfirmed() else 0), ()
         refused = self.refuses(device, number)
         if refused:
             return refused, ()

@@ -144,8 +144,8 @@ class Xen:
     def finish_pass(self, domain: Domain, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
         """Tell hardware about ``changes`` within ``pages`` pages from ``dfn``, then let go of what went away.
 
-        If hardware does not confirm (-EIO), frames and tables stay allocated for good: losing memory is better than
-        a device that writes into somebody else's.
+        If hardware does not confirm (-EIO), frames and tables stay allocated until it does when the context is freed:
+        losing memory is better than a device that writes into somebody else's.
         """
         if not changes.modified and not (changes.added and self.flushes_additions):
             return 0

@@ -164,6 +164,9 @@ class Stage1Driver:
             device.hw = None
         return error
 
+    def cut_off(self, device: PciDevice) -> bool:
+        return device.hw is None  # a failed attach leaves the stream aborting
+
     def entry(self, sid: int) -> int:
         """Machine address of a stream table entry, read from the unit's registers and the table."""
         base = self._bus.read64(self._base + _STRTAB_BASE) & 0xF_FFFF_FFFF_FFC0

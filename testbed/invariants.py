@@ -5,7 +5,7 @@ Each is a small function with its prose; :func:`check` runs them and lists what 
 change nothing: no cache is filled, no fault recorded.  Trees are read from the bytes that hardware walks, not through
 the code that wrote them.
 
-The hypervisor keeps for good what hardware did not confirm to have forgotten (``Xen.kept``); that counts as held.
+The hypervisor keeps what hardware did not confirm to have forgotten (``Xen.kept``); that counts as held.
 """
 
 from array import array
@@ -282,12 +282,14 @@ def tags_are_unique(view: View) -> Iterator[str]:
 def hardware_walks_what_contexts_say(view: View) -> Iterator[str]:
     """Every id of a device translates as its context's tree says, tried where runs of mappings begin and end.
 
-    Ids that one unit finds the same configuration for, word by word, are tried once.
+    Ids that one unit finds the same configuration for, word by word, are tried once.  A device that is cut off until
+    hardware confirms what it was told reaches nothing, whatever the tree says.
     """
-    testbed = view.testbed
+    testbed, cut_off = view.testbed, view.xen.backend.cut_off
     for domain, context, tree in view.contexts:
         tried = set()
-        for requester in [id for device in context.devices if device.translated for id in device.requester_ids]:
+        devices = [device for device in context.devices if device.translated and not cut_off(device)]
+        for requester in [id for device in devices for id in device.requester_ids]:
             unit, _ = testbed.fabric.route(requester)
             configuration = tuple(step.words for step in testbed.walk(requester, 0).steps if step.level is None)
             if (unit, configuration) in tried:

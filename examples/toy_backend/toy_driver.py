@@ -75,6 +75,9 @@ class ToyBackend:
     def detach(self, device: PciDevice) -> int:
         return self._write(device, 0)
 
+    def cut_off(self, device: PciDevice) -> bool:
+        return False
+
     def _write(self, device: PciDevice, entry: int) -> int:
         for rid in device.requester_ids:
             self._memory.write64((self._table << 12) + 8 * (rid & 0xFFFF), entry)

@@ -81,6 +81,13 @@ class Backend(Protocol):
         """Block all DMA of ``device``."""
         ...
 
+    def cut_off(self, device: PciDevice) -> bool:
+        """Whether an attached device reaches nothing: a move was neither confirmed nor could it be undone.
+
+        It is translated again when hardware confirms a later flush of its context, or :meth:`attach`.
+        """
+        ...
+
     def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
         """Make hardware forget what ``changes`` touched within ``pages`` pages from ``dfn``, and wait for it.
 

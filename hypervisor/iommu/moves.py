@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def move_device(xen: "Xen", domain: Domain, device: PciDevice, target: IommuContext) -> int:
     """Put ``device`` into ``target``; 0, or an errno with the device where it was."""
     source = device.context
-    if source is target:
+    if source is target and not (device.translated and xen.backend.cut_off(device)):
         return 0
     error = reserve(xen, domain, device, target.stage2)
     if error:

@@ -142,6 +142,9 @@ def free_context(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], 
         if not empty and preempt is not None and preempt(vcpu):
             vcpu.restart = (0,)
             return RESTART, ()
+    error = xen.settle(domain, context)
+    if error:
+        return error, ()
     xen.release_context(context)
     del iommu.contexts[CtxNo(number)]
     return 0, ()
@@ -157,7 +160,8 @@ def tear_down_some(xen: "Xen", domain: Domain, context: IommuContext) -> tuple[b
 
 
 def reattach_device(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
-    """Move one of the caller's devices into another of its contexts, 0 included; nothing if it is there already."""
+    """Move one of the caller's devices into another of its contexts, 0 included; nothing if it is there already, and
+    not cut off."""
     number, segment, bus, devfn, pasid = args
     iommu = domain.iommu
     assert iommu is not None
@@ -171,8 +175,6 @@ def reattach_device(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...
         return -ENOENT, ()
     if pasid:
         return reattach_pasid(xen, device, pasid, context), ()
-    if device.context is context:
-        return 0, ()
-    if context.dying:
+    if context.dying and device.context is not context:
         return -EINVAL, ()
     return move_device(xen, domain, device, context), ()

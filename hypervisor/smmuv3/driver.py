@@ -8,7 +8,8 @@ that was folded away stays beside it, with the same translations in it, until th
 Commands go to the units where the context is in use.  When a context's last stream leaves a unit, its VMID is
 invalidated there at once, so a unit that the context does not use holds nothing of it.  Where a unit did not confirm,
 the context stays *doubtful* on that unit: everything of it is invalidated there again, before anything else is
-believed, until the unit confirms.  A doubtful context's VMID and root are never used again.
+believed, until the unit confirms.  A doubtful context's VMID and root are never used again.  A stream whose move could
+be neither made nor undone aborts, and is translated again once the unit confirms to have forgotten the context.
 
 What a snapshot keeps of contexts and devices is their ``hw``; both are replaced, never changed.
 """
@@ -31,7 +32,8 @@ from hypervisor.smmuv3.format import STAGE2
 from hypervisor.smmuv3.geometry import Geometry, allocate_root, geometry
 from hypervisor.smmuv3.invalidation import ALL, LEAF, Use, range_commands, use_of
 from hypervisor.smmuv3.nesting import Smmuv3Nesting, stage1_everywhere, stage1_words
-from hypervisor.smmuv3.unit import SmmuUnit
+from hypervisor.smmuv3.streams import tree_words
+from hypervisor.smmuv3.unit import SmmuUnit, covering
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +175,13 @@ class Smmuv3Backend:
     def detach(self, device: PciDevice) -> int:
         error = 0
         for stream in device.hw or ():
-            error = self._block(stream) or error
+            if self._block(stream):
+                self._abandon(stream, self._owners.get(stream))
+                error = -EIO
         return error
+
+    def cut_off(self, device: PciDevice) -> bool:
+        return any(self.units[index].streams.aborts(sid) for index, sid in device.hw or ())
 
     def _streams_of(self, device: PciDevice) -> tuple[Stream, ...] | None:
         """The streams of all requester ids, ``None`` if one is behind no unit."""
@@ -182,19 +189,11 @@ class Smmuv3Backend:
             return cast("tuple[Stream, ...]", device.hw)
         streams = []
         for requester in device.requester_ids:
-            unit = self._unit_of(requester)
+            unit = covering(self.units, requester)
             if unit is None:
                 return None
             streams.append((unit.index, unit.stream_of(requester)))
         return tuple(streams)
-
-    def _unit_of(self, requester: int) -> SmmuUnit | None:
-        """The unit whose scope names the requester, else the one that takes the rest of its segment."""
-        candidates = [unit for unit in self.units if unit.node.segment == requester >> 16]
-        for unit in candidates:
-            if requester in unit.node.scope:
-                return unit
-        return next((unit for unit in candidates if unit.node.include_all), None)
 
     def _point(self, stream: Stream, context: IommuContext) -> int:
         """Translate ``stream`` through ``context``; -EIO with the stream blocked as far as memory says."""
@@ -206,7 +205,7 @@ class Smmuv3Backend:
                 return error
         if stream in self.caches.broken:
             return -EIO
-        dw2, dw3 = self._tree_words(unit, context.stage2)
+        dw2, dw3 = tree_words(unit, self.geometry, _hw(context.stage2).vmids[index], context.stage2.table)
         first = None if context.nested is None else stage1_words(context.nested)
         caches = first is None and dw3 != 0 and self.caches.capable(stream)  # what Xen's own tables give
         error = unit.streams.install(sid, dw2, dw3, caches, unit.commands, first)
@@ -231,11 +230,26 @@ class Smmuv3Backend:
         else:
             error = self._point(stream, owner)
         if error:
-            # Which of the two trees the unit uses is unknown: neither may be taken for flushed.
-            self._unsure.add(stream)
-            for context in (owner, tried):
-                if context is not None:
-                    self._doubt(context.stage2, stream[0])
+            self._abandon(stream, owner, tried)
+
+    def _abandon(self, stream: Stream, *contexts: IommuContext | None) -> None:
+        """Which tree the unit uses for an entry that now aborts is unknown: none of them may be taken for flushed."""
+        self._unsure.add(stream)
+        for context in contexts:
+            if context is not None:
+                self._doubt(context.stage2, stream[0])
+                context.stage2.unconfirmed = True
+
+    def _reconnect(self, context: IommuContext) -> int:
+        """Translate again what :meth:`_abandon` left in ``context``, of which no unit holds anything old: 0, -EIO."""
+        for stream, owner in self._owners.copy().items():
+            aborts = owner.stage2 is context and self.units[stream[0]].streams.aborts(stream[1])
+            if aborts and stream not in self.caches.broken:
+                error = self._point(stream, owner)
+                if error:
+                    self._abandon(stream, owner)
+                    return error
+        return 0
 
     def _move(self, stream: Stream, target: IommuContext | None) -> None:
         """Account for a stream whose entry was changed and confirmed."""
@@ -257,25 +271,6 @@ class Smmuv3Backend:
                 # what guests' tables give is cached under one tag, whichever table it was
                 self._doubt(source.stage2, index)
                 self._settle(source.stage2)
-
-    def _tree_words(self, unit: SmmuUnit, context: IommuContext) -> tuple[int, int]:
-        """STE words 2 and 3 for ``context`` on ``unit``; 0 if it has no tree."""
-        if context.table is None:
-            return 0, 0
-        cacheable = 1 if unit.coherent else 0
-        word = hw.Ste2.pack(
-            s2r=1,
-            s2ptw=1,
-            s2aa64=1,
-            s2ps=unit.oas,
-            s2sh0=3,
-            s2or0=cacheable,
-            s2ir0=cacheable,
-            s2sl0=self.geometry.sl0,
-            s2t0sz=self.geometry.t0sz,
-            s2vmid=_hw(context).vmids[unit.index],
-        )
-        return word, context.table.root << 12
 
     # ------------------------------------------------------------------------------------------ invalidation
 
@@ -386,9 +381,10 @@ class Smmuv3Backend:
             if any(unpublished) or unit.commands.run_one(ALL | hw.Tlbi.vmid.put(vmid), 0):
                 failed.add(unit.index)
         context.hw = replace(state, doubtful=frozenset(failed))
-        if not failed and state.caching:
-            return self._flush_devices(context, WHOLE)
-        return -EIO if failed else 0
+        if failed:
+            context.unconfirmed = True
+            return -EIO
+        return (self._flush_devices(context, WHOLE) if state.caching else 0) or self._reconnect(context)
 
     def _publish(self, stream: Stream) -> int:
         """Make sure that the unit acts on the stream's entry as it is in memory."""

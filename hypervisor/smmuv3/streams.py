@@ -10,13 +10,18 @@ that makes it translate (Xen's order, with the abort that Xen's detach before at
 """
 
 from array import array
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from abi.errno import ENODEV, ENOMEM
 from hypervisor.frames import DOMID_XEN, FrameTable
+from hypervisor.pagetable.radix import PageTable
 from hypervisor.smmuv3 import layouts as hw
+from hypervisor.smmuv3.geometry import Geometry
 from hypervisor.smmuv3.queue import CommandQueue
 from machine.memory import PhysicalMemory
+
+if TYPE_CHECKING:
+    from hypervisor.smmuv3.unit import SmmuUnit
 
 SPLIT: Final = 8
 """log2 of the streams that share a second-level table."""
@@ -98,7 +103,7 @@ class StreamTable:
         command = hw.Command.pack(op=hw.CMD_CFGI_STE, sid=sid)
         write64 = self._memory.write64
         error = 0
-        if self._memory.words[ste >> 3] != ABORT:
+        if not self.aborts(sid):
             error = self.block(sid, queue)
         if not error:
             dw0, dw1 = first or (TRANSLATE if dw3 else BYPASS, _STE1_ATS if caches else _STE1)
@@ -117,6 +122,10 @@ class StreamTable:
         """Abort every request of ``sid``: 0, or -EIO if the unit did not confirm."""
         self._memory.write64(self._entry(sid), ABORT)
         return self.publish(sid, queue)
+
+    def aborts(self, sid: int) -> bool:
+        """Whether memory says that every request of ``sid``, which has an entry, is to abort."""
+        return self._memory.words[self._entry(sid) >> 3] == ABORT
 
     def publish(self, sid: int, queue: CommandQueue) -> int:
         """Make the unit read the entry of ``sid`` anew: 0, or -EIO if it did not confirm."""
@@ -138,3 +147,23 @@ class StreamTable:
 
     def restore(self, state: object) -> None:
         self._second = dict(state)  # type: ignore[call-overload]
+
+
+def tree_words(unit: "SmmuUnit", geometry: Geometry, vmid: int, tree: PageTable | None) -> tuple[int, int]:
+    """Words 2 and 3 of the entry of a stream that goes through ``tree`` (IHI 0070, 5.2); 0 if there is none."""
+    if tree is None:
+        return 0, 0
+    cacheable = 1 if unit.coherent else 0
+    word = hw.Ste2.pack(
+        s2r=1,
+        s2ptw=1,
+        s2aa64=1,
+        s2ps=unit.oas,
+        s2sh0=3,
+        s2or0=cacheable,
+        s2ir0=cacheable,
+        s2sl0=geometry.sl0,
+        s2t0sz=geometry.t0sz,
+        s2vmid=vmid,
+    )
+    return word, tree.root << 12

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One SMMU: what it can do, its structures in memory, and how it is switched on (IHI 0070, 6.3, 3.11, 3.12)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from abi.errno import EIO, ENODEV, ENOMEM
@@ -250,3 +250,12 @@ class SmmuUnit:
         if queues is not None:  # type: ignore[has-type]
             self.commands.restore(queues[0])  # type: ignore[has-type]
             self.events.restore(queues[1])  # type: ignore[has-type]
+
+
+def covering(units: Sequence[SmmuUnit], requester: int) -> SmmuUnit | None:
+    """The unit whose scope names the requester, else the one that takes the rest of its segment."""
+    candidates = [unit for unit in units if unit.node.segment == requester >> 16]
+    for unit in candidates:
+        if requester in unit.node.scope:
+            return unit
+    return next((unit for unit in candidates if unit.node.include_all), None)

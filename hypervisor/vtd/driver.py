@@ -159,6 +159,9 @@ class VtdBackend:
         unit = self.covering(device)
         return 0 if unit is None else self._write_all(unit, device, 0, 0)
 
+    def cut_off(self, device: PciDevice) -> bool:
+        return False  # what failed is put back, whether or not the unit confirms
+
     def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
         hw: VtdContext = context.hw
         for unit, did in hw.used:

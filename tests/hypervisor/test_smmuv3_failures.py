@@ -172,6 +172,30 @@ def test_a_device_that_could_not_be_put_back_is_blocked_and_its_contexts_are_dou
     assert not one.hw.doubtful
 
 
+def test_a_device_that_could_not_be_put_back_is_cut_off_until_its_context_is_flushed():
+    host, one, nic = in_use()
+    host.probe.refuse = 5
+    assert host.backend.attach(nic, host.context()) == EIO
+    assert host.backend.cut_off(nic)
+    assert host.backend.flush_all(one) == EIO
+    assert host.backend.cut_off(nic)
+    host.probe.refuse = 0
+    assert host.backend.flush_all(one) == 0
+    assert not host.backend.cut_off(nic)
+    assert host.reaches(NIC, 5, FRAMES)
+
+
+def test_a_device_that_could_not_be_blocked_is_translated_again_with_the_next_flush():
+    host, one, nic = in_use()
+    host.probe.refuse = 1
+    assert host.backend.detach(nic) == EIO
+    assert host.backend.cut_off(nic)
+    assert host.backend.flush_all(one) == 0
+    assert host.reaches(NIC, 5, FRAMES)
+    assert host.backend.detach(nic) == 0
+    assert not host.reaches(NIC, 5, FRAMES)
+
+
 def test_a_unit_that_kept_an_entry_after_a_failed_attach_is_made_to_read_it_again():
     host = Host()
     context = host.context()

@@ -210,9 +210,15 @@ def test_a_domain_id_that_hardware_may_still_know_is_not_used_again(monkeypatch)
         patch.setattr(unit, "flush_pages", lambda *_: -EIO)
         assert caller.unmap(first, 0x10, 1).rc == -EIO
         patch.setattr(unit, "flush_did", lambda *_: -EIO)
-        assert caller.free(first) == 0
-    assert caller.arena_used == used
-    assert caller.context(caller.alloc()).hw.dids != dids
+        assert caller.free(first) == -EIO
+        assert caller.context(first).dying
+        assert caller.arena_used == used
+        second = caller.alloc()
+        assert caller.context(second).hw.dids != dids
+    assert caller.free(second) == 0
+    assert caller.free(first) == 0
+    assert caller.arena_used < used
+    assert caller.context(caller.alloc()).hw.dids == dids
 
 
 def test_domain_id_0_is_nobodys_in_caching_mode():
