@@ -86,13 +86,13 @@ def _write_whatever_the_encoding() -> None:
 
     Interrupts wait meanwhile: one inside ``reconfigure`` leaves a stream without an encoder, which can say no more.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _is_broken_pipe(error: BaseException | None) -> bool:

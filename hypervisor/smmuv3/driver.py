@@ -32,7 +32,6 @@ from hypervisor.smmuv3.format import STAGE2
 from hypervisor.smmuv3.geometry import Geometry, allocate_root, geometry
 from hypervisor.smmuv3.invalidation import ALL, LEAF, Use, range_commands, use_of
 from hypervisor.smmuv3.nesting import Smmuv3Nesting, stage1_everywhere, stage1_words
-from hypervisor.smmuv3.streams import tree_words
 from hypervisor.smmuv3.unit import SmmuUnit, covering
 
 
@@ -205,7 +204,7 @@ class Smmuv3Backend:
                 return error
         if stream in self.caches.broken:
             return -EIO
-        dw2, dw3 = tree_words(unit, self.geometry, _hw(context.stage2).vmids[index], context.stage2.table)
+        dw2, dw3 = unit.tree_words(self.geometry, _hw(context.stage2).vmids[index], context.stage2.table)
         first = None if context.nested is None else stage1_words(context.nested)
         caches = first is None and dw3 != 0 and self.caches.capable(stream)  # what Xen's own tables give
         error = unit.streams.install(sid, dw2, dw3, caches, unit.commands, first)

@@ -10,18 +10,13 @@ that makes it translate (Xen's order, with the abort that Xen's detach before at
 """
 
 from array import array
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from abi.errno import ENODEV, ENOMEM
 from hypervisor.frames import DOMID_XEN, FrameTable
-from hypervisor.pagetable.radix import PageTable
 from hypervisor.smmuv3 import layouts as hw
-from hypervisor.smmuv3.geometry import Geometry
 from hypervisor.smmuv3.queue import CommandQueue
 from machine.memory import PhysicalMemory
-
-if TYPE_CHECKING:
-    from hypervisor.smmuv3.unit import SmmuUnit
 
 SPLIT: Final = 8
 """log2 of the streams that share a second-level table."""
@@ -147,23 +142,3 @@ class StreamTable:
 
     def restore(self, state: object) -> None:
         self._second = dict(state)  # type: ignore[call-overload]
-
-
-def tree_words(unit: "SmmuUnit", geometry: Geometry, vmid: int, tree: PageTable | None) -> tuple[int, int]:
-    """Words 2 and 3 of the entry of a stream that goes through ``tree`` (IHI 0070, 5.2); 0 if there is none."""
-    if tree is None:
-        return 0, 0
-    cacheable = 1 if unit.coherent else 0
-    word = hw.Ste2.pack(
-        s2r=1,
-        s2ptw=1,
-        s2aa64=1,
-        s2ps=unit.oas,
-        s2sh0=3,
-        s2or0=cacheable,
-        s2ir0=cacheable,
-        s2sl0=geometry.sl0,
-        s2t0sz=geometry.t0sz,
-        s2vmid=vmid,
-    )
-    return word, tree.root << 12

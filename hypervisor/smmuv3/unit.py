@@ -10,10 +10,11 @@ from base.units import Sbdf
 from hypervisor.frames import DOMID_XEN, FrameTable
 from hypervisor.iommu.backend import FaultReport
 from hypervisor.iommu.tags import Tags
+from hypervisor.pagetable.radix import PageTable
 from hypervisor.platform import Platform
 from hypervisor.smmuv3 import layouts as hw
 from hypervisor.smmuv3.events import EventQueue
-from hypervisor.smmuv3.geometry import MAX_OAS, OAS_BITS
+from hypervisor.smmuv3.geometry import MAX_OAS, OAS_BITS, Geometry
 from hypervisor.smmuv3.queue import CommandQueue
 from hypervisor.smmuv3.streams import StreamTable
 from machine.firmware import SmmuNode
@@ -237,6 +238,25 @@ class SmmuUnit:
         return reports
 
     # --------------------------------------------------------------------------------------------- snapshots
+
+    def tree_words(self, geometry: Geometry, vmid: int, tree: PageTable | None) -> tuple[int, int]:
+        """Words 2 and 3 of the entry of a stream that goes through ``tree`` (IHI 0070, 5.2); 0 if there is none."""
+        if tree is None:
+            return 0, 0
+        cacheable = 1 if self.coherent else 0
+        word = hw.Ste2.pack(
+            s2r=1,
+            s2ptw=1,
+            s2aa64=1,
+            s2ps=self.oas,
+            s2sh0=3,
+            s2or0=cacheable,
+            s2ir0=cacheable,
+            s2sl0=geometry.sl0,
+            s2t0sz=geometry.t0sz,
+            s2vmid=vmid,
+        )
+        return word, tree.root << 12
 
     def save(self) -> object:
         queues = (self.commands.save(), self.events.save()) if self._allocated else None
