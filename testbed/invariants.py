@@ -283,12 +283,13 @@ def hardware_walks_what_contexts_say(view: View) -> Iterator[str]:
     """Every id of a device translates as its context's tree says, tried where runs of mappings begin and end.
 
     Ids that one unit finds the same configuration for, word by word, are tried once.  A device that is cut off until
-    hardware confirms what it was told reaches nothing, whatever the tree says.
+    hardware confirms what it was told of the context reaches nothing, whatever the tree says.
     """
     testbed, cut_off = view.testbed, view.xen.backend.cut_off
     for domain, context, tree in view.contexts:
         tried = set()
-        devices = [device for device in context.devices if device.translated and not cut_off(device)]
+        unconfirmed = context.stage2.unconfirmed
+        devices = [device for device in context.devices if device.translated and not (unconfirmed and cut_off(device))]
         for requester in [id for device in devices for id in device.requester_ids]:
             unit, _ = testbed.fabric.route(requester)
             configuration = tuple(step.words for step in testbed.walk(requester, 0).steps if step.level is None)
