@@ -108,8 +108,8 @@ def _alloc(world: World, step: Step, number: int, device: str) -> int:
 
 @named("fill")
 def _fill(world: World, step: Step, device: str) -> int:
-    """Allocate domains until there are no more contexts; the errno that ended it."""
-    number = 1000
+    """Allocate domains, beside those of an earlier time, until there are no more contexts; the errno that ended it."""
+    number = max(world.domains, default=0) + 1000
     while True:
         ret = _alloc(world, step, number, device)
         if ret:
