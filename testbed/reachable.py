@@ -83,41 +83,11 @@ def reachable(memory: PhysicalMemory, table: PageTable | None) -> Reachable:
 def mapped_pages(memory: PhysicalMemory, table: PageTable) -> dict[int, tuple[int, int]]:
     """dfn -> (machine frame, rights: 1 readable, 2 writable) of every page of the tree that gives any right."""
     pages: dict[int, tuple[int, int]] = {}
-    _read_pages(memory.words, table, pages, table.root << 9, table.root_frames << 9, table.levels, 0)
+    for dfn, mfn, count, _, readable, writable, _ in reachable(memory, table).leaves:
+        rights = readable | writable << 1
+        if rights:
+            pages.update(zip(range(dfn, dfn + count), zip(range(mfn, mfn + count), repeat(rights))))
     return pages
-
-
-def _read_pages(
-    words: memoryview,
-    table: PageTable,
-    pages: dict[int, tuple[int, int]],
-    word: int,
-    entries: int,
-    level: int,
-    dfn: int,
-) -> None:
-    fmt = table.format
-    order = 9 * (level - 1)
-    present = fmt.present
-    by_bits: dict[int, int] = {}
-    for index, entry in enumerate(words[word : word + entries].tolist()):
-        if not entry & present:
-            continue
-        frame = (entry & ADDRESS_MASK) >> 12
-        if level > 1 and not fmt.is_leaf(entry, level):
-            _read_pages(words, table, pages, frame << 9, 512, level - 1, dfn + (index << order))
-            continue
-        bits = entry & ~ADDRESS_MASK
-        rights = by_bits.get(bits)
-        if rights is None:
-            rights = by_bits[bits] = fmt.readable(entry) | fmt.writable(entry) << 1
-        if not rights:
-            continue
-        if level == 1:
-            pages[dfn + index] = frame, rights
-        else:
-            here, count = dfn + (index << order), 1 << order
-            pages.update(zip(range(here, here + count), zip(range(frame, frame + count), repeat(rights))))
 
 
 class _Part(NamedTuple):
@@ -153,28 +123,28 @@ def _parts(fmt: Format, level: int, content: bytes) -> tuple[_Part, ...]:
     Remembered: most tables of one sweep say what tables of earlier ones said.
     """
     present, step = fmt.present, PAGE_SIZE << 9 * (level - 1)
-    entries = memoryview(content).cast("Q").tolist()
+    first = len(content) - len(content.lstrip(b"\0")) >> 3  # most tables are empty but for a few neighbours
+    last = len(content.rstrip(b"\0")) + 7 >> 3
+    entries = memoryview(content)[first << 3 : last << 3].cast("Q").tolist()
     parts: list[_Part] = []
-    start = following = 0
-    continued = -1  # the entry that would go on with the run from start
-    for slot in [slot for slot, entry in enumerate(entries) if entry & present]:
-        entry = entries[slot]
+    start = following = begun = 0
+    continued = -1  # the entry that would go on with the run from start, whose first entry is begun
+    for slot, entry in [(slot, entry) for slot, entry in enumerate(entries, first) if entry & present]:
         if entry == continued and slot == following:
             following, continued = following + 1, continued + step
             continue
         if following > start:
-            parts.append(_run(fmt, entries, start, following))
+            parts.append(_run(fmt, begun, start, following))
         if fmt.is_leaf(entry, level):
-            start, following, continued = slot, slot + 1, entry + step
+            start, following, begun, continued = slot, slot + 1, entry, entry + step
         else:
             parts.append(_Part(slot, 1, (entry & ADDRESS_MASK) >> PAGE_SHIFT, None))
             start, following, continued = 0, 0, -1
     if following > start:
-        parts.append(_run(fmt, entries, start, following))
+        parts.append(_run(fmt, begun, start, following))
     return tuple(parts)
 
 
-def _run(fmt: Format, entries: list[int], start: int, end: int) -> _Part:
-    entry = entries[start]
+def _run(fmt: Format, entry: int, start: int, end: int) -> _Part:
     rights = fmt.readable(entry), fmt.writable(entry), bool(entry & fmt.referenced)
     return _Part(start, end - start, (entry & ADDRESS_MASK) >> PAGE_SHIFT, rights)
