@@ -18,6 +18,8 @@ HYPERVISOR_END: Final = 0xFFFF_8800_0000_0000
 """Linear addresses that Xen keeps for itself in every x86-64 PV guest (public/arch-x86/xen-x86_64.h)."""
 DIRECT_MAP: Final = 0xFFFF_8880_0000_0000
 """Where a Linux guest maps all of its own memory (page_offset_base without KASLR)."""
+_WINDOWS: Final = 64
+"""Windows that are remembered."""
 
 
 class GuestMemory(Protocol):
@@ -70,6 +72,9 @@ class LinearMemory:
         self._pfn_to_gfn: Final = pfn_to_gfn
         self._reserved: Final = reserved
         self.pages: dict[int, tuple[int, bool]] = {}
+        self._windows: Final[dict[int, tuple[int, int, memoryview]]] = {}
+        """Linear address to (guest frame, machine frame, bytes) of the windows looked through of late: most guests put
+        all their structs in few places."""
 
     def read(self, address: int, length: int) -> bytes | None:
         offset = address & PAGE_SIZE - 1
@@ -109,6 +114,11 @@ class LinearMemory:
         return self._pieces(address, length) is not None
 
     def window(self, address: int, length: int) -> memoryview | None:
+        known = self._windows.get(address)
+        if known is not None:
+            gfn, mfn, window = known
+            if len(window) == length and self._touched[mfn] and self._ram(gfn, True) == mfn:
+                return window
         start = address & PAGE_SIZE - 1
         if start + length > PAGE_SIZE or not DIRECT_MAP <= address < self._direct_end:
             return None
@@ -121,7 +131,11 @@ class LinearMemory:
         if not self._touched[mfn]:
             self._memory.touch(mfn)
         start += mfn << PAGE_SHIFT
-        return self._bytes[start : start + length]
+        window = self._bytes[start : start + length]
+        if len(self._windows) == _WINDOWS:
+            self._windows.clear()
+        self._windows[address] = gfn, mfn, window
+        return window
 
     def _pieces(self, address: int, length: int) -> list[tuple[int, int]] | None:
         pieces = []

@@ -129,9 +129,9 @@ def writable_references(view: View) -> Iterator[str]:
 def free_frames(view: View) -> Iterator[str]:
     """A frame is free (nobody's) exactly if nothing refers to it."""
     frames = view.frames
-    for mfn in range(frames.frames):
-        if (frames.owner[mfn] == DOMID_NONE) != (frames.refs[mfn] == 0):
-            yield f"frame {mfn:#x} of domain {frames.owner[mfn]:#x} has a reference word of {frames.refs[mfn]:#x}"
+    for mfn, (owner, refs) in enumerate(zip(frames.owner, frames.refs)):
+        if (owner == DOMID_NONE) != (refs == 0):
+            yield f"frame {mfn:#x} of domain {owner:#x} has a reference word of {refs:#x}"
 
 
 @invariant

@@ -49,7 +49,7 @@ class Arena:
 
     def in_use(self) -> set[int]:
         """The frames that are handed out."""
-        return {self.base + k for k in range(self.pages) if not self._is_free[k]}
+        return {frame for frame in range(self.base, self._fresh) if not self._is_free[frame - self.base]}
 
     def allocate(self) -> int | None:
         if self._returned:

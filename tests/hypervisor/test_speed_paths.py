@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from abi.canonical import CANONICAL
+from base.units import PAGE_SHIFT
 from hypervisor.errors import XenBug
 from hypervisor.frames import REF, WRITABLE_REF, FrameTable
+from hypervisor.guest_access import DIRECT_MAP, LinearMemory
 from hypervisor.iommu.pool import HeapPool
-from hypervisor.p2m import MMIO, P2m
+from hypervisor.p2m import MMIO, NONE, RAM_RO, RAM_RW, P2m
 from hypervisor.pagetable.format import ADDRESS_MASK
 from hypervisor.pagetable.radix import Changes, PageTable
 from hypervisor.vtd.format import SECOND_STAGE
@@ -49,6 +51,50 @@ def test_references_on_a_run_are_those_on_each_of_its_frames(held, alike, ref, d
         whole.get(0, len(counts), ref)
         _each(single.get, counts, ref)
     assert whole.save() == single.save()
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["look", "look", "swap", "hole", "read-only", "reset"]),
+            st.integers(0, 3),
+            st.sampled_from([0, 8, 0xFF8]),
+            st.sampled_from([8, 16]),
+        ),
+        max_size=30,
+    )
+)
+def test_a_window_that_was_looked_through_before_is_the_one_of_now(steps):
+    memory, p2m = PhysicalMemory(16 << PAGE_SHIFT), P2m(4)
+    p2m.set(0, 8, 4)
+    memory.snapshot()
+    linear = LinearMemory(memory, p2m, 4, None, reserved=False)
+    for what, gfn, offset, length in steps:
+        if what == "look":
+            address = DIRECT_MAP + (gfn << PAGE_SHIFT) + offset
+            window = linear.window(address, length)
+            fresh = LinearMemory(memory, p2m, 4, None, reserved=False).window(address, length)
+            assert (window is None) == (fresh is None)
+            if window is not None:
+                window[:] = bytes([gfn + 1]) * length
+                assert fresh.tobytes() == window.tobytes()
+                assert memory.touched[p2m.ram(gfn, True)]
+        elif what == "reset":
+            memory.reset()
+            assert not any(memory.bytes)
+        else:
+            p2m.set(
+                gfn, {"swap": offset % 7 + 4}.get(what, 8), 1, {"hole": NONE, "read-only": RAM_RO}.get(what, RAM_RW)
+            )
+
+
+def test_a_guest_with_structs_everywhere_costs_no_more_windows_than_are_remembered():
+    memory, p2m = PhysicalMemory(4 << PAGE_SHIFT), P2m(4)
+    p2m.set(0, 0, 4)
+    linear = LinearMemory(memory, p2m, 4, None, reserved=False)
+    for at in range(0, 2 << PAGE_SHIFT, 8):
+        assert linear.window(DIRECT_MAP + at, 8 if at % 4096 else 16) is not None
+    assert len(linear._windows) <= 64
 
 
 def _each(change, counts, ref):
