@@ -3,7 +3,7 @@
 
 import pytest
 from guest_calls import RW, SCATTERED, Caller, R, W, bed
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from abi.canonical import CANONICAL
@@ -64,6 +64,7 @@ def test_references_on_a_run_are_those_on_each_of_its_frames(held, alike, ref, d
         max_size=30,
     )
 )
+@example(steps=[(what, 0, 0, 8) for what in ("look", "reset", "look", "reset")])
 def test_a_window_that_was_looked_through_before_is_the_one_of_now(steps):
     memory, p2m = PhysicalMemory(16 << PAGE_SHIFT), P2m(4)
     p2m.set(0, 8, 4)
