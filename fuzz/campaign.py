@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from fuzz import address_space
+from fuzz import address_space, machines
 from fuzz.engines.swarm import benches
 from fuzz.naming import name
 from fuzz.run import Key, runner_for
@@ -74,6 +74,7 @@ def run(
     against: str = "",
     level: str = "typed",
     driver: str = "reference",
+    machine: str = machines.USUAL,
     defects: str = "",
     stop_on_first: bool = False,
     max_ops: int | None = None,
@@ -85,7 +86,7 @@ def run(
     over = tuple(
         replace(bench, against=against, defects=defects)
         for backend in backends
-        for bench in benches(backend, profile, level, driver)
+        for bench in benches(backend, profile, level, driver, machine)
     )
     options = {
         "backends": backends,
@@ -97,6 +98,7 @@ def run(
         "against": against,
         "level": level,
         "driver": driver,
+        "machine": machine,
         "defects": defects,
         "max_ops": max_ops,
     }

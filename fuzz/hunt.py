@@ -109,13 +109,11 @@ def _in_hypervisor() -> Iterator[Quarry]:
     for defect in DEFECTS.values():
         profile = _fixed_profile(defect.versions)
         vcpus = 2 if defect.id in AT_ONCE else 1
-        machine = ELSEWHERE.get(defect.id, machines.USUAL)
         over = [
-            replace(bench, defects=defect.id, vcpus=vcpus, machine=machine)
+            replace(bench, defects=defect.id, vcpus=vcpus)
             for name in defect.backends
-            if machines.get(machine).is_of(name)
-            for bench in benches(name, profile)
-            if (vcpus == 1 or bench.contexts is not None) and bench.guest in machines.get(machine).guests
+            for bench in benches(name, profile, machine=ELSEWHERE.get(defect.id, machines.USUAL))
+            if vcpus == 1 or bench.contexts is not None
         ]
         yield Quarry(defect.id, "hypervisor", defect.title, tuple(over), OUT_OF_SIGHT.get(defect.id, ""))
 

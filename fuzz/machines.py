@@ -58,6 +58,11 @@ class Machine:
         """Whether there is such a machine of that backend."""
         return not self.backends or backend in self.backends
 
+    def is_for(self, abi: Abi) -> bool:
+        """Whether it is unlike the usual one for guests that speak ``abi``: since v4 they say themselves how many
+        contexts they want."""
+        return not (self.command_line and abi.has("init"))
+
     @property
     def beyond(self) -> frozenset[int]:
         """Devices of dom0 that no unit covers."""

@@ -38,6 +38,9 @@ def fuzz(
         str, typer.Option(help="typed or raw hypercalls, or driver: what a guest kernel asks of its driver.")
     ] = "typed",
     driver: Annotated[str, typer.Option(help="At driver level: which driver (pviommu driver list).")] = "reference",
+    machine: Annotated[
+        str, typer.Option(help="What the machine is like (docs/fuzzing.md); an unknown name lists them.")
+    ] = "usual",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the campaign in --corpus, as it was started.")
     ] = False,
@@ -84,6 +87,8 @@ def fuzz(
         level, driver = kept["level"], kept["driver"]
         seed = kept["seed"]
         defect = kept.get("defects", "")
+        machine = kept.get("machine", machine)
+    names = _with_machine(names, machine, profile, level)
     for name in names:
         make_config(name, profile, None, seed, defect)
     try:
@@ -106,6 +111,7 @@ def fuzz(
                 against=against,
                 level=level,
                 driver=driver,
+                machine=machine,
                 defects=defect,
                 stop_on_first=stop_on_first,
                 max_ops=max_ops,
@@ -129,6 +135,25 @@ def fuzz(
             names_of = progress.names.get(path, ())
             print(f"{' '.join(key)} [{', '.join(names_of) or 'new'}]: {path}")
     raise typer.Exit(3 if progress.lost else 1 if progress.findings else 0)
+
+
+def _with_machine(names: list[str], machine: str, profile: str, level: str) -> list[str]:
+    """Those of the backends ``names`` that there is such a machine of."""
+    from fuzz import machines
+    from hypervisor import profile as profiles
+
+    try:
+        there, abi = machines.get(machine), profiles.get(profile).abi
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if machine != machines.USUAL and level == "driver":
+        raise UsageError("--machine is for hypercalls; at driver level the machine is the usual one")
+    if not there.is_for(abi):
+        raise UsageError(f"--machine {machine} tells guests of v1 to v3 something; those of {profile} call init")
+    found = [name for name in names if there.is_of(name)]
+    if not found:
+        raise UsageError(f"--machine {machine} is of {' and '.join(there.backends)}, not of {' and '.join(names)}")
+    return found
 
 
 def _options(corpus: Path) -> "dict[str, Any]":

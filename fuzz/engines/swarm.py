@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final
 
+from fuzz import machines
 from fuzz.driver_generate import DriverGenerator
 from fuzz.generate import Generator
 from fuzz.mutate import Source
@@ -20,14 +21,24 @@ FULL_EVERY: Final = 8
 """One program in so many ends with the full sweep."""
 
 
-def benches(backend: str, profile: str, level: str = "typed", driver: str = "reference") -> list[Bench]:
-    """What is worth starting from: both kinds of guest, ample and scarce memory, initialised and not."""
+def benches(
+    backend: str, profile: str, level: str = "typed", driver: str = "reference", machine: str = machines.USUAL
+) -> list[Bench]:
+    """What is worth starting from: both kinds of guest, ample and scarce memory, initialised and not; nothing, if there
+    is no such machine of that backend for that profile."""
+    there = machines.get(machine)
+    if not there.is_of(backend) or not there.is_for(profiles.get(profile).abi):
+        return []
     if level == "driver":
         return [Bench(backend, profile, guest, level=level, driver=driver) for guest in ("pv", "pvh")]
     starts: list[tuple[int | None, int]] = [(4, 8), (4, 4)]
     if profiles.get(profile).abi.has("init"):
         starts.append((None, 6))
-    return [Bench(backend, profile, guest, *start, level=level) for guest in ("pv", "pvh") for start in starts]
+    return [
+        Bench(backend, profile, guest, *start, level=level, machine=machine)
+        for guest in there.guests
+        for start in starts
+    ]
 
 
 class Swarm:

@@ -226,6 +226,32 @@ def test_a_worker_that_fails_by_itself_is_a_fault_of_ours(tmp_path):
     assert progress.lost == 1
 
 
+def test_a_campaign_on_another_machine_finds_what_shows_there(tmp_path):
+    directory = tmp_path / "c"
+    asked = ["--profile", "v7-fixed", "--defect", "S2", "--machine", "few-ids", "--jobs", "1", "--time", "100"]
+    done = subprocess.run([*command(directory), *asked, "--stop-on-first"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    found = parse(next(directory.glob("findings/*/program.txt")).read_text())
+    assert (found.bench.backend, found.bench.machine) == ("vtd", "few-ids")
+    assert Store(directory).options()["machine"] == "few-ids"
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (["--machine", "narow"], "unknown machine 'narow'; there are: usual, narrow"),
+        (["--machine", "narrow", "--backend", "smmuv3"], "--machine narrow is of vtd, not of smmuv3"),
+        (["--machine", "narrow", "--profile", "v9"], "unknown profile 'v9'; there are: "),
+        (["--machine", "narrow", "--level", "driver"], "--machine is for hypercalls"),
+        (["--machine", "command-line", "--profile", "v7-fixed"], "those of v7-fixed call init"),
+    ],
+)
+def test_a_machine_that_cannot_be_had_is_told_before_anything_is_made(tmp_path, asked, complaint):
+    done = subprocess.run([*command(tmp_path / "c"), *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and complaint in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
 def test_interrupting_leaves_a_campaign_to_resume(tmp_path):
     directory = tmp_path / "campaign"
     running = subprocess.Popen(command(directory, "--time", "100", "--jobs", "1"), stderr=subprocess.PIPE, text=True)
