@@ -255,9 +255,10 @@ class Unit:
         index = reg.FaultStatus.fri.get(status)
         for _ in range(self._fault_count):
             address = self._fault_registers + 16 * index
-            low, high = bus.read64(address), bus.read64(address + 8)
+            high = bus.read64(address + 8)
             if not reg.FaultRecordHigh.f.get(high):
                 break
+            low = bus.read64(address)
             code = reg.FaultRecordHigh.fr.get(high)
             self._reports.append(
                 FaultReport(
