@@ -6,7 +6,7 @@ is found carries the one that shows it.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 
@@ -19,6 +19,7 @@ from fuzz.run import Finding, Runner
 from fuzz.sweep import Broken
 from fuzz.verbs import Op, ProgramError, op
 from testbed.build import TestBed
+from testbed.schedule import Answer
 
 RUNS = 80
 """Schedules of one program that are tried at most."""
@@ -31,9 +32,10 @@ class ConcurrentRunner:
         if sabotage is not None:
             raise ProgramError("a bench of several vCPUs is built anew for each program")
         self.bench = bench
-        self.coverage: Counter[tuple[str, int, int]] = Counter()
         self.ops = 0
+        """Operations that have run, under every schedule."""
         self._single = Runner(replace(bench, vcpus=1))
+        self.coverage: Counter[tuple[str, int, int]] = self._single.coverage
 
     @property
     def abi(self) -> Abi:
@@ -65,13 +67,14 @@ class ConcurrentRunner:
         if not starts:
             return None
         early = self._single.run(ops[: starts[0]], sweep_from, told, full)
-        self.ops += len(ops)
+        self.ops += starts[0]
         if early is not None:
             return replace(early, program=Program(self.bench, early.program.ops))
         concurrent = Concurrent(Program(self.bench, ops), looked_at=True)
         told_of = (concurrent.attempt(schedule, full=False) for schedule in wanted)
         every = Explorer(concurrent, full=False).attempts("exhaustive", RUNS, 0, 2, 1)
         for attempt in chain(told_of, every):
+            self._count(concurrent.parts.vcpus, attempt.run.results)
             if attempt.broken is not None:
                 simple = simplify(concurrent, attempt)
                 assert simple.broken is not None
@@ -79,6 +82,13 @@ class ConcurrentRunner:
                 found = (*ops, op("schedule", order=schedule)) if schedule else ops
                 return Finding(Program(self.bench, found), simple.broken.clause, simple.broken.what, "-")
         return None
+
+    def _count(self, vcpus: Iterable[Iterable[Op]], answers: Iterable[Iterable[object]]) -> None:
+        """Operations of each vCPU, and what they answered as far as they got."""
+        for operation, answer in chain.from_iterable(map(zip, vcpus, answers)):
+            result = answer.result if isinstance(answer, Answer) else answer
+            self.coverage[operation[0], min(result, 0) if isinstance(result, int) else 0, 0] += 1
+            self.ops += 1
 
     def locate(self, ops: tuple[Op, ...]) -> Finding | None:
         return self.run(ops)
