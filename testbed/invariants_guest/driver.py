@@ -205,9 +205,9 @@ def aperture_holds(world: World, step: Step) -> Iterator[str]:
     for domain, table in step.after.mappings.items():
         if domain.aperture_last != driver.max_iova_addr or not domain.force_aperture:
             yield f"a domain says it reaches {domain.aperture_last:#x}, the hypervisor {driver.max_iova_addr:#x}"
-        beyond = [dfn for dfn in table if dfn << PAGE_SHIFT > domain.aperture_last]
-        if beyond:
-            yield f"dfn {beyond[0]:#x} is mapped beyond the aperture"
+        highest = max(table, default=0)
+        if highest << PAGE_SHIFT > domain.aperture_last:
+            yield f"dfn {highest:#x} is mapped beyond the aperture"
     for op in step.named("map_pages"):
         first, count, _ = _range(op)
         if op.result[0] == 0 and (first + count << PAGE_SHIFT) - 1 > driver.max_iova_addr:
