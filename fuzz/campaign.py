@@ -21,6 +21,7 @@ from fuzz import address_space, machines
 from fuzz.engines.swarm import benches
 from fuzz.naming import name
 from fuzz.run import Key, runner_for
+from fuzz.spawn import start
 from fuzz.store import Outcome, Store, pending, set_aside
 from fuzz.worker import OUTGROWN, REPORT_EVERY, Found, Job, Report, settle, work
 
@@ -145,6 +146,8 @@ class Campaign:
         self._start = monotonic()
         self._written = self._start
         self.progress: Final = Progress(findings=store.known(), names=store.names(), earlier=store.totals())
+        self._known: Final = len(self.progress.findings)
+        """Findings of earlier runs."""
 
     def run(self) -> Progress:
         try:
@@ -156,7 +159,7 @@ class Campaign:
                     assert isinstance(ear, Connection)
                     self._listen(ear)
                 self._tell()
-                if self._stop_on_first and self.progress.findings:
+                if self._done():
                     break
         finally:
             self._dismiss()
@@ -164,12 +167,16 @@ class Campaign:
             self._checkpoint()
         return self.progress
 
+    def _done(self) -> bool:
+        """Whether one finding was wanted, and is there."""
+        return self._stop_on_first and len(self.progress.findings) > self._known
+
     def _hire(self, seconds: float) -> None:
         job = replace(self._job, seed=self._job.seed + self._seeds, seconds=seconds)
         self._seeds += 1
         ear, mouth = self._context.Pipe(duplex=False)
         worker = self._context.Process(target=work, args=(job, mouth), daemon=True)
-        worker.start()
+        start(worker)
         mouth.close()  # the worker's own is the last one: the pipe ends with it
         self._workers[ear] = job.seed, worker
 

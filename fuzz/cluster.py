@@ -61,7 +61,7 @@ class ClusterCampaign(Campaign):
                     self.progress.killed += len(seen - workers)
                     seen = workers
                     self._tell()
-                    if self._stop_on_first and self.progress.findings:
+                    if self._done():
                         break
                     self._feed(client, done, shards)
             finally:

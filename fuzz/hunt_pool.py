@@ -16,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from fuzz.hunt import Hunt, Quarry, look
+from fuzz.spawn import start
 
 AGAIN: Final = 2
 """Times that an entry is hunted again after its worker was killed."""
@@ -88,7 +89,7 @@ class _Pool:
         if self._left:
             pipe, theirs = self._context.Pipe()
             process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
+            start(process)
             theirs.close()  # the worker's own is the last one: the pipe ends with it
             self._employ(pipe, process)
 

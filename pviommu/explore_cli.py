@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pviommu.options import Defects, Json, Seed, UsageError, check_writable
+from pviommu.options import Defects, Json, Tried, UsageError, check_writable
 from pviommu.program_cli import ProgramFile, read
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def explore(
     runs: Annotated[int, typer.Option(min=1, help="Schedules at most, for each strategy.")] = 500,
     preemptions: Annotated[int, typer.Option(min=0, help="exhaustive: at most so many in a schedule.")] = 2,
     depth: Annotated[int, typer.Option(min=1, help="pct: ordering constraints that a bug takes.")] = 3,
-    seed: Seed = 0,
+    seed: Tried = 0,
     schedule: Annotated[str | None, typer.Option(help="Only this one, as printed: '4>1 9>0'.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the first finding here.")] = None,
     defect: Defects = "",

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pviommu.options import Backends, Defects, Json, Profile, Seed, UsageError, backend_list, finite, make_config
+from pviommu.options import Backends, Defects, Json, Profile, Tried, UsageError, backend_list, finite, make_config
 
 if TYPE_CHECKING:
     from fuzz.campaign import Progress
 
 
 def fuzz(
+    context: typer.Context,
     profile: Profile = "v7-fixed",
     backend: Backends = "both",
     time: Annotated[float, typer.Option(min=0.1, callback=finite, help="Seconds.")] = 60.0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Workers; default is one for each core.")] = None,
-    seed: Seed = 0,
+    seed: Tried = 0,
     engine: Annotated[
         str, typer.Option(help="How programs are chosen: swarm, greybox, ...; an unknown name lists them.")
     ] = "swarm",
@@ -51,7 +52,9 @@ def fuzz(
     scheduler: Annotated[
         str, typer.Option(help="Address of a dask scheduler, as tcp://host:8786: its workers fuzz instead of --jobs.")
     ] = "",
-    stop_on_first: Annotated[bool, typer.Option("--stop-on-first", help="End with the first finding.")] = False,
+    stop_on_first: Annotated[
+        bool, typer.Option("--stop-on-first", help="End with the first finding of this run.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fuzz the hypercalls of a profile, with DMA, in parallel; findings are shrunk and written to a directory each."""
@@ -73,6 +76,10 @@ def fuzz(
         )
     if against == SPECIFICATION and level == "driver":
         raise UsageError(f"--against {SPECIFICATION} is for hypercalls; at driver level there is another driver")
+    if against in drivers.names() and level != "driver":
+        raise UsageError(f"--against {against} is a driver, and compared at --level driver")
+    if driver != "reference" and level != "driver" and not resume:
+        raise UsageError(f"--driver {driver} takes --level driver: at {level} level there is no driver")
     if level not in LEVELS:
         raise UsageError(f"unknown level {level!r}; there are: {', '.join(LEVELS)}")
     if engine in ("raw", "together") and level == "driver":
@@ -83,6 +90,24 @@ def fuzz(
     names = backend_list(backend)
     if resume:
         kept = _options(corpus)
+        given: dict[str, Any] = {
+            "profile": profile,
+            "backends": names,
+            "engine": engine,
+            "against": against,
+            "level": level,
+        }
+        given |= {"driver": driver, "seed": seed, "defects": defect, "machine": machine}
+        for name, value in given.items():
+            option = name.removesuffix("s")
+            if _is_given(context, option) and value != kept.get(name, value):
+                raise UsageError(
+                    f"--resume goes on as {corpus} was started, and that was not with this --{option}; "
+                    "without --resume the campaign goes on with other options"
+                )
+        time = time if _is_given(context, "time") else kept["seconds"]
+        jobs = jobs if _is_given(context, "jobs") else kept["jobs"]
+        max_ops = max_ops if _is_given(context, "max_ops") else kept["max_ops"]
         names, profile, engine, against = kept["backends"], kept["profile"], kept["engine"], kept["against"]
         level, driver = kept["level"], kept["driver"]
         seed = kept["seed"]
@@ -124,7 +149,7 @@ def fuzz(
     except ModuleNotFoundError as error:
         if error.name not in ("distributed", "dask"):
             raise
-        raise UsageError(f"--scheduler needs {error.name}: pip install 'pviommu[cluster]'") from None
+        raise UsageError(f"--scheduler needs {error.name}: python -m pip install -e '.[cluster]'") from None
     except OSError as error:
         raise UsageError(f"{scheduler or corpus}: {error}") from None
     if as_json:
@@ -154,6 +179,12 @@ def _with_machine(names: list[str], machine: str, profile: str, level: str) -> l
     if not found:
         raise UsageError(f"--machine {machine} is of {' and '.join(there.backends)}, not of {' and '.join(names)}")
     return found
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _options(corpus: Path) -> "dict[str, Any]":

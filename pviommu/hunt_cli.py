@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pviommu.options import Json, Seed, UsageError, check_writable, finite
+from pviommu.options import Json, Tried, UsageError, check_writable, finite
 
 if TYPE_CHECKING:
     from fuzz.hunt import Hunt
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def hunt(
     time: Annotated[float, typer.Option(min=0.1, callback=finite, help="Seconds for each defect at most.")] = 60.0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Defects at a time; default is one for each core.")] = None,
-    seed: Seed = 0,
+    seed: Tried = 0,
     defect: Annotated[list[str] | None, typer.Option(help="Only this defect; may be repeated.")] = None,
     shrink: Annotated[bool, typer.Option(help="Shrink what is found.")] = True,
     read: Annotated[

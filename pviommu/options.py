@@ -34,6 +34,7 @@ Dom0Iommu = Annotated[
 ]
 Guest = Annotated[str | None, typer.Option(help="Kind of dom0: pv or pvh; default is the backend's usual one.")]
 Seed = Annotated[int, typer.Option(help="Decides memory layout and packet sizes; equal seeds give equal runs.")]
+Tried = Annotated[int, typer.Option("--seed", help="Decides what is tried; equal seeds try the same.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 

@@ -23,7 +23,7 @@ def report(
         from fuzz.report.junit import write_junit
         from fuzz.report.page import write_page
     except ModuleNotFoundError as error:
-        raise UsageError(f"a report needs {error.name}: pip install 'pviommu[report]'") from None
+        raise UsageError(f"a report needs {error.name}: python -m pip install -e '.[report]'") from None
     page = output or directory / "report.html"
     try:
         data = read_campaign(directory)

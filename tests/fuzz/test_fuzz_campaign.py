@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Campaigns: what is found is on disk whoever is killed, and a campaign goes on where it was."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -11,14 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fuzz import campaign
 from fuzz.generate import Generator
 from fuzz.naming import name
 from fuzz.program import Bench, Program, ProgramError, parse
 from fuzz.run import Runner, runner_for
+from fuzz.spawn import start
 from fuzz.store import Store, keep_pending, pending
 from fuzz.worker import work
+from pviommu.cli import app
 
 DEFECT = "# pviommu program 1\nbench backend=vtd profile=v6 guest=pv contexts=4 arena=6\n"
 
@@ -57,6 +61,10 @@ def say_half_a_word_in_the_first_worker(job, mouth):
         os.write(mouth.fileno(), (1000).to_bytes(4, "big") + b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     work(job, mouth)
+
+
+def tell_what_is_blocked(mouth):
+    mouth.send(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
 
 
 def test_a_finding_is_a_directory_with_everything_to_go_on(tmp_path):
@@ -299,3 +307,40 @@ def test_a_finding_that_takes_two_defects_is_named_by_both():
     found = runner_for(program.bench).run(program.ops)
     assert found is not None and found.clause == "short-of-memory"
     assert name(found) == ("S1", "A9")
+
+
+def test_interrupts_are_blocked_in_a_worker_before_its_first_instruction():
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    worker = context.Process(target=tell_what_is_blocked, args=(theirs,))
+    start(worker)
+    assert ours.recv() and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    worker.join()
+
+
+def test_a_campaign_with_findings_goes_on_until_there_is_another(tmp_path):
+    more = {"seconds": 300, "jobs": 1, "seed": 0, "max_ops": 3000, "stop_on_first": True}
+    first = campaign.run(["vtd"], "v6", tmp_path, **more)
+    second = campaign.run(["vtd"], "v6", tmp_path, **more)
+    assert len(second.findings) > len(first.findings) and second.ops
+
+
+def test_a_campaign_is_resumed_as_it_was_started(tmp_path):
+    campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=200, jobs=1, seed=3, max_ops=400)
+    resumed = ["fuzz", "--resume", "--corpus", str(tmp_path)]
+    for odd in (["--profile", "v6"], ["--backend", "both"], ["--level", "driver"], ["--seed", "4"], ["--defect", "A5"]):
+        done = CliRunner().invoke(app, [*resumed, *odd])
+        assert done.exit_code == 2 and odd[0] in done.output, odd
+    assert CliRunner().invoke(app, [*resumed, "--profile", "v7-fixed", "--seed", "3"]).exit_code == 0
+    store = Store(tmp_path)
+    kept = store.options()
+    store.close()
+    assert (kept["seconds"], kept["jobs"], kept["max_ops"], kept["seed"]) == (200, 1, 400, 3)
+
+
+@pytest.mark.parametrize(
+    "options", [["--driver", "rfc-v3"], ["--engine", "differential", "--against", "rfc-v3"]], ids=["driver", "against"]
+)
+def test_a_driver_takes_driver_level(options, tmp_path):
+    done = CliRunner().invoke(app, ["fuzz", "--corpus", str(tmp_path / "new"), *options])
+    assert done.exit_code == 2 and "--level driver" in done.output and not list(tmp_path.iterdir())
