@@ -14,10 +14,11 @@ from pviommu.program_cli import with_defects
 
 if TYPE_CHECKING:
     from fuzz.program import Program
+    from fuzz.run import Finding
 
 
 def sweep(
-    path: Annotated[Path, typer.Argument(help="A program, or a directory: every program below it.")],
+    path: Annotated[Path, typer.Argument(help="A program, or a directory: every program below it that can be swept.")],
     defect: Defects = "",
     as_json: Json = False,
 ) -> None:
@@ -31,14 +32,18 @@ def sweep(
 
     total, found, results = 0, 0, []
     seen: set[tuple[str, ...]] = set()
-    for file, program in programs_below(path, defect):
+    for file, program in list(programs_below(path, defect)):
         try:
             engine = FailNth(program)
         except ProgramError as error:
-            raise UsageError(f"{file}: {error}") from None
+            if not path.is_dir():
+                raise UsageError(f"{file}: {error}") from None
+            print(f"{file}: {error}; not swept", file=sys.stderr)
+            continue
         if engine.plain is not None:
             print(f"{file}: breaks {engine.plain.clause} without any failure; not swept", file=sys.stderr)
             found += 1
+            results.append({"program": str(file), "places": {}, "findings": [_finding("", engine.plain)]})
             continue
         hits = []
         for number, run in enumerate(engine.runs(), 1):
@@ -52,10 +57,7 @@ def sweep(
             {
                 "program": str(file),
                 "places": engine.reached,
-                "findings": [
-                    {"plan": plan, "clause": small.clause, "what": small.what, "program": str(small.program)}
-                    for plan, small in hits
-                ],
+                "findings": [_finding(plan, small) for plan, small in hits],
             }
         )
         if not as_json:
@@ -68,6 +70,11 @@ def sweep(
     else:
         print(f"{total} places in {len(results)} programs: {found} findings")
     raise typer.Exit(1 if found else 0)
+
+
+def _finding(plan: str, finding: "Finding") -> dict[str, str]:
+    """``plan``: what failed, "" if nothing did."""
+    return {"plan": plan, "clause": finding.clause, "what": finding.what, "program": str(finding.program)}
 
 
 def programs_below(path: Path, defect: str = "") -> Iterator[tuple[Path, "Program"]]:

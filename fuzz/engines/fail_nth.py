@@ -30,9 +30,9 @@ class FailNth:
     """Sweeps programs of one bench."""
 
     def __init__(self, program: Program) -> None:
-        """``ProgramError`` for a bench that cannot be built, or one of two machines."""
-        if program.bench.against:
-            raise ProgramError("a sweep takes a program on one machine")
+        """``ProgramError`` for a bench that cannot be built, or one of two machines or several vCPUs."""
+        if program.bench.against or program.bench.vcpus > 1:
+            raise ProgramError("a sweep takes a program on one machine and one vCPU")
         self.runner: Final[ProgramRunner] = runner_for(program.bench)
         self._ops: Final = tuple(operation for operation in program.ops if operation[0] not in _OWN)
         self.plain: Final = self.runner.locate(self._ops)

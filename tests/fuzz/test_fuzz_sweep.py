@@ -74,3 +74,18 @@ def test_what_cannot_be_swept_is_one_line(tmp_path):
         FailNth(parse("# pviommu program 1\nbench against=smmuv3\nalloc\n"))
     with pytest.raises(ProgramError, match="no fault"):
         replay(parse("# pviommu program 1\nbench\nfault plan=toaster:1\n"))
+
+
+def test_a_directory_is_swept_as_far_as_its_programs_can_be(tmp_path):
+    (tmp_path / "first.txt").write_text("# pviommu program 1\nbench against=smmuv3\nalloc\n")
+    (tmp_path / "later.txt").write_text("# pviommu program 1\nbench\nalloc\nvcpu 0\nalloc\nvcpu 1\nquery\n")
+    (tmp_path / "plain.txt").write_text("# pviommu program 1\nbench profile=v6\nalloc flags=0x1\n")
+    (tmp_path / "sound.txt").write_text("# pviommu program 1\nbench\nalloc\n")
+    done = CliRunner().invoke(app, ["sweep", str(tmp_path), "--json"])
+    report = json.loads(done.stdout)
+    assert done.exit_code == 1 and report["findings"] == 1
+    said = {program["program"].rpartition("/")[2]: program for program in report["programs"]}
+    assert said.keys() == {"plain.txt", "sound.txt"}
+    assert said["plain.txt"]["findings"][0]["clause"] == "answer" and said["sound.txt"]["places"]
+    assert done.stderr.count("one machine and one vCPU; not swept") == 2
+    assert CliRunner().invoke(app, ["sweep", str(tmp_path / "later.txt")]).exit_code == 2
