@@ -14,12 +14,12 @@ from typing import Any, Final
 from abi.errno import EBUSY, errno_name
 from abi.versions import Abi
 from base.units import PAGE_SHIFT, Sbdf
-from fuzz import events
+from fuzz import events, watchdog
 from fuzz.driver_contract import CONTRACT
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench, Program
 from fuzz.resync import Known, format_known, is_swept, known_as, parse_known
-from fuzz.run import Finding, raised
+from fuzz.run import PATIENCE, Finding, raised
 from fuzz.sweep import Broken
 from fuzz.sweep import sweep as machine_sweep
 from fuzz.verbs import DEVICES, Op, ProgramError
@@ -93,6 +93,8 @@ class DriverRunner:
         self._sabotage: Final = sabotage
         self.coverage: Counter[tuple[str, int, int]] = Counter()
         self.ops = 0
+        self.patience = PATIENCE
+        """As :attr:`fuzz.run.Runner.patience`."""
         self.known: set[Known] = set()
         """Faults after which a program goes on, as :attr:`fuzz.run.Runner.known`."""
         self._met: Final[set[Known]] = set()
@@ -143,7 +145,7 @@ class DriverRunner:
                 broken = self._end_sweep(True)
         except KernelOops as death:
             return "oops", Broken("oops", str(death))
-        except KeyboardInterrupt:
+        except (ProgramError, KeyboardInterrupt):
             raise
         except Exception as error:
             broken, errno = raised(error)
@@ -159,14 +161,23 @@ class DriverRunner:
         """As :meth:`fuzz.run.Runner.run`.  A program without ``boot`` boots before its first operation."""
         self.begin()
         errno, k = "-", -1
-        for k, operation in enumerate(ops):
-            errno, broken = self.step(operation, sweep_from is not None and k >= sweep_from)
-            if told is not None:
-                told.append(errno)
-            if broken is not None:
-                break
-        else:
-            broken = self._end_sweep(full)
+        try:
+            watchdog.arm(self.patience)
+            for k, operation in enumerate(ops):
+                errno, broken = self.step(operation, sweep_from is not None and k >= sweep_from)
+                if told is not None:
+                    told.append(errno)
+                if broken is not None:
+                    break
+            else:
+                broken = self._end_sweep(full)
+        except (ProgramError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # in the look at the end
+            broken, errno = raised(error)
+            self._rebuild()
+        finally:
+            watchdog.disarm()
         if broken is None:
             return None
         met = self._met | {fault for fault in self.known if is_swept(fault[0])}

@@ -169,3 +169,29 @@ def test_a_driver_that_does_not_speak_the_version_is_wrong_usage():
     assert (
         said.exit_code == 2 and "rfc-v3 does not speak the ABI of v3-fixed; it speaks that of v4-fixed" in said.output
     )
+
+
+def test_a_guest_kernel_that_does_not_come_back_is_stopped(monkeypatch):
+    def for_ever(*_):
+        while True:
+            pass
+
+    over = runner()
+    over.patience = 0.3
+    monkeypatch.setattr(over, "_perform", for_ever)
+    found = over.run(ops("domain_alloc domain=0 copier"))
+    assert found is not None and found.clause == "hang"
+
+
+def test_a_state_that_cannot_be_looked_at_is_a_finding(monkeypatch):
+    over = runner()
+    with monkeypatch.context() as patched:
+        patched.setattr("fuzz.driver_run.machine_sweep", lambda *_: 1 // 0)
+        found = over.run(ops("boot"))
+    assert found is not None and found.clause == "exception" and "ZeroDivisionError" in found.what
+    assert over.run(ops("boot")) is None
+
+
+def test_a_plan_that_is_none_is_no_finding():
+    with pytest.raises(ProgramError, match="is no fault"):
+        runner().run(ops("fault plan=toaster:1"))
