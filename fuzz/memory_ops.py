@@ -8,7 +8,7 @@ from abi.errno import EFAULT, ENOBUFS, ENOSYS, errno_name
 from base.units import PAGE_SHIFT
 from fuzz.sweep import Broken
 from fuzz.toolstack import ENTRIES, REGIONS
-from fuzz.verbs import DEVICES
+from fuzz.verbs import DEVICES, ProgramError
 
 if TYPE_CHECKING:
     from fuzz.target import Target
@@ -22,7 +22,12 @@ _SLOTS: Final = 64
 
 
 def ask(target: "Target", name: str, everything: int, slots: int) -> tuple[int, Broken | None]:
-    """Ask for the regions of a device (``everything``: of all), with room for ``slots``: (result, what is wrong)."""
+    """Ask for the regions of a device (``everything``: of all), with room for ``slots``: (result, what is wrong).
+
+    ``ProgramError`` for flags that their field of 32 bits does not hold.
+    """
+    if everything >> 32:
+        raise ProgramError(f"regions.all is 32 bits wide, {everything:#x} does not fit")
     bed, device, slots = target.bed, DEVICES[name], min(slots, _SLOTS)
     linear = target.toolstack.dom0.linear
     request = (everything, slots, linear(ENTRIES), device >> 16, device >> 8 & 0xFF, device & 0xFF)

@@ -49,7 +49,7 @@ from fuzz.verbs import (
 from guest_driver import drivers
 from hypervisor import profile as profiles
 from testbed import backends
-from testbed.config import GUESTS
+from testbed.config import GUESTS, MOST_VCPUS
 
 __all__ = [
     "ARGUMENTS",
@@ -188,9 +188,7 @@ def parse(text: str) -> Program:
             if bench is None:
                 bench = _parse_bench(words)
             else:
-                ops.append(parse_op(words))
-                if (words[0] in DRIVER_VERBS) != (bench.level == "driver") and words[0] not in ANY_LEVEL:
-                    raise ProgramError(f"{words[0]} is no operation of {bench.level!r} level")
+                ops.append(parse_op(words, bench))
         except ProgramError as error:
             raise ProgramError(f"line {number}: {error}") from None
         if len(ops) > MAX_OPS:
@@ -211,12 +209,14 @@ def _parse_bench(words: list[str]) -> Bench:
     for word in words[1:]:
         name, equals, text = word.partition("=")
         if not equals or name not in known or name in values:
-            raise ProgramError(f"{word!r} is not one of {', '.join(sorted(known))}=value, each once")
+            raise ProgramError(f"{_quoted(word)} is not one of {', '.join(sorted(known))}=value, each once")
         if name in _WORDS_OF_BENCH:
             values[name] = text
         else:
             values[name] = None if text == "none" and name in ("contexts", "iotlb") else _number(text)
     bench = Bench(**values)  # type: ignore[arg-type]
+    if not 1 <= bench.vcpus <= MOST_VCPUS:
+        raise ProgramError(f"{bench.vcpus} vCPUs: it takes 1 to {MOST_VCPUS}")
     for what, value, among in (
         ("backend", bench.backend, backends.names()),
         ("profile", bench.profile, profiles.names()),
@@ -224,7 +224,7 @@ def _parse_bench(words: list[str]) -> Bench:
         ("level", bench.level, LEVELS),
     ):
         if value not in among:
-            raise ProgramError(f"unknown {what} {value!r}; there are: {', '.join(among)}")
+            raise ProgramError(f"unknown {what} {_quoted(value)}; there are: {', '.join(among)}")
     try:
         drivers.get(bench.driver)
         machines.get(bench.machine)
@@ -235,11 +235,11 @@ def _parse_bench(words: list[str]) -> Bench:
     return bench
 
 
-def parse_op(words: list[str]) -> Op:
-    """One operation from its words."""
+def parse_op(words: list[str], bench: Bench | None = None) -> Op:
+    """One operation from its words; ``bench``: where it is to run, if that is known."""
     verb = words[0]
     if verb not in VERBS:
-        raise ProgramError(f"unknown operation {verb!r}; there are: {', '.join(VERBS)}")
+        raise ProgramError(f"unknown operation {_quoted(verb)}; there are: {', '.join(VERBS)}")
     values: dict[str, Value] = {}
     kinds = {field.name: field.kind for field in VERBS[verb]}
     for word in words[1:]:
@@ -247,10 +247,14 @@ def parse_op(words: list[str]) -> Op:
         if not equals:
             name, text = POSITIONAL.get(verb, ""), word
         if name not in kinds:
-            raise ProgramError(f"{verb} has no field {name or word!r}; it has {', '.join(kinds)}")
+            raise ProgramError(f"{verb} has no field {_quoted(name or word)}; it has {', '.join(kinds)}")
         if name in values:
             raise ProgramError(f"{name} is given twice")
         values[name] = _parse(kinds[name], text)
+    if bench is not None and (verb in DRIVER_VERBS) != (bench.level == "driver") and verb not in ANY_LEVEL:
+        raise ProgramError(f"{verb} is no operation of {bench.level!r} level")
+    if verb == "vcpu" and int(str(values.get("number", 0))) >= MOST_VCPUS:
+        raise ProgramError(f"vCPUs are numbered 0 to {MOST_VCPUS - 1}")
     if verb in ("remove", "p2m") and not _removable(values.get("frame", ("ram", 8))):
         raise ProgramError(
             "only pages of domains from number 8 on can be taken away or changed; those below hold arguments"
@@ -266,16 +270,16 @@ def _parse(kind: str, text: str) -> Value:
     if kind == "frame":
         space, colon, number = text.partition(":")
         if not colon or space not in SPACES:
-            raise ProgramError(f"{text!r} is no frame: {', '.join(SPACES)}, a colon and a number")
+            raise ProgramError(f"{_quoted(text)} is no frame: {', '.join(SPACES)}, a colon and a number")
         return (space, _number(number))
     if kind in WORDS:
         if text not in WORDS[kind]:
-            raise ProgramError(f"unknown {kind} {text!r}; there are: {', '.join(WORDS[kind])}")
+            raise ProgramError(f"unknown {kind} {_quoted(text)}; there are: {', '.join(WORDS[kind])}")
         return text
     if kind in _SHAPES:
         shape, what = _SHAPES[kind]
         if not re.fullmatch(shape, text):
-            raise ProgramError(f"{text!r} is no {what}")
+            raise ProgramError(f"{_quoted(text)} is no {what}")
         return text
     if kind == "errno":
         try:
@@ -286,12 +290,18 @@ def _parse(kind: str, text: str) -> Value:
         try:
             return bytes.fromhex(text)
         except ValueError:
-            raise ProgramError(f"{text!r} is not bytes in hexadecimal") from None
+            raise ProgramError(f"{_quoted(text)} is not bytes in hexadecimal") from None
     names = SIZES if kind == "size" else ACCESS if kind == "access" else {}
     return names[text] if text in names else _number(text)
 
 
+def _quoted(text: object) -> str:
+    """A word for a message, and no more of it than shows which one is meant."""
+    word = str(text)
+    return repr(word if len(word) <= 60 else f"{word[:60]}...")
+
+
 def _number(text: str) -> int:
     if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,20}", text):
-        raise ProgramError(f"{text!r} is not a number")
+        raise ProgramError(f"{_quoted(text)} is not a number")
     return int(text, 0) if text.startswith("0x") else int(text)

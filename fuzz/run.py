@@ -125,6 +125,7 @@ class Runner:
             "fail": self._fail,
             "preempt": self._preempt,
             "fault": self._fault,
+            "schedule": lambda operation: (0, None),  # of one vCPU there is one order
             "regions": lambda operation: memory_ops.ask(self.target, *operation[1:]),
             "as": lambda operation: (self.target.call_as(operation[1]), None),
             **{verb: partial(self._domains, does) for verb, does in self.target.of_domains.items()},

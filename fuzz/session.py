@@ -3,8 +3,9 @@
 
 from typing import Final, NamedTuple
 
+from fuzz import watchdog
 from fuzz.program import Bench, Program, format_op
-from fuzz.run import Finding, ProgramRunner, runner_for
+from fuzz.run import PATIENCE, Finding, ProgramRunner, runner_for
 from fuzz.sweep import Broken
 from fuzz.verbs import Op
 from testbed.build import TestBed
@@ -64,7 +65,11 @@ class Session:
     def step(self) -> Step:
         """Run the next operation; ``IndexError`` at the end, ``ProgramError`` if the version has no such call."""
         operation = self.ops[self.position]
-        self.steps.append(Step(operation, *self.runner.step(operation)))
+        watchdog.arm(PATIENCE)
+        try:
+            self.steps.append(Step(operation, *self.runner.step(operation)))
+        finally:
+            watchdog.disarm()
         return self.steps[-1]
 
     def goto(self, position: int) -> None:

@@ -43,6 +43,8 @@ def replay(
     for name, value in (("--at", at), ("--until", until)):
         if value is not None and value > count:
             raise UsageError(f"{name} {value}: {file} has {count} operations")
+    if at is not None and until is not None and at > until:
+        raise UsageError(f"--at {at} is after --until {until}, where the replay ends")
     try:
         session = Session(replace(program, ops=program.ops[:until]))
         if shell:
@@ -57,9 +59,13 @@ def replay(
                 print(session.step())
                 if session.position == at:
                     _show(state.overview(session.bed))
+            broken = session.broken  # going back forgets it
             if at == 0 or (at is not None and session.position < at):
                 session.goto(at)
                 _show(state.overview(session.bed))
+            if found is not None and broken is None:  # under a schedule, or only when all is run in one go
+                print(f"# broken: {found.clause}: {found.what}")
+            raise typer.Exit(1 if found is not None or broken is not None or session.broken is not None else 0)
     except ProgramError as error:
         raise UsageError(f"{file}: {error}") from None
     raise typer.Exit(1 if session.broken is not None else 0)

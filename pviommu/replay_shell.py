@@ -24,7 +24,7 @@ class ReplayShell(cmd.Cmd):
 
     def do_step(self, arg: str) -> None:
         """step [N]: run the next operation, or the next N."""
-        for _ in range(int(arg or "1", 0)):
+        for _ in range(_number(arg or "1")):
             if self._session.position >= len(self._session.ops):
                 print("that was the last operation")
                 return
@@ -41,7 +41,7 @@ class ReplayShell(cmd.Cmd):
 
     def do_goto(self, arg: str) -> None:
         """goto N: be where N operations have run; backwards too."""
-        position = int(arg, 0)
+        position = _number(arg)
         if not 0 <= position <= len(self._session.ops):
             raise ValueError(f"the program has {len(self._session.ops)} operations")
         self._session.goto(position)
@@ -56,8 +56,16 @@ class ReplayShell(cmd.Cmd):
 
     def do_op(self, arg: str) -> None:
         """op OPERATION: put an operation of your own here and run it, as: op map ctx=1 frame=ram:9 at=0x400"""
-        self._session.ops.insert(self._session.position, parse_op(arg.split() or [""]))
-        print(self._session.step())
+        session = self._session
+        operation = parse_op(arg.split() or [""], session.bench)
+        if operation[0] == "vcpu" and session.bench.vcpus == 1:
+            raise ValueError("the program is of one vCPU")
+        session.ops.insert(session.position, operation)
+        try:
+            print(session.step())
+        except ProgramError:  # it cannot be run, and would be in the way of the others
+            del session.ops[session.position]
+            raise
 
     # -------------------------------------------------------------------------------------------------- looking
 
@@ -69,7 +77,7 @@ class ReplayShell(cmd.Cmd):
             for context in state.guest_contexts(bed):
                 _print(state.tables(bed, context))
             return
-        named = state.context_numbered(bed, int(arg, 0))
+        named = state.context_numbered(bed, _number(arg))
         if named is None:
             raise ValueError(f"there is no context {arg}")
         _print(state.tables(bed, named))
@@ -79,7 +87,7 @@ class ReplayShell(cmd.Cmd):
         words = arg.split()
         if len(words) not in (2, 3) or words[0] not in DEVICES:
             raise ValueError(f"walk takes a device ({', '.join(DEVICES)}) and a dfn")
-        _print(state.walk(self._session.bed, DEVICES[words[0]], int(words[1], 0), words[2:] == ["w"]))
+        _print(state.walk(self._session.bed, DEVICES[words[0]], _number(words[1]), words[2:] == ["w"]))
 
     def do_refs(self, arg: str) -> None:
         """refs [N]: who holds the guest's page ram:N; without N, every page that somebody else holds too."""
@@ -87,7 +95,7 @@ class ReplayShell(cmd.Cmd):
         if not arg:
             _print(state.references(bed))
             return
-        page = int(arg.removeprefix("ram:"), 0)
+        page = _number(arg.removeprefix("ram:"))
         if not 0 <= page < len(bed.mfns):
             raise ValueError(f"the guest has {len(bed.mfns)} pages")
         print(state.reference(bed, page))
@@ -134,6 +142,17 @@ class ReplayShell(cmd.Cmd):
         session = self._session
         mark = " broken" if session.broken is not None else ""
         self.prompt = f"[{session.position}/{len(session.ops)}{mark}] "
+
+
+def _number(text: str) -> int:
+    """A number, decimal or hexadecimal; ``ValueError`` for anything else."""
+    try:
+        number = int(text, 0)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"{text!r} is not a number")
+    return number
 
 
 def _print(lines: Iterator[str]) -> None:

@@ -15,6 +15,8 @@ MIB: Final = 1 << 20
 GUESTS: Final = ("pv", "pvh")
 
 
+MOST_VCPUS: Final = 64
+"""Of a domain."""
 SWITCHED_ON: Final[ContextVar[tuple[str, ...]]] = ContextVar("defects of every configuration", default=())
 """What :attr:`Config.defects` is unless somebody says otherwise; the command line's ``--defect`` sets it."""
 
@@ -82,8 +84,8 @@ class Config:
             raise ValueError(f"guest RAM of {self.guest_ram:#x} bytes: a multiple of 2 MiB, less than the RAM")
         if self.guest is not None and self.guest not in GUESTS:
             raise ValueError(f"unknown guest kind {self.guest!r}; there are: {', '.join(GUESTS)}")
-        if not 1 <= self.vcpus <= 64:
-            raise ValueError(f"{self.vcpus} vCPUs: it takes 1 to 64")
+        if not 1 <= self.vcpus <= MOST_VCPUS:
+            raise ValueError(f"{self.vcpus} vCPUs: it takes 1 to {MOST_VCPUS}")
         if not 0 <= self.phantom_functions <= 3:
             raise ValueError(f"2^{self.phantom_functions} requester ids: a function has 2^0 to 2^3")
         replacement.parse(self.iotlb)

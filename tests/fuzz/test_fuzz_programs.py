@@ -117,3 +117,32 @@ def test_ranges_say_what_a_dictionary_says():
             at = rng.randrange(70)
             hole = next(k for k in range(31) if k == 30 or at + k not in pages)
             assert ranges.first_hole(at, 30) == hole
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("vcpu 99999999999", "line 3: vCPUs are numbered 0 to 63"),
+        ("regions nic all=0x100000000", "regions.all is 32 bits wide"),
+    ],
+)
+def test_numbers_that_nothing_holds_are_told_before_anything_is_built(text, says):
+    with pytest.raises(ProgramError, match=says):
+        replay(parse(HEAD + text + "\n"))
+
+
+@pytest.mark.parametrize("count", [0, 65, 99999999999])
+def test_a_bench_has_as_many_vcpus_as_a_domain_may(count):
+    with pytest.raises(ProgramError, match=f"line 2: {count} vCPUs: it takes 1 to 64"):
+        parse(f"# pviommu program 1\nbench vcpus={count}\nalloc\n")
+
+
+@pytest.mark.parametrize("line", ["{}", "map {}", "map ctx={}", "raw bytes={}", "dma {}", "map frame=ram:{}"])
+def test_a_message_does_not_repeat_a_line_of_megabytes(line):
+    with pytest.raises(ProgramError, match="line 3: ") as told:
+        parse(HEAD + line.format("z" * 1_000_000) + "\n")
+    assert len(str(told.value)) < 1200
+
+
+def test_one_vcpu_has_one_order_whatever_a_schedule_says():
+    assert replay(parse(HEAD + "alloc\nschedule order=4>1\n")) is None

@@ -130,3 +130,57 @@ def test_a_replay_passes_what_is_known_and_ends_at_the_programs_own_finding(prog
     assert out.endswith(
         "unmap ctx=1 at=0x40200  # ENOMEM\n# broken: short-of-memory: unmap_pages answered ENOMEM, not 0\n"
     )
+
+
+def test_going_back_to_the_start_forgets_no_finding(program):
+    assert pviommu("replay", program(FAULTY), "--at", 0)[0] == 1
+
+
+def test_a_state_behind_the_end_of_the_replay_is_one_line(program):
+    status, out, err = pviommu("replay", program(TEXT), "--at", 5, "--until", 3)
+    assert status == 2 and not out
+    assert err == "pviommu: --at 5 is after --until 3, where the replay ends\n"
+
+
+AT_ONCE = """# pviommu program 1
+bench backend=smmuv3 profile=v7-fixed guest=pv contexts=4 arena=8 defects=S7 vcpus=2
+create_domain domain=1
+assign rogue domain=1
+vcpu 0
+assign copier domain=1
+deassign rogue domain=0
+"""
+
+
+def test_what_breaks_under_a_schedule_is_told_by_a_replay(program):
+    status, out, _ = pviommu("replay", program(AT_ONCE))
+    assert status == 1 and "# broken: lock-order: " in out
+    status, out, _ = pviommu("replay", program(AT_ONCE.replace(" defects=S7", "")))
+    assert status == 0 and "broken" not in out
+
+
+def test_the_prompt_takes_no_operation_that_cannot_be_run_here(program):
+    given = "op map ctx=0x10000 frame=ram:0 at=0x1\nop vcpu 1\nop iommu_unmap domain=0 iova=0x1000\n"
+    given += "list\nwalk nic -1\ngoto x\n"
+    status, out, err = pviommu("replay", program(TEXT), "--shell", given=given)
+    assert status == 0 and not err
+    for said in (
+        "map_pages.ctx_no is 16 bits wide",
+        "the program is of one vCPU",
+        "iommu_unmap is no operation of 'typed' level",
+        "'-1' is not a number",
+        "'x' is not a number",
+    ):
+        assert said in out, said
+    assert "7: " not in out, "it became longer"
+
+
+def test_an_operation_that_does_not_end_is_stopped(monkeypatch):
+    def for_ever(*_):
+        while True:
+            pass
+
+    monkeypatch.setattr("fuzz.session.PATIENCE", 0.2)
+    session = Session(parse(TEXT))
+    session.runner.steps["alloc"] = for_ever
+    assert session.step().answer == "hang" and session.broken is not None
