@@ -163,8 +163,13 @@ class Concurrent:
             name = SUBOPS[verb]
             if not target.abi.has(name):
                 raise ProgramError(f"{target.abi.name} has no sub-op {name}")
-            names = [field.name for field in CANONICAL[name]]
-            return Hypercall(name, dict(zip(names, target.arguments(operation))))
+            args, codec = target.arguments(operation), target.abi.by_name[name].codec
+            try:
+                if codec is not None:
+                    codec.encode(*args)
+            except ValueError as error:
+                raise ProgramError(str(error)) from None
+            return Hypercall(name, dict(zip((field.name for field in CANONICAL[name]), args)))
         does: dict[str, Callable[[], object]] = {
             "remove": lambda: self._remove(operation[1], domid),
             "dma": lambda: self._dma(*operation[1:]),

@@ -96,7 +96,7 @@ class CProgram:
         if self._asks_regions:
             yield "Reserved regions are expected to be those of the emulated machine; others are no fault of Xen's."
         yield "Expected answers are those of the emulated hypervisor on"
-        yield f"  {format_bench(self._program.bench)}"
+        yield f"  {_comment(format_bench(self._program.bench))}"
         machine = self._program.bench.machine
         if machine != USUAL:
             yield f"which is no usual machine ({MACHINES[machine].prose}): others may answer otherwise,"
@@ -318,4 +318,4 @@ def _shown(name: str, fields: dict[str, int]) -> str:
 
 
 def _comment(text: Any) -> str:
-    return str(text).replace("*/", "* /")
+    return str(text).replace("*/", "* /").replace("/*", "/ *")

@@ -183,3 +183,10 @@ def test_a_wrong_schedule_is_one_line(tmp_path):
     path = tmp_path / "program.txt"
     path.write_text(RACE.format(backend="vtd", profile="v7-fixed"))
     assert CliRunner().invoke(app, ["explore", str(path), "--schedule", "soon"]).exit_code == 2
+
+
+def test_a_number_that_its_field_does_not_hold_is_no_finding(tmp_path):
+    program = tmp_path / "program.txt"
+    program.write_text(f"# pviommu program 1\nbench\nvcpu 0\nfree ctx={1 << 16}\nvcpu 1\nalloc\n")
+    done = CliRunner().invoke(app, ["explore", str(program)])
+    assert done.exit_code == 2 and "16 bits wide" in str(done.output)

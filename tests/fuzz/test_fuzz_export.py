@@ -300,3 +300,8 @@ def test_an_unknown_form_is_wrong_usage(tmp_path):
     path = tmp_path / "program.txt"
     path.write_text("# pviommu program 1\nbench\nalloc\n")
     assert CliRunner().invoke(app, ["export", str(path), "--to", "perl"]).exit_code == 2
+
+
+def test_what_is_known_of_a_program_ends_no_comment(tmp_path):
+    text = TEXT.format(profile="v7-fixed", guest="pv").replace("arena=6", "arena=6 known=invariant:references/*/*")
+    build(CProgram(parse(text)).text(), tmp_path)
