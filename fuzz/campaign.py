@@ -20,6 +20,7 @@ from typing import Final
 from fuzz import address_space, machines
 from fuzz.engines.swarm import benches
 from fuzz.naming import name
+from fuzz.program import Bench
 from fuzz.run import Key, runner_for
 from fuzz.spawn import start
 from fuzz.store import Outcome, Store, pending, set_aside
@@ -84,11 +85,7 @@ def run(
 ) -> Progress:
     """Fuzz ``profile`` on ``backends`` with ``jobs`` workers, or with those of the cluster behind ``scheduler``; the
     outcome, findings filed in ``directory``."""
-    over = tuple(
-        replace(bench, against=against, defects=defects)
-        for backend in backends
-        for bench in benches(backend, profile, level, driver, machine)
-    )
+    over = over_which(backends, profile, level, driver, machine, against, defects)
     options = {
         "backends": backends,
         "profile": profile,
@@ -111,6 +108,17 @@ def run(
         return kind(store, job, jobs, stop_on_first, watch).run()
     finally:
         store.close()
+
+
+def over_which(
+    backends: list[str], profile: str, level: str, driver: str, machine: str, against: str, defects: str
+) -> tuple[Bench, ...]:
+    """The benches of a campaign."""
+    return tuple(
+        replace(bench, against=against, defects=defects)
+        for backend in backends
+        for bench in benches(backend, profile, level, driver, machine)
+    )
 
 
 def _on_cluster(address: str) -> type["Campaign"]:

@@ -93,7 +93,8 @@ def _suspects(bench: Bench) -> Iterator[tuple[str, Bench, Bench]]:
         base = _with(bench, [])
         for entry in drivers.get(bench.driver).defects:
             yield entry.id, _with(bench, [entry.id]), base
-    for defect in dict.fromkeys((*filter(None, bench.defects.split(",")), *profiles.get(bench.profile).defects)):
+    switched_on = [entry.id for entry in complete([*filter(None, bench.defects.split(","))])]
+    for defect in dict.fromkeys((*switched_on, *profiles.get(bench.profile).defects)):
         needed = [entry.id for entry in complete([defect]) if entry.id != defect]
         if bench.backend in DEFECTS[defect].backends:
             yield defect, _with(bench, [defect]), _with(bench, needed)

@@ -59,8 +59,8 @@ def fuzz(
 ) -> None:
     """Fuzz the hypercalls of a profile, with DMA, in parallel; findings are shrunk and written to a directory each."""
     from fuzz import campaign
-    from fuzz.engines.engine import ENGINES
-    from fuzz.program import LEVELS
+    from fuzz.engines.engine import ENGINES, make
+    from fuzz.program import LEVELS, ProgramError
     from fuzz.run import SPECIFICATION
     from guest_driver import drivers
     from hypervisor import profile as profiles
@@ -123,6 +123,10 @@ def fuzz(
     if level == "driver" and not version.speaks(profiles.get(profile).abi):
         spoken = [name for name in profiles.names() if version.speaks(profiles.get(name).abi)]
         raise UsageError(f"{driver} does not speak the ABI of {profile}; it speaks that of {', '.join(spoken)}")
+    try:
+        make(engine, list(campaign.over_which(names, profile, level, driver, machine, against, defect)), seed)
+    except ProgramError as error:  # of a combination that there is not: here in a line, and not in each worker
+        raise UsageError(str(error)) from None
     try:
         with _Status(sys.stderr.isatty() and not as_json) as status:
             progress = campaign.run(

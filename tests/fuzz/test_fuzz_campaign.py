@@ -339,6 +339,32 @@ def test_a_campaign_is_resumed_as_it_was_started(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--machine", "narrow", "--engine", "differential"], "machine=narrow is of vtd"),
+        (["--machine", "32-bit", "--engine", "together"], "machine=32-bit runs one vCPU at a time"),
+        (
+            ["--machine", "command-line", "--profile", "v2-fixed", "--engine", "differential", "--against", "v4-fixed"],
+            "v4-fixed",
+        ),
+    ],
+    ids=["narrow", "32-bit", "command-line"],
+)
+def test_engines_and_machines_that_do_not_go_together_are_told_in_a_line(options, says, tmp_path):
+    done = CliRunner().invoke(app, ["fuzz", "--corpus", str(tmp_path / "new"), "--time", "1", "--jobs", "1", *options])
+    assert done.exit_code == 2 and says in done.output and not list(tmp_path.iterdir())
+
+
+def test_what_a_defect_needs_is_named_too():
+    program = parse(
+        "# pviommu program 1\nbench profile=v7-fixed guest=pv contexts=4 arena=8 defects=A5\n"
+        "alloc\nmap ctx=1 frame=ram:512 at=0x200 pages=512\n"
+    )
+    found = runner_for(program.bench).run(program.ops)
+    assert found is not None and (found.clause, name(found)) == ("idle", ("S1",))
+
+
+@pytest.mark.parametrize(
     "options", [["--driver", "rfc-v3"], ["--engine", "differential", "--against", "rfc-v3"]], ids=["driver", "against"]
 )
 def test_a_driver_takes_driver_level(options, tmp_path):
