@@ -119,6 +119,10 @@ class SpecifiedOracle(Oracle):
             raise ProgramError(
                 f"{profile.name} with its defects is no contract: the specification is of sound profiles"
             )
+        if target.machine.beyond:
+            raise ProgramError(
+                "the specification knows no device that no unit covers: another machine is held against it"
+            )
         self._contract: Final = EVERY[profile.name]
         self._kinds: Final = FrameKinds(target.bed)
         super().__init__(target)

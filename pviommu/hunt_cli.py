@@ -46,13 +46,15 @@ def hunt(
         raise UsageError(str(error)) from None
     if resume and (out is None or out.suffix != ".json"):
         raise UsageError("--resume goes on with what --out FILE.json holds")
+    if read and (defect or resume):
+        raise UsageError("--read puts together all that hunts wrote: it takes neither --defect nor --resume")
     hunts: list[Hunt] = []
     if read:
         time, hunts = _read(read)
     elif resume and out is not None and out.exists():
         hunts = [hunt for hunt in _read([out])[1] if hunt.seed == seed]
     check_writable(out)
-    order = [quarry.defect for quarry in over]
+    order = [quarry.defect for quarry in quarries()]
     done = {hunt.defect for hunt in hunts}
     left = [] if read else [quarry for quarry in over if quarry.defect not in done]
     try:

@@ -85,7 +85,7 @@ def shrink(file: ProgramFile, defect: Defects = "") -> None:
     program = read(file, defect)
     try:
         runner = runner_for(program.bench)
-        found = runner.locate(program.ops)
+        found = runner.locate(program.ops) or runner.run(program.ops, sweep_from=0)  # later operations may hide it
     except ProgramError as error:
         raise UsageError(f"{file}: {error}") from None
     if found is None:

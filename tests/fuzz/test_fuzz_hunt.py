@@ -80,7 +80,10 @@ def test_the_status_says_that_one_was_missed(tmp_path):
     assert done.exit_code == 1 and "missed: A4" in done.output
 
 
-@pytest.mark.parametrize("asked", [["--defect", "Z9"], ["--read", "no-such-file.json"], ["--read", __file__]])
+@pytest.mark.parametrize(
+    "asked",
+    [["--defect", "Z9"], ["--read", "no-such-file.json"], ["--read", __file__], ["--read", __file__, "--defect", "A4"]],
+)
 def test_what_cannot_be_hunted_is_one_line(asked):
     wrong = CliRunner().invoke(app, ["hunt", *asked])
     assert wrong.exit_code == 2 and "Traceback" not in wrong.output
@@ -95,6 +98,15 @@ def test_a_hunt_goes_on_with_what_it_has(tmp_path):
     hunts = [(hunt["defect"], hunt["title"] == "kept") for hunt in json.loads(out.read_text())["hunts"]]
     assert hunts == [("A4", True), ("B2", False)]
     assert CliRunner().invoke(app, asked).exit_code == 2
+
+
+def test_a_hunt_for_others_keeps_what_it_has(tmp_path):
+    out = tmp_path / "hunt.json"
+    out.write_text(json.dumps({"seconds": 1, "hunts": [asdict(Hunt("A4", "hypervisor", "kept", True, 1, 1, 9, 99))]}))
+    asked = ["hunt", "--time", str(PATIENCE), "--jobs", "1", "--no-shrink", "--resume", "--defect", "S6"]
+    done = CliRunner().invoke(app, [*asked, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert [hunt["defect"] for hunt in json.loads(out.read_text())["hunts"]] == ["A4", "S6"]
 
 
 ABANDONED = """

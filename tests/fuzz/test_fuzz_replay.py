@@ -184,3 +184,17 @@ def test_an_operation_that_does_not_end_is_stopped(monkeypatch):
     session = Session(parse(TEXT))
     session.runner.steps["alloc"] = for_ever
     assert session.step().answer == "hang" and session.broken is not None
+
+
+HIDDEN = """# pviommu program 1
+bench backend=vtd profile=v7-fixed guest=pv contexts=4 arena=6 defects=T1
+alloc
+map ctx=1 frame=ram:9 at=0x400 pages=4
+free ctx=1 flags=0x1
+"""
+
+
+def test_what_a_later_operation_hides_is_shrunk_too(program):
+    assert pviommu("replay", program(HIDDEN))[0] == 1
+    status, out, _ = pviommu("shrink", program(HIDDEN))
+    assert status == 1 and out.endswith("\nalloc\nmap ctx=1 frame=ram:8 at=0x0\n")

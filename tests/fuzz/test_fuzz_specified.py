@@ -256,3 +256,8 @@ def test_a_shadow_that_lost_a_page_is_noticed_by_the_sweep():
 def test_a_profile_with_defects_has_no_specification_to_be_held_against():
     with pytest.raises(ProgramError, match="v6"):
         runner_for(Bench("vtd", "v6", "pv", 4, 8, against="specification"))
+
+
+def test_a_machine_with_a_device_that_no_unit_covers_is_not_held_against_it():
+    with pytest.raises(ProgramError, match="no unit covers"):
+        runner_for(Bench("vtd", "v7-fixed", against="specification", machine="uncovered"))
