@@ -201,7 +201,9 @@ class Campaign:
         else:
             self._hear(self._workers[ear][0], message)
 
-    def _hear(self, who: int, message: Found | Report) -> None:
+    def _hear(self, who: int, message: Found | Report | OSError) -> None:
+        if isinstance(message, OSError):  # a disk that is full is full for every worker
+            raise message
         if isinstance(message, Found):
             self._file(message)
         else:

@@ -2,10 +2,12 @@
 """One worker of a campaign: fuzz, put what broke on disk, shrink it, name it, report."""
 
 import errno
+import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -80,7 +82,14 @@ def work(job: Job, mouth: Connection) -> None:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             sys.exit(OUTGROWN)
-        raise
+        with suppress(OSError):
+            mouth.send(error)  # of the disk: the campaign's to tell
+    except Exception as error:
+        if os.environ.get("PVIOMMU_TRACEBACK"):
+            raise
+        where = "PVIOMMU_TRACEBACK=1 shows where"
+        print(f"pviommu: a worker failed: {type(error).__name__}: {error} ({where})", file=sys.stderr)
+        sys.exit(1)
 
 
 def messages(job: Job) -> Iterator[Found | Report]:

@@ -3,7 +3,9 @@
 
 import json
 import os
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,6 +158,8 @@ def fuzz(
         raise UsageError(f"--scheduler needs {error.name}: python -m pip install -e '.[cluster]'") from None
     except OSError as error:
         raise UsageError(f"{scheduler or corpus}: {error}") from None
+    except sqlite3.Error as error:
+        raise UsageError(f"{corpus / 'campaign.sqlite'}: {error}") from None
     if as_json:
         print(json.dumps(_record(progress), indent=2))
     else:
@@ -197,11 +201,11 @@ def _options(corpus: Path) -> "dict[str, Any]":
 
     if not (corpus / "campaign.sqlite").exists():
         raise UsageError(f"{corpus} holds no campaign to resume")
-    store = Store(corpus)
     try:
-        found = store.options()
-    finally:
-        store.close()
+        with closing(Store(corpus)) as store:
+            found = store.options()
+    except (OSError, sqlite3.Error) as error:
+        raise UsageError(f"{corpus / 'campaign.sqlite'}: {error}") from None
     if not found:
         raise UsageError(f"{corpus} does not say how it was started")
     return found

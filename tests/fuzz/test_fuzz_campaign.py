@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Campaigns: what is found is on disk whoever is killed, and a campaign goes on where it was."""
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fuzz import campaign
+from fuzz import campaign, worker
 from fuzz.generate import Generator
 from fuzz.naming import name
 from fuzz.program import Bench, Program, ProgramError, parse
@@ -370,3 +371,30 @@ def test_what_a_defect_needs_is_named_too():
 def test_a_driver_takes_driver_level(options, tmp_path):
     done = CliRunner().invoke(app, ["fuzz", "--corpus", str(tmp_path / "new"), *options])
     assert done.exit_code == 2 and "--level driver" in done.output and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"]], ids=["begun", "resumed"])
+def test_a_directory_with_something_else_in_the_databases_place_is_told_in_a_line(options, tmp_path):
+    (tmp_path / "campaign.sqlite").write_text("no database " * 100)
+    done = CliRunner().invoke(app, ["fuzz", "--corpus", str(tmp_path), "--time", "1", "--jobs", "1", *options])
+    assert done.exit_code == 2 and "campaign.sqlite: file is not a database" in done.output
+
+
+def find_no_room(job, mouth):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "pending")
+
+    worker.keep_pending = full
+    work(job, mouth)
+
+
+def test_a_disk_that_is_full_is_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "work", find_no_room)
+    with pytest.raises(OSError, match="No space left"):
+        campaign.run(["vtd"], "v6", tmp_path, seconds=300, jobs=2, seed=0)
+
+
+def test_a_worker_that_fails_says_so_without_a_traceback(tmp_path, capfd):
+    campaign.run(["vtd"], "v7-fixed", tmp_path, seconds=5, jobs=1, seed=0, engine="there is none")
+    said = capfd.readouterr().err
+    assert "pviommu: a worker failed: KeyError: 'there is none'" in said and "Traceback" not in said
