@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from testbed.guest import Guest
 
 _CHOSEN = pytest.StashKey[str]()
+_USUAL = ("v7-fixed", "vtd")
+"""Profile and backend where no option says otherwise."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pviommu", "paravirtual IOMMU test bed")
-    group.addoption("--pviommu-profile", default="v7-fixed", help="how the hypervisor answers: v7-fixed, v3, ...")
-    group.addoption("--pviommu-backend", default="vtd", help="translation backend: vtd, smmuv3, ..., or both")
+    group.addoption("--pviommu-profile", default=_USUAL[0], help="how the hypervisor answers: v7-fixed, v3, ...")
+    group.addoption("--pviommu-backend", default=_USUAL[1], help="translation backend: vtd, smmuv3, ..., or both")
     group.addoption("--pviommu-seed", type=int, default=0, help="decides where the guest's pages lie")
 
 
@@ -34,6 +36,20 @@ def pytest_configure(config: pytest.Config) -> None:
         "pviommu(check=True, **settings): settings of testbed.config.Config for this test; check=False leaves out the "
         "machine's invariants afterwards",
     )
+    _check(config.getoption("--pviommu-profile"), config.getoption("--pviommu-backend"))
+
+
+def _check(profile: str, backend: str) -> None:
+    """``pytest.UsageError`` for options that no test could run with; nothing is loaded for what is usual."""
+    if (profile, backend) == _USUAL:
+        return
+    from pviommu.options import UsageError, backend_list, make_config
+
+    try:
+        for name in backend_list(backend):
+            make_config(name, profile, None, 0)
+    except UsageError as error:
+        raise pytest.UsageError(f"--pviommu-profile {profile} --pviommu-backend {backend}: {error}") from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -44,12 +60,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marker is not None and "backend" in marker.kwargs:
         names = [marker.kwargs["backend"]]
     else:
-        from pviommu.options import UsageError, backend_list
+        from pviommu.options import backend_list
 
-        try:
-            names = backend_list(metafunc.config.getoption("--pviommu-backend"))
-        except UsageError as error:
-            raise pytest.UsageError(f"--pviommu-backend: {error.format_message()}") from None
+        names = backend_list(metafunc.config.getoption("--pviommu-backend"))
     metafunc.parametrize("pviommu_backend", names, scope="function")
 
 
