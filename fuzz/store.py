@@ -89,12 +89,16 @@ class Store:
     def known(self) -> dict[Key, str]:
         """Key of every finding to its directory."""
         rows = self._db.execute("select clause, verb, errno, events, path from findings").fetchall()
-        return {(row[0], row[1], row[2], row[3]): row[4] for row in rows}
+        return {(row[0], row[1], row[2], row[3]): self._here(row[4]) for row in rows}
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """Directory of every finding to the catalogue entries that it matches."""
         rows = self._db.execute("select path, names from findings").fetchall()
-        return {path: tuple(filter(None, names.split(","))) for path, names in rows}
+        return {self._here(path): tuple(filter(None, names.split(","))) for path, names in rows}
+
+    def _here(self, path: str) -> str:
+        """Where a finding is that was filed as ``path``, maybe from another place, or before the campaign was moved."""
+        return str(self.directory / "findings" / Path(path).name)
 
     def unconfirmed(self) -> int:
         """Programs that broke something once and not again, in all runs."""

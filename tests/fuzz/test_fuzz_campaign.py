@@ -97,6 +97,17 @@ def test_a_finding_is_a_directory_with_everything_to_go_on(tmp_path):
     assert done.returncode == 1 and "1 failed" in done.stdout
 
 
+def test_a_campaign_that_was_moved_knows_where_its_findings_are(tmp_path):
+    store, found = Store(tmp_path / "old"), finding()
+    store.file(found, name(found))
+    store.close()
+    (tmp_path / "old").rename(tmp_path / "new")
+    store = Store(tmp_path / "new")
+    known, names = store.known(), store.names()
+    store.close()
+    assert list(known.values()) == list(names) and (Path(known[found.key]) / "program.txt").is_file()
+
+
 def test_a_programs_of_a_dead_campaign_is_filed_by_the_next(tmp_path):
     store = Store(tmp_path)
     store.begin()
