@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import sys
 from contextlib import closing
@@ -82,6 +83,8 @@ def fuzz(
         raise UsageError(f"--against {against} is a driver, and compared at --level driver")
     if driver != "reference" and level != "driver" and not resume:
         raise UsageError(f"--driver {driver} takes --level driver: at {level} level there is no driver")
+    if scheduler and not re.fullmatch(r"[a-z]+://[^/\s]+:[0-9]+", scheduler):
+        raise UsageError(f"--scheduler takes an address as tcp://host:8786, not {scheduler!r}")
     if level not in LEVELS:
         raise UsageError(f"unknown level {level!r}; there are: {', '.join(LEVELS)}")
     if engine in ("raw", "together") and level == "driver":

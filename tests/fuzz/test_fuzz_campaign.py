@@ -97,6 +97,12 @@ def test_a_finding_is_a_directory_with_everything_to_go_on(tmp_path):
     assert done.returncode == 1 and "1 failed" in done.stdout
 
 
+@pytest.mark.parametrize("address", ["toaster", "tcp://toaster", "http://toaster/8786", "tcp://:x"])
+def test_an_address_that_is_none_is_told_in_a_line(address, tmp_path):
+    done = CliRunner().invoke(app, ["fuzz", "--corpus", str(tmp_path / "new"), "--scheduler", address])
+    assert done.exit_code == 2 and "tcp://host:8786" in done.output and not list(tmp_path.iterdir())
+
+
 def test_a_campaign_that_was_moved_knows_where_its_findings_are(tmp_path):
     store, found = Store(tmp_path / "old"), finding()
     store.file(found, name(found))

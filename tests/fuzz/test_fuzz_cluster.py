@@ -98,4 +98,4 @@ def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch, tmp_path)
     options = ["--scheduler", "tcp://127.0.0.1:1", "--time", "1", "--corpus", str(tmp_path / "campaign")]
     done = CliRunner().invoke(app, ["fuzz", *options])
     assert done.exit_code == 2
-    assert "pip install 'pviommu[cluster]'" in done.output
+    assert "pip install -e '.[cluster]'" in done.output
