@@ -49,6 +49,7 @@ CONDITIONS: Final[Mapping[str, str]] = MappingProxyType(
         "not-moved": "a device could not be moved out for want of memory (those before it were)",
         "pasid": "a PASID is given",
         "no-device": "the caller has no such device",
+        "cut-off": "the device is in that context already but cut off, and hardware still does not confirm",
         "in-place": "the device is in that context already",
         "device-unattached": "the device has never been put into a context",
         "device-lost": "the context that the device is in is gone",

@@ -59,6 +59,7 @@ _FREE: Final = rows(
 )
 _MOVE: Final = (
     rows(
+        ("cut-off", EIO),
         ("in-place", DONE),
         ("no-context", ENOENT),
         ("target-dying", EINVAL),

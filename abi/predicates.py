@@ -110,6 +110,7 @@ TESTS: Final[dict[str, Callable[[Call], bool]]] = {
     "busy": lambda c: not c.args["flags"] & c.abi.free_reattach_default and bool(devices_in(c)),
     "pasid": lambda c: c.args["pasid"] != 0,
     "no-device": lambda c: c.sbdf not in c.domain.devices,
+    "cut-off": lambda c: c.device.context == c.args["ctx_no"] and c.chance.driver_errno == EIO and c.chance.unconfirmed,
     "in-place": lambda c: c.device.context == c.args["ctx_no"],
     "device-unattached": lambda c: c.device.context is None,
     "device-lost": lambda c: c.device.context not in c.domain.contexts,

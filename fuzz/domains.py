@@ -232,9 +232,9 @@ class Domains:
             return Broken("left-over", f"domain {number} {there}")
         dom_io = self._xen.quarantined
         if dom_io is not None and dom_io.iommu is not None:
-            empty = [number for number, context in dom_io.iommu.contexts.items() if not context.devices]
-            if empty:
-                return Broken("left-over", f"quarantine's context {empty[0]} has no device")
+            for number, context in dom_io.iommu.contexts.items():
+                if not context.devices and not (context.dying and context.unconfirmed):
+                    return Broken("left-over", f"quarantine's context {number} has no device")
         return None
 
     def _create_domain(self, domid: int, pages: int, kind: str, arena: int, iommu: str, result: int) -> int | Broken:

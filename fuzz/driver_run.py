@@ -189,7 +189,7 @@ class DriverRunner:
     def _end_sweep(self, full: bool) -> Broken | None:
         """The look at the whole state when a program is over."""
         overlooked = {clause for clause, _, _ in self.known}
-        return machine_sweep(View(self.world.testbed), full, self._unconfirmed, overlooked)
+        return machine_sweep(View(self.world.testbed), full, overlooked)
 
     def _passes(self, clause: str, verb: str, errno: str) -> bool:
         """Whether that is a fault that is known."""

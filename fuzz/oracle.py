@@ -302,7 +302,8 @@ class Oracle:
                 expected = mfn << PAGE_SHIFT if mfn is not None and access >> write & 1 else None
                 actual = found if isinstance(found, int) else None
                 if actual != expected and not self._doorbell(dfn, mfn):
-                    if shadow.unsure and (actual is None or self._is_kept(domid, actual >> PAGE_SHIFT)):
+                    kept = actual is None or self._is_kept(domid, actual >> PAGE_SHIFT)
+                    if shadow.unsure and kept and self._is_unconfirmed(device):
                         continue  # what is remembered may also be that nothing is there
                     kind = "write" if write else "read"
                     got, must = ("nothing" if m is None else f"frame {m >> 12:#x}" for m in (actual, expected))
@@ -328,6 +329,12 @@ class Oracle:
                     where = "out of the machine" if state == "out" else "in quarantine"
                     return Broken("quarantine", f"{name}, {where}, reaches {got} at dfn {dfn:#x}")
         return None
+
+    def _is_unconfirmed(self, device: int) -> bool:
+        """Whether hardware may still act on what a device was, or on what its context was."""
+        xen, sbdf = self.target.xen, Sbdf(device)
+        found = next(domain.devices[sbdf] for domain in xen.all_domains() if sbdf in domain.devices)
+        return found.context is None or found.context.stage2.unconfirmed or xen.backend.cut_off(found)
 
     def _is_reserved(self, dfn: int) -> bool:
         return any(first <= dfn <= last for regions in self.domains.devices.values() for first, last in regions)
@@ -365,7 +372,7 @@ class Oracle:
         for mfn in FIRMWARES if "firmware" not in self.overlooked else ():
             if owner[mfn] != DOMID_IO:
                 return Broken("firmware", f"frame {mfn:#x} is {owner[mfn]:#x}'s")
-        broken = sweep(view, full, self.shadow.unsure, self.overlooked)
+        broken = sweep(view, full, self.overlooked)
         if broken is None and "guest-memory" not in self.overlooked:
             broken = next((Broken("guest-memory", what) for what in self.domains.memory.changes()), None)
         return broken

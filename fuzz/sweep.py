@@ -9,8 +9,6 @@ from testbed.invariants import INVARIANTS, View
 COUNTED: Final = ("references", "writable_references")
 COSTLY: Final = ("hardware_walks_what_contexts_say", "no_reach_into_others", "free_frames")
 """Left out of a sweep that is not full: what they would see, most other clauses see too."""
-CACHES: Final = ("caches_say_what_tables_say",)
-"""Those that mean nothing after a flush that hardware did not confirm."""
 
 
 class Broken(NamedTuple):
@@ -23,13 +21,11 @@ class Broken(NamedTuple):
         return f"{self.clause}: {self.what}"
 
 
-def sweep(
-    view: View, full: bool = True, unsure: bool = False, overlooked: Collection[str] = frozenset()
-) -> Broken | None:
-    """The first invariant that does not hold and is not ``overlooked``; ``unsure``: caches may remember anything."""
+def sweep(view: View, full: bool = True, overlooked: Collection[str] = frozenset()) -> Broken | None:
+    """The first invariant that does not hold and is not ``overlooked``."""
     counted = counts_are_right(view)
     for name, holds in INVARIANTS.items():
-        if (counted and name in COUNTED) or (not full and name in COSTLY) or (unsure and name in CACHES):
+        if (counted and name in COUNTED) or (not full and name in COSTLY):
             continue
         if f"invariant:{name}" in overlooked:
             continue

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What units remember, in one vocabulary for all vendors, so that it can be held against the tables.
 
-A backend from outside registers its own unit and context data with :func:`cached_leaves`, :func:`cached_tables` and
-:func:`tags`; one that does not is taken to cache nothing.
+A backend from outside registers its own unit and context data with :func:`cached_leaves`, :func:`cached_tables`,
+:func:`tags` and :func:`doubted`; one that does not is taken to cache nothing.
 """
 
 from collections.abc import Iterator
@@ -53,6 +53,13 @@ def tags(hw: object) -> tuple[int, ...]:
     return ()
 
 
+@singledispatch
+def doubted(hw: object) -> bool:
+    """Whether a driver still has a unit to ask about the context with ``hw`` as its data, and devices of it may have
+    to stay blocked until that unit confirms."""
+    return False
+
+
 @cached_leaves.register
 def _(unit: VtdUnit) -> Iterator[CachedLeaf]:
     for tag, page, order, entry in unit.iotlb.entries():
@@ -89,3 +96,8 @@ def _(hw: VtdContext) -> tuple[int, ...]:
 @tags.register
 def _(hw: ContextHw) -> tuple[int, ...]:
     return hw.vmids
+
+
+@doubted.register
+def _(hw: ContextHw) -> bool:
+    return bool(hw.doubtful)

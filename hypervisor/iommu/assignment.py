@@ -6,6 +6,9 @@ that firmware reserved for it.  So what it still does from before reaches nobody
 reach each other.  If no such context can be made (no memory, no tag), dom_io's context 0 takes a device without such
 regions, because it maps nothing at all; if that fails too, or the device has regions, it is blocked; and if hardware
 does not confirm even that, it stays where it was.
+
+A quarantine context that hardware does not confirm to have forgotten is *dying*: it stays, with its tag and tables, and
+every later move into quarantine or out of it tries again to let go of it.
 """
 
 from typing import TYPE_CHECKING
@@ -112,13 +115,14 @@ def quarantine(xen: "Xen", device: PciDevice) -> int:
     dom_io = xen.dom_io()
     iommu = dom_io.iommu
     assert iommu is not None
+    _let_go(xen, dom_io)
     context = quarantine_context(xen, dom_io)
     if isinstance(context, IommuContext):
         error = move_device(xen, dom_io, device, context)
         if not error:
             return 0
-        xen.release_context(context)
-        del iommu.contexts[context.number]
+        context.dying = True
+        _let_go(xen, dom_io)
     if iommu.default.table is not None and not device.reserved and not move_device(xen, dom_io, device, iommu.default):
         return 0
     return block(xen, device)
@@ -177,5 +181,15 @@ def _leave_quarantine(xen: "Xen", context: IommuContext | None) -> None:
         return
     if context.devices:
         raise XenBug(f"quarantine {context} has more than the one device that it was made for")
-    xen.release_context(context)
-    del iommu.contexts[CtxNo(context.number)]
+    context.dying = True
+    _let_go(xen, xen.quarantined)
+
+
+def _let_go(xen: "Xen", dom_io: Domain) -> None:
+    """Free quarantine contexts that no device is in any more, if hardware confirms to have forgotten them."""
+    iommu = dom_io.iommu
+    assert iommu is not None
+    for context in [context for context in iommu.contexts.values() if context.dying]:
+        if not xen.settle(dom_io, context):
+            xen.release_context(context)
+            del iommu.contexts[context.number]

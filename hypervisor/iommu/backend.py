@@ -82,7 +82,8 @@ class Backend(Protocol):
         ...
 
     def cut_off(self, device: PciDevice) -> bool:
-        """Whether an attached device reaches nothing: a move was neither confirmed nor could it be undone.
+        """Whether hardware may not act on what an attached device's context says: a move was neither confirmed nor
+        could it be undone.  The device reaches nothing then, or what the other context says, which is unconfirmed.
 
         It is translated again when hardware confirms a later flush of its context, or :meth:`attach`.
         """

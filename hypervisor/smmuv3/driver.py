@@ -165,8 +165,10 @@ class Smmuv3Backend:
         for position, stream in enumerate(streams):
             error = self._point(stream, context)
             if error:
+                self._doubt(context.stage2, stream[0])  # the unit may have used the entry that it did not confirm
                 for undo in range(position, -1, -1):
                     self._put_back(streams[undo], before[undo], context)
+                self._settle(context.stage2)
                 return error
         device.hw = streams
         return 0
@@ -180,7 +182,8 @@ class Smmuv3Backend:
         return error
 
     def cut_off(self, device: PciDevice) -> bool:
-        return any(self.units[index].streams.aborts(sid) for index, sid in device.hw or ())
+        streams = set(device.hw or ()) - self.caches.broken
+        return any(self.units[index].streams.aborts(sid) for index, sid in streams)
 
     def _streams_of(self, device: PciDevice) -> tuple[Stream, ...] | None:
         """The streams of all requester ids, ``None`` if one is behind no unit."""
@@ -231,10 +234,12 @@ class Smmuv3Backend:
         if error:
             self._abandon(stream, owner, tried)
 
-    def _abandon(self, stream: Stream, *contexts: IommuContext | None) -> None:
+    def _abandon(self, stream: Stream, owner: IommuContext | None, *others: IommuContext) -> None:
         """Which tree the unit uses for an entry that now aborts is unknown: none of them may be taken for flushed."""
+        if self._owners.get(stream) is not owner:  # it got away, and not back
+            self._move(stream, owner)
         self._unsure.add(stream)
-        for context in contexts:
+        for context in (owner, *others):
             if context is not None:
                 self._doubt(context.stage2, stream[0])
                 context.stage2.unconfirmed = True
@@ -380,10 +385,10 @@ class Smmuv3Backend:
             if any(unpublished) or unit.commands.run_one(ALL | hw.Tlbi.vmid.put(vmid), 0):
                 failed.add(unit.index)
         context.hw = replace(state, doubtful=frozenset(failed))
-        if failed:
+        error = -EIO if failed else self._flush_devices(context, WHOLE) or self._reconnect(context)
+        if error:
             context.unconfirmed = True
-            return -EIO
-        return (self._flush_devices(context, WHOLE) if state.caching else 0) or self._reconnect(context)
+        return error
 
     def _publish(self, stream: Stream) -> int:
         """Make sure that the unit acts on the stream's entry as it is in memory."""

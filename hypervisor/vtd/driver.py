@@ -148,7 +148,10 @@ class VtdBackend:
         use = (unit, hw.dids[unit.index])
         if use not in hw.used:
             context.hw = VtdContext(hw.dids, (*hw.used, use))
-        return self._write_all(unit, device, low, high)
+        error = self._write_all(unit, device, low, high)
+        if error and unit.unsure:
+            context.unconfirmed = True  # memory does not lead there any more, and hardware still may
+        return error
 
     def enforces_cache(self, device: PciDevice) -> bool:
         """Whether the device may enter a context that enforces coherent DMA: its unit knows the snoop bit."""
@@ -160,7 +163,9 @@ class VtdBackend:
         return 0 if unit is None else self._write_all(unit, device, 0, 0)
 
     def cut_off(self, device: PciDevice) -> bool:
-        return False  # what failed is put back, whether or not the unit confirms
+        """What failed is put back whether or not the unit confirms, and until then it may act on what was tried."""
+        unit = self.covering(device)
+        return unit is not None and any(rid in unit.unsure and rid not in unit.broken for rid in device.requester_ids)
 
     def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
         hw: VtdContext = context.hw

@@ -63,22 +63,26 @@ class PasidTables:
         first, second, third = self._memory.words[at : at + 3].tolist()
         return first, second, third
 
-    def write(self, rid: int, pasid: int, entry: Words) -> int:
-        """Make the PASID's entry ``entry``; :meth:`prepare` came before.  On an error memory says what it said."""
+    def write(self, rid: int, pasid: int, entry: Words, *, anyway: bool = False) -> int:
+        """Make the PASID's entry ``entry``; :meth:`prepare` came before.  On an error memory says what it said, or with
+        ``anyway`` what it was to say, and the requester is unsure."""
         at = self._word(self._made["pasids", rid, pasid >> _TABLE_BITS], pasid)
         old = self.read(rid, pasid)
-        if old[0] & 1:
+        error = 0
+        if old[0] & 1 or self._unit.unsure:
             self._point(at, 0)
             error = self._forget(reg.PasidEntry1.did.get(old[1]), pasid)
-            if error:
-                self._point(at, old[0])
-                return error
-        self._point(at + 1, entry[1])
-        self._point(at + 2, entry[2])
-        self._point(at, entry[0])
-        if self._unit.caching_mode and entry[0]:  # hardware may remember that there was none
-            return self._unit.queue.submit(reg.PasidCacheInvalidate.pack(type=7, g=3))
-        return 0
+        wanted = old if error and not anyway else entry
+        self._point(at + 1, wanted[1])
+        self._point(at + 2, wanted[2])
+        self._point(at, wanted[0])
+        if not error and self._unit.caching_mode and entry[0]:  # hardware may remember that there was none
+            error = self._unit.queue.submit(reg.PasidCacheInvalidate.pack(type=7, g=3))
+            if error and not anyway:
+                self.write(rid, pasid, old, anyway=True)
+        if error:
+            self._unit.unsure |= {rid}
+        return error
 
     def _forget(self, did: int, pasid: int) -> int:
         cache = reg.PasidCacheInvalidate.pack(type=7, g=1, did=did, pasid=pasid)

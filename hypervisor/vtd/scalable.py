@@ -73,7 +73,10 @@ class ScalableVtdBackend(VtdBackend):
         unit = self.unit_of(device)
         if context.enforces_cache and self.refuses_unsnooped and not unit.snoop_control:
             return -EINVAL
-        return self._write_spaces(unit, device, self._entry(unit, context))
+        error = self._write_spaces(unit, device, self._entry(unit, context))
+        if error and unit.unsure:
+            context.unconfirmed = True
+        return error
 
     def detach(self, device: PciDevice) -> int:
         return self._write_spaces(self.unit_of(device), device, ABSENT)
@@ -85,7 +88,10 @@ class ScalableVtdBackend(VtdBackend):
             return -EINVAL
         tables = self.tables[unit.index]
         entry = ABSENT if context is None else self._entry(unit, context)
-        return tables.prepare(device.sbdf, pasid) or tables.write(device.sbdf, pasid, entry)
+        error = tables.prepare(device.sbdf, pasid) or tables.write(device.sbdf, pasid, entry)
+        if error and context is not None and unit.unsure:
+            context.unconfirmed = True
+        return error
 
     def _entry(self, unit: Unit, context: IommuContext) -> Words:
         """The PASID entry for ``context`` on ``unit``, which uses it from now on."""
@@ -110,7 +116,7 @@ class ScalableVtdBackend(VtdBackend):
             error = tables.prepare(rid, 0) or tables.write(rid, 0, entry)
             if error:
                 for undo in done:
-                    tables.write(undo, 0, previous)
+                    tables.write(undo, 0, previous, anyway=True)
                 return error
             done.append(rid)
         device.hw = entry

@@ -2,6 +2,7 @@
 """One remapping unit as the driver handles it: switching it on, its root and context tables, domain ids, faults."""
 
 from array import array
+from itertools import product
 from typing import Any, Final
 
 from abi.errno import EIO, ENOMEM, ETIMEDOUT
@@ -56,6 +57,8 @@ class Unit:
         """Requester ids that may keep translations of their own, by the domain id that they are under."""
         self.broken: frozenset[int] = frozenset()
         """Requester ids that did not answer an invalidation; they stay blocked."""
+        self.unsure: frozenset[int] = frozenset()
+        """Requester ids for which hardware may act on an entry that is no longer in memory."""
         self.max_pages: Final = 1 << reg.Capability.mamv.get(cap) if reg.Capability.psi.get(cap) else 0
         """Most pages that a page-selective invalidation can name."""
         drains = reg.IotlbInvalidate.pack(type=2, dr=reg.Capability.drd.get(cap), dw=reg.Capability.dwd.get(cap))
@@ -121,7 +124,8 @@ class Unit:
 
         Hardware may have cached the old entry, present or (caching mode) not, so what it says is invalidated:
         the entry itself by device, and everything translated under its domain id, in the device's own cache too.
-        A broken requester is blocked whatever the entry is to be, and -EIO says so.
+        A broken requester is blocked whatever the entry is to be, and -EIO says so.  Where hardware does not confirm,
+        the requester is unsure until a later flush, of whatever, has made it forget.
         """
         word = self._context_word(rid, bool(low))
         if word is None:
@@ -132,12 +136,14 @@ class Unit:
         self._store_entry(word, 0 if refused else low, 0 if refused else high)
         present = reg.ContextEntryLow.p.get(old_low)
         old = reg.ContextEntryHigh.did.get(old_high) if present else 0
-        if present or self.caching_mode:
+        if present or self.caching_mode or self.unsure:
             error = self._forget_context(rid, old) or self.flush_did(old)
         else:
             error = self.flush_write_buffer() if self.write_buffer else 0
-        if self.device_tlb and not error:
-            self._note_caching(rid, old, words[word], words[word + 1])
+        if error:
+            self.unsure |= {rid}
+        if self.device_tlb:
+            self._note_caching(rid, -1 if error else old, words[word], words[word + 1])
         return error or (-EIO if low and rid in self.broken else 0)
 
     def _store_entry(self, word: int, low: int, high: int) -> None:
@@ -156,7 +162,7 @@ class Unit:
         return self.queue.submit(reg.ContextCacheInvalidate.pack(type=1, g=3, sid=rid & 0xFFFF, did=did))
 
     def _note_caching(self, rid: int, old: int, low: int, high: int) -> None:
-        """The entry of ``rid``, under ``old`` before, is now what ``low`` and ``high`` say."""
+        """The entry of ``rid``, under ``old`` before (-1: perhaps still), is now what ``low`` and ``high`` say."""
         caching = dict(self._caching)
         if old in caching:
             caching[old] = tuple(other for other in caching[old] if other != rid)
@@ -164,7 +170,7 @@ class Unit:
                 del caching[old]
         if low & DEVICE_TLB:
             did = reg.ContextEntryHigh.did.get(high)
-            caching[did] = (*caching.get(did, ()), rid)
+            caching[did] = (*(other for other in caching.get(did, ()) if other != rid), rid)
         self._caching = caching
 
     def read_context(self, rid: int) -> tuple[int, int] | None:
@@ -193,7 +199,7 @@ class Unit:
     def flush_pages(self, did: int, dfn: int, pages: int) -> int:
         """Forget translations of ``pages`` pages from ``dfn`` under ``did``: exactly these if the range is an aligned
         power of two within the unit's limits, else everything of the domain."""
-        if pages & pages - 1 or dfn & pages - 1 or pages > self.max_pages:
+        if self.unsure or pages & pages - 1 or dfn & pages - 1 or pages > self.max_pages:
             return self.flush_did(did)
         error = self.queue.submit(self._flush_pages | did << 16, dfn << PAGE_SHIFT | pages.bit_length() - 1)
         if did in self._caching and not error:
@@ -202,9 +208,26 @@ class Unit:
         return error
 
     def flush_did(self, did: int) -> int:
+        if self.unsure:
+            return self._forget_entries()
         error = self.queue.submit(self._flush_did | did << 16)
         if did in self._caching and not error:
             return self._flush_devices(did, _WHOLE_ADDRESS_SPACE)
+        return error
+
+    def _forget_entries(self) -> int:
+        """Make hardware read every context entry anew and forget all that came of what they were."""
+        error = self.queue.submit(reg.ContextCacheInvalidate.pack(type=1, g=1))
+        if self.root_mode and not error:
+            error = self.queue.submit(reg.PasidCacheInvalidate.pack(type=7, g=3))
+        error = error or self.flush_everything()
+        if error:
+            return error
+        unsure, self.unsure = self.unsure, frozenset()
+        for did in tuple(self._caching):
+            error = self._flush_devices(did, _WHOLE_ADDRESS_SPACE) or error
+        for rid, did in product(() if error else unsure, tuple(self._caching)):
+            self._note_caching(rid, did, *(self.read_context(rid) or (0, 0)))
         return error
 
     def _flush_devices(self, did: int, what: int) -> int:
@@ -214,7 +237,7 @@ class Unit:
         One that does not answer can use what it kept, so it is cut off: then nothing of this domain is left to it.
         """
         error = 0
-        for rid in self._caching[did]:
+        for rid in self._caching.get(did, ()):
             command = reg.DeviceTlbInvalidate.pack(type=3, sid=rid & 0xFFFF)
             answer = self.queue.submit(command, what)
             if answer == -ETIMEDOUT:
@@ -233,6 +256,8 @@ class Unit:
         error = self._forget_context(rid, did)
         if old != did and not error:  # the entry was on its way to another domain
             error = self._forget_context(rid, old)
+        if error:
+            self.unsure |= {rid}
         return error
 
     def flush_write_buffer(self) -> int:
@@ -288,10 +313,11 @@ class Unit:
             self._reports[:],
             self._caching,
             self.broken,
+            self.unsure,
         )
 
     def restore(self, state: Any) -> None:
-        dids, tables, queue, reports, self._caching, self.broken = state
+        dids, tables, queue, reports, self._caching, self.broken, self.unsure = state
         self._dids.restore(dids)
         self._context_tables = dict(tables)
         self.queue.restore(queue)

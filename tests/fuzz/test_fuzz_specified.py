@@ -161,8 +161,9 @@ MEET = {
         attach copier ctx=2
         map ctx=2 frame=ram:8 at=0xc02
         free ctx=2
-        fault plan=confirm:1
+        fault plan=confirm:1+
         attach nic ctx=1
+        attach nic ctx=0
         fault plan=xenheap:1
         free ctx=2 flags=0x1
         fault
