@@ -61,6 +61,8 @@ class Parts(NamedTuple):
     domains: tuple[int, ...]
     """Whose each vCPU is."""
     schedule: str
+    left_out: tuple[str, ...] = ()
+    """Verbs of a program that is dealt out which no vCPU of several can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def take_apart(program: Program) -> Parts:
     parts: list[list[Op]] = [[] for _ in range(max(program.bench.vcpus, 2))]
     domains = [0] * len(parts)
     schedule, here = "", -1
+    left_out: dict[str, None] = {}
     for operation in program.ops:
         if operation[0] == "vcpu":
             here = operation[1]
@@ -99,13 +102,14 @@ def take_apart(program: Program) -> Parts:
             parts[here].append(operation)
     if here < 0:
         dealt = [operation for operation in before if operation[0] not in _OUTSIDE]
+        left_out = dict.fromkeys(operation[0] for operation in before if operation[0] in _OUTSIDE)
         parts = [dealt[k :: len(parts)] for k in range(len(parts))]
         before = []
     ended = {operation[1] for part in parts for operation in part if operation[0] == "destroy_domain"}
     paused = ended & {*domains} - {0}
     if paused:
         raise ProgramError(f"domain {min(paused)} is paused when its end begins: its vCPUs run no more")
-    return Parts(tuple(before), tuple(map(tuple, parts)), tuple(domains), schedule)
+    return Parts(tuple(before), tuple(map(tuple, parts)), tuple(domains), schedule, tuple(left_out))
 
 
 class Concurrent:

@@ -263,7 +263,9 @@ class Runner:
                     break
             else:
                 broken = oracle.sweep(full)
-        except (ProgramError, KeyboardInterrupt):
+        except ProgramError as error:
+            raise ProgramError(f"{format_op(ops[k])}: {error}") from None
+        except KeyboardInterrupt:
             raise
         except Exception as error:
             broken, errno = raised(error)

@@ -44,6 +44,8 @@ def explore(
     check_writable(output)
     try:
         concurrent = Concurrent(read(file, defect))
+        if concurrent.parts.left_out:
+            print(f"{file}: dealt out without {', '.join(concurrent.parts.left_out)}", file=sys.stderr)
         wanted = concurrent.parts.schedule if strategy is None else ""
         wanted = schedule if schedule is not None else wanted
         if schedule is not None or wanted:

@@ -27,7 +27,8 @@ Profile = Annotated[
     str, typer.Option(help="How the hypervisor answers: v7-fixed, v3, ...; an unknown name lists them.")
 ]
 Defects = Annotated[
-    str, typer.Option("--defect", help="Switch single defects on, as T1,F6; see 'pviommu defects list'.")
+    str,
+    typer.Option("--defect", help="Switch single defects of the hypervisor on, as T1,F6; see 'pviommu defects list'."),
 ]
 Dom0Iommu = Annotated[
     str, typer.Option("--dom0-iommu", help="Xen's option of that name, as passthrough or strict=no,map-reserved.")

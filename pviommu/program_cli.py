@@ -123,7 +123,7 @@ def read(file: Path, defect: str = "") -> "Program":
     from fuzz.program import ProgramError, parse
 
     try:
-        return with_defects(parse(file.read_text(encoding="utf-8")), defect)
+        return with_defects(parse(file.read_text(encoding="utf-8-sig")), defect)
     except (OSError, UnicodeDecodeError, ProgramError) as error:
         raise UsageError(f"{file}: {error}") from None
 

@@ -50,7 +50,7 @@ def get(name: str) -> Defect:
     try:
         return DEFECTS[name]
     except KeyError:
-        raise ValueError(f"unknown defect {name!r}; there are: {', '.join(DEFECTS)}") from None
+        raise ValueError(f"unknown defect {name!r} of the hypervisor; there are: {', '.join(DEFECTS)}") from None
 
 
 _BUILT_ON: Final = {"e1": ("v7", ()), "e2": ("v7", ("A2",))}

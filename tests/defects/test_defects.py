@@ -50,7 +50,7 @@ def test_every_profile_can_be_built(profile, backend):
 
 
 def test_an_unknown_defect_is_refused():
-    with pytest.raises(ValueError, match="unknown defect 'Z9'; there are: S1"):
+    with pytest.raises(ValueError, match="unknown defect 'Z9' of the hypervisor; there are: S1"):
         build(Config(defects=("Z9",)))
 
 

@@ -138,9 +138,12 @@ def test_an_order_is_found_if_there_is_one():
 
 def test_a_program_without_vcpus_is_dealt_out(tmp_path):
     path = tmp_path / "program.txt"
-    path.write_text("# pviommu program 1\nbench\nalloc\nalloc\nmap ctx=1 frame=ram:9 at=0x400\ndma nic at=0x400\n")
+    path.write_text(
+        "# pviommu program 1\nbench\nalloc\nas domain=0\nalloc\nmap ctx=1 frame=ram:9 at=0x400\ndma nic at=0x400\n"
+    )
     done = CliRunner().invoke(app, ["explore", str(path), "--strategy", "random", "--runs", "20", "--json"])
     report = json.loads(done.stdout)
+    assert done.stderr == f"{path}: dealt out without as\n"
     assert done.exit_code == 0 and report["strategies"]["random"]["schedules"] == 20
 
 

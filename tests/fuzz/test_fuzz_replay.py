@@ -198,3 +198,14 @@ def test_what_a_later_operation_hides_is_shrunk_too(program):
     assert pviommu("replay", program(HIDDEN))[0] == 1
     status, out, _ = pviommu("shrink", program(HIDDEN))
     assert status == 1 and out.endswith("\nalloc\nmap ctx=1 frame=ram:8 at=0x0\n")
+
+
+def test_an_operation_that_cannot_be_expressed_is_named(program):
+    status, _, said = pviommu("replay", program(TEXT.replace("attach copier ctx=1", "attach copier ctx=0x10000")))
+    assert status == 2 and "attach copier ctx=65536: reattach_device.ctx_no is 16 bits wide" in said
+
+
+def test_a_byte_order_mark_is_no_part_of_a_program(program):
+    path = program(TEXT)
+    path.write_text(TEXT, encoding="utf-8-sig")
+    assert pviommu("replay", path)[0] == 0
