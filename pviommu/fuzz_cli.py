@@ -101,23 +101,18 @@ def fuzz(
             "engine": engine,
             "against": against,
             "level": level,
+            "driver": driver,
+            "seed": seed,
+            "defects": defect,
+            "machine": machine,
         }
-        given |= {"driver": driver, "seed": seed, "defects": defect, "machine": machine}
-        for name, value in given.items():
-            option = name.removesuffix("s")
-            if _is_given(context, option) and value != kept.get(name, value):
-                raise UsageError(
-                    f"--resume goes on as {corpus} was started, and that was not with this --{option}; "
-                    "without --resume the campaign goes on with other options"
-                )
+        _check_same(context, corpus, given, kept)
         time = time if _is_given(context, "time") else kept["seconds"]
         jobs = jobs if _is_given(context, "jobs") else kept["jobs"]
         max_ops = max_ops if _is_given(context, "max_ops") else kept["max_ops"]
         names, profile, engine, against = kept["backends"], kept["profile"], kept["engine"], kept["against"]
-        level, driver = kept["level"], kept["driver"]
-        seed = kept["seed"]
-        defect = kept.get("defects", "")
-        machine = kept.get("machine", machine)
+        level, driver, seed = kept["level"], kept["driver"], kept["seed"]
+        defect, machine = kept.get("defects", ""), kept.get("machine", machine)
     names = _with_machine(names, machine, profile, level)
     for name in names:
         make_config(name, profile, None, seed, defect)
@@ -190,6 +185,17 @@ def _with_machine(names: list[str], machine: str, profile: str, level: str) -> l
     if not found:
         raise UsageError(f"--machine {machine} is of {' and '.join(there.backends)}, not of {' and '.join(names)}")
     return found
+
+
+def _check_same(context: typer.Context, corpus: Path, given: "dict[str, Any]", kept: "dict[str, Any]") -> None:
+    """``UsageError`` for an option on the command line that is not what the campaign was started with."""
+    for name, value in given.items():
+        option = name.removesuffix("s")
+        if _is_given(context, option) and value != kept.get(name, value):
+            raise UsageError(
+                f"--resume goes on as {corpus} was started, and that was not with this --{option}; "
+                "without --resume the campaign goes on with other options"
+            )
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
