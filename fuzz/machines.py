@@ -120,6 +120,30 @@ class Machine:
                     unit.take_did()
 
 
+_UNITS: Final[dict[str, tuple[str, ...]]] = {
+    "no-superpages": ("walks no superpages", "vtd"),
+    "2m": ("walks no superpages of 1 GiB", "vtd"),
+    "caching": ("may remember that nothing is there (caching mode)", "vtd"),
+    "write-buffer": ("sees stores to tables after a flush of the write buffer only", "vtd"),
+    "non-coherent": ("reads tables past the caches", "vtd"),
+    "domain-selective": ("forgets no less than a whole domain", "vtd"),
+    "no-snoop": ("cannot make DMA coherent", "vtd"),
+    "scalable": ("is in scalable mode: trees hang on PASID entries", "vtd"),
+    "no-draining": ("does not wait for requests that are on their way", "vtd"),
+    "moved": ("has its registers elsewhere, and one for fault records", "vtd"),
+    "device-tlb": ("lets devices keep translations of their own (ATS)", "vtd", "smmuv3"),
+    "44-bit": ("has addresses of 44 bits", "smmuv3"),
+    "vmid8": ("has 256 VMIDs", "smmuv3"),
+    "nested": ("has stage 1 and substreams", "smmuv3"),
+    "linear": ("has a stream table of one level", "smmuv3"),
+    "sid-17": ("has stream ids of 17 bits", "smmuv3"),
+    "no-ranges": ("forgets single pages or all, no ranges", "smmuv3"),
+    "break-before-make": ("wants an entry to be empty, and that confirmed, before it is another (BBML 0)", "smmuv3"),
+    "short-queues": ("has queues of four commands and four events", "smmuv3"),
+}
+"""Kinds of units (:mod:`testbed.backends`) to what such a unit does, and the backends that have them.  One is left out:
+with addresses of 40 bits a tree has two roots side by side, and an arena may have two frames and not such a pair."""
+
 MACHINES: Final[dict[str, Machine]] = {
     USUAL: Machine("one unit that covers every device, walks what is usual for the backend and has ids to spare", ()),
     "narrow": Machine("the unit walks trees of three levels only, 39 bits", unit="39-bit", address_bits=39),
@@ -141,6 +165,7 @@ MACHINES: Final[dict[str, Machine]] = {
     "32-bit": Machine(
         "guests are 32-bit code: another way in, arguments below 4 GiB, structs as i386 lays them out", code_32=True
     ),
+    **{kind: Machine(f"the unit {prose}", tuple(backends), unit=kind) for kind, (prose, *backends) in _UNITS.items()},
 }
 """By name."""
 

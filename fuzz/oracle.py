@@ -14,7 +14,7 @@ from fuzz import events
 from fuzz.domains import Domains
 from fuzz.faults import COPIES
 from fuzz.shadow import Shadow
-from fuzz.spans import diverge, joined, sample, words
+from fuzz.spans import diverge, joined, sample, without, words
 from fuzz.sweep import Broken, sweep
 from fuzz.target import FIRMWARES, Call, Target
 from fuzz.verbs import DEVICES
@@ -382,7 +382,8 @@ class Oracle:
         shadow = self.domains.shadows[domid]
         if not domid or shadow.ending or shadow.unsure:
             return None
-        found = [span for span in joined(tree.leaves) if not self._is_reserved(span[0])]
+        regions = [region for regions in self.domains.devices.values() for region in regions]
+        found = list(without(joined(tree.leaves), regions))
         for said, there in diverge(sorted(self.domains.default_spans(domid)), found):
             return Broken("tree", f"context 0 of domain {domid}: its are {words(said)}, the tables say {words(there)}")
         return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is mapped as ranges, and where two lists of them differ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from testbed.reachable import Leaf
 
@@ -22,6 +22,19 @@ def joined(leaves: list[Leaf]) -> Iterator[tuple[int, int, int, int]]:
         start, end, delta, access = leaf.dfn, leaf.dfn + leaf.pages, leaf.mfn - leaf.dfn, rights
     if end > start:
         yield start, end, delta, access
+
+
+def without(spans: Iterable[Span], regions: Iterable[tuple[int, int]]) -> Iterator[Span]:
+    """What is left of ranges when the pages of ``regions`` (first, last) are taken out."""
+    regions = sorted(regions)
+    for start, end, *rest in spans:
+        for first, last in regions:
+            if first < end and last >= start:
+                if first > start:
+                    yield start, first, rest[0], rest[1]
+                start = last + 1
+        if start < end:
+            yield start, end, rest[0], rest[1]
 
 
 def diverge(expected: list[Span], found: list[Span]) -> Iterator[tuple[Span | None, Span | None]]:

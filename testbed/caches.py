@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import singledispatch
 from typing import NamedTuple
 
-from hypervisor.smmuv3.driver import ContextHw
+from hypervisor.smmuv3.context_hw import ContextHw
 from hypervisor.vtd.driver import VtdContext
 from machine.iommu.smmuv3.unit import Smmuv3Unit
 from machine.iommu.vtd.unit import VtdUnit

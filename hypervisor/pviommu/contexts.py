@@ -28,7 +28,8 @@ def query_capabilities(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, 
     """What this hypervisor offers the caller."""
     assert domain.iommu is not None
     flags = xen.abi.caps.get("default_identity", 0) if domain.hardware and xen.options.dma else 0
-    if nesting_of(xen.backend) is not None and xen.abi.by_name["alloc_nested"].implemented:
+    nested = xen.abi.by_name.get("alloc_nested")
+    if nested is not None and nested.implemented and nesting_of(xen.backend) is not None:
         flags |= xen.abi.caps["nested"]
     pasids = offered_pasids(xen)
     max_pasid = 0

@@ -15,7 +15,7 @@ What a snapshot keeps of contexts and devices is their ``hw``; both are replaced
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from abi.errno import EINVAL, EIO, ENODEV, ENOMEM, ENOSPC, ETIMEDOUT
@@ -27,26 +27,13 @@ from hypervisor.pagetable.format import Format
 from hypervisor.pagetable.radix import Changes, PageTable
 from hypervisor.platform import Platform
 from hypervisor.smmuv3 import layouts as hw
+from hypervisor.smmuv3.context_hw import ContextHw, hw_of
 from hypervisor.smmuv3.device_caches import WHOLE, DeviceCaches, Stream, pages_of_device
 from hypervisor.smmuv3.format import STAGE2
 from hypervisor.smmuv3.geometry import Geometry, allocate_root, geometry
-from hypervisor.smmuv3.invalidation import ALL, LEAF, Use, range_commands, use_of
+from hypervisor.smmuv3.invalidation import ALL, LEAF, range_commands, use_of
 from hypervisor.smmuv3.nesting import Smmuv3Nesting, stage1_everywhere, stage1_words
 from hypervisor.smmuv3.unit import SmmuUnit, covering
-
-
-@dataclass(frozen=True, slots=True)
-class ContextHw:
-    """A context's VMID and number of streams on each unit, and what follows from them."""
-
-    vmids: tuple[int, ...]
-    streams: tuple[int, ...]
-    doubtful: frozenset[int] = frozenset()
-    """Units that may hold something of this context that they were told to forget."""
-    uses: tuple[Use, ...] = ()
-    """Units that have streams of this context."""
-    caching: tuple[Stream, ...] = ()
-    """Streams of this context that may keep translations themselves."""
 
 
 class Smmuv3Backend:
@@ -124,10 +111,10 @@ class Smmuv3Backend:
     def context_release(self, context: IommuContext) -> None:
         if context.parent is not None:
             return
-        if any(_hw(context).streams):
+        if any(hw_of(context).streams):
             raise XenBug(f"{context} goes away with streams in it")
         self._settle(context)
-        state = _hw(context)
+        state = hw_of(context)
         if context.table is not None and not state.doubtful:
             for k in range(context.table.root_frames):
                 context.pool.free(context.table.root + k)
@@ -155,7 +142,7 @@ class Smmuv3Backend:
             self.caches.add(streams)
         self._settle(context.stage2)
         for index, sid in streams:
-            if index in _hw(context.stage2).doubtful:
+            if index in hw_of(context.stage2).doubtful:
                 return -EIO  # the unit may still hold translations that this context no longer has
             unit = self.units[index]
             error = unit.streams.prepare(sid, unit.commands)
@@ -207,7 +194,7 @@ class Smmuv3Backend:
                 return error
         if stream in self.caches.broken:
             return -EIO
-        dw2, dw3 = unit.tree_words(self.geometry, _hw(context.stage2).vmids[index], context.stage2.table)
+        dw2, dw3 = unit.tree_words(self.geometry, hw_of(context.stage2).vmids[index], context.stage2.table)
         first = None if context.nested is None else stage1_words(context.nested)
         caches = first is None and dw3 != 0 and self.caches.capable(stream)  # what Xen's own tables give
         error = unit.streams.install(sid, dw2, dw3, caches, unit.commands, first)
@@ -271,7 +258,7 @@ class Smmuv3Backend:
             self._count(target.stage2, index, 1)
         if source is not None:
             self._count(source.stage2, index, -1)
-            if source.nested is not None or not _hw(source.stage2).streams[index]:
+            if source.nested is not None or not hw_of(source.stage2).streams[index]:
                 # what guests' tables give is cached under one tag, whichever table it was
                 self._doubt(source.stage2, index)
                 self._settle(source.stage2)
@@ -280,6 +267,9 @@ class Smmuv3Backend:
 
     def flush(self, context: IommuContext, dfn: int, pages: int, changes: Changes) -> int:
         state: ContextHw = context.hw
+        if state.mixed:
+            context.hw = replace(state, mixed=False)
+            return self.flush_all(context) or -EIO
         if state.doubtful:
             return self._settle(context)
         if not changes.modified:
@@ -306,7 +296,7 @@ class Smmuv3Backend:
     def _flush_devices(self, context: IommuContext, what: int) -> int:
         """Make the context's devices forget ``what``, now that the TLBs have; one that does not answer is cut off."""
         error = 0
-        for stream in _hw(context).caching:
+        for stream in hw_of(context).caching:
             answer = self.caches.forget(stream, what)
             if answer == -ETIMEDOUT:
                 answer = self._block(stream)
@@ -319,10 +309,10 @@ class Smmuv3Backend:
         """Which of the context's streams may keep translations has changed."""
         owners = self._owners
         caching = tuple(sorted(stream for stream in self.caches.caching if owners.get(stream) is context))
-        context.hw = replace(_hw(context), caching=caching)
+        context.hw = replace(hw_of(context), caching=caching)
 
     def flush_all(self, context: IommuContext) -> int:
-        state = _hw(context)
+        state = hw_of(context)
         if state.doubtful:
             error = self._settle(context)
             if error:
@@ -341,16 +331,17 @@ class Smmuv3Backend:
         words = self._memory.words
 
         def exchange(word: int, entry: int) -> None:
-            if _hw(context).uses:
+            if hw_of(context).uses:
                 words[word] = 0
-                self.flush_all(context)  # what it leaves unconfirmed, the flush of this pass will report
+                if self.flush_all(context):
+                    context.hw = replace(hw_of(context), mixed=True)
             words[word] = entry
 
         return exchange
 
     def _count(self, context: IommuContext, index: int, more: int) -> None:
         """Note that unit ``index`` has ``more`` streams of the context than before."""
-        state = _hw(context)
+        state = hw_of(context)
         streams = tuple(count + more if k == index else count for k, count in enumerate(state.streams))
         uses = tuple(
             use_of(unit.commands, vmid, unit.ranges)
@@ -360,12 +351,12 @@ class Smmuv3Backend:
         context.hw = replace(state, streams=streams, uses=uses)
 
     def _doubt(self, context: IommuContext, index: int) -> None:
-        state = _hw(context)
+        state = hw_of(context)
         context.hw = replace(state, doubtful=state.doubtful | {index})
 
     def _doubt_all(self, context: IommuContext) -> None:
         """One of the units in use did not confirm; ask all of them again next time."""
-        state = _hw(context)
+        state = hw_of(context)
         used = {unit.index for unit, count in zip(self.units, state.streams) if count}
         context.hw = replace(state, doubtful=state.doubtful | used)
 
@@ -374,7 +365,7 @@ class Smmuv3Backend:
 
         Units in use that are not doubtful are told as well: callers have a flush to do.
         """
-        state = _hw(context)
+        state = hw_of(context)
         if not state.doubtful:
             return 0
         failed = set()
@@ -414,7 +405,3 @@ class Smmuv3Backend:
         self.caches.restore(caches)
         for unit, saved in zip(self.units, units):
             unit.restore(saved)
-
-
-def _hw(context: IommuContext) -> ContextHw:
-    return cast(ContextHw, context.hw)

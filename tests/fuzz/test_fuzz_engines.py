@@ -8,6 +8,8 @@ from fuzz.blocks import Blocks
 from fuzz.engines.differential import Differential
 from fuzz.engines.engine import ENGINES, make
 from fuzz.engines.greybox import Greybox
+from fuzz.engines.swarm import Swarm, benches
+from fuzz.machines import MACHINES
 from fuzz.program import Bench, parse
 from fuzz.raw import SHORT, RawGenerator
 from fuzz.resync import is_swept
@@ -45,6 +47,18 @@ def test_an_engine_is_quiet_on_fixed_profiles(engine, backend, profile, guest):
     for hit in make(engine, [Bench(backend, profile, guest, 4, 5)], 5).findings(
         6000, max_ops=SCHEDULED.get(engine, 2000)
     ):
+        assert hit is None, f"{hit[1].program}{hit[1].clause}: {hit[1].what}"
+
+
+@pytest.mark.parametrize(
+    ("backend", "machine"),
+    [(backend, name) for name, machine in MACHINES.items() for backend in ("vtd", "smmuv3") if machine.is_of(backend)],
+)
+def test_the_swarm_is_quiet_on_every_machine(backend, machine):
+    profile = "v3-fixed" if MACHINES[machine].command_line else "v7-fixed"
+    over = benches(backend, profile, machine=machine)[::2]
+    assert over
+    for hit in Swarm(over, 5).findings(6000, max_ops=600):
         assert hit is None, f"{hit[1].program}{hit[1].clause}: {hit[1].what}"
 
 

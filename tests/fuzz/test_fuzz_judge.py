@@ -4,11 +4,14 @@
 from array import array
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fuzz.clauses import CLAUSES
 from fuzz.program import Bench, parse
 from fuzz.resync import known_as
 from fuzz.run import Runner, replay
+from fuzz.spans import without
 from fuzz.toolstack import SPLIT_END, STRUCT_END
 from fuzz.verbs import op
 from testbed.invariants import INVARIANTS
@@ -363,3 +366,19 @@ def test_a_call_that_never_ends_is_a_finding():
     found = runner.run((op("alloc"), op("free", ctx=1)))
     assert found is not None and found.clause == "hang" and found.program.ops[-1][0] == "free"
     assert runner.run((op("alloc"),)) is None
+
+
+_PAIRS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 8)), max_size=4)
+
+
+@given(runs=_PAIRS, regions=_PAIRS)
+def test_reserved_pages_are_cut_out_of_ranges_that_they_are_a_part_of(runs, regions):
+    spans, at = [], 0
+    for gap, pages in runs:
+        spans.append((at + gap, at + gap + pages, 5, 3))
+        at += gap + pages
+    left = list(without(spans, [(first, first + pages - 1) for first, pages in regions]))
+    reserved = {page for first, pages in regions for page in range(first, first + pages)}
+    pages = [page for start, end, _, _ in spans for page in range(start, end) if page not in reserved]
+    assert [page for start, end, _, _ in left for page in range(start, end)] == pages
+    assert all(span[2:] == (5, 3) for span in left)
