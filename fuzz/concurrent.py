@@ -23,7 +23,6 @@ from typing import Final, NamedTuple
 
 from abi.canonical import CANONICAL
 from abi.errno import errno_name
-from base.units import PAGE_SHIFT
 from fuzz import machines
 from fuzz.linearize import Name, linearize
 from fuzz.passes import Heard, PassByPass, Pauses, WantedElsewhere, passes_of
@@ -191,11 +190,8 @@ class Concurrent:
 
     def _dma(self, name: str, at: int, pages: int) -> tuple[int | None, ...]:
         """What the device's reads reach at the ends."""
-        found = []
-        for dfn in dict.fromkeys((at, at + max(pages, 1) - 1)):
-            reached = self.bed.unit.translate(DEVICES[name] & 0xFFFF, dfn << PAGE_SHIFT, False)
-            found.append(reached if isinstance(reached, int) else None)
-        return tuple(found)
+        ends = dict.fromkeys((at, at + max(pages, 1) - 1))
+        return tuple(self._target.translate(DEVICES[name], dfn, False) for dfn in ends)
 
     # ------------------------------------------------------------------------------------------------------ runs
 

@@ -37,6 +37,8 @@ class Machine:
     """Those that there is such a machine of; none: all."""
     unit: str = DEFAULT
     """Kind of its unit (:mod:`testbed.backends`)."""
+    second: tuple[str, ...] = ()
+    """Devices behind a unit of their own."""
     address_bits: int | None = None
     """Width of the I/O virtual addresses that its unit walks; ``None``: as wide as the backend says."""
     free_ids: int | None = None
@@ -101,8 +103,10 @@ class Machine:
     def configure(self, config: Config, contexts: int | None, arena: int) -> Config:
         """The test bed of ``config`` as this machine; ``contexts`` and 2^``arena`` pages are the bench's."""
         told = f"nb-ctx={contexts + 1},arena-order={arena}" if self.command_line and contexts is not None else ""
-        units = (UnitSpec(self.unit),)
-        return replace(config, units=units, phantom_functions=self.phantom_functions, dom0_iommu=told)
+        units = [UnitSpec(self.unit)]
+        if self.second:
+            units.append(UnitSpec(self.unit, tuple(Sbdf(DEVICES[name]) for name in self.second)))
+        return replace(config, units=tuple(units), phantom_functions=self.phantom_functions, dom0_iommu=told)
 
     def prepare(self, bed: TestBed) -> None:
         """What a configuration does not say, before the guest does anything."""
@@ -165,6 +169,7 @@ MACHINES: Final[dict[str, Machine]] = {
     "32-bit": Machine(
         "guests are 32-bit code: another way in, arguments below 4 GiB, structs as i386 lays them out", code_32=True
     ),
+    "two-units": Machine("the NIC and the rogue device are behind a second unit", (), second=("nic", "rogue")),
     **{kind: Machine(f"the unit {prose}", tuple(backends), unit=kind) for kind, (prose, *backends) in _UNITS.items()},
 }
 """By name."""

@@ -37,9 +37,7 @@ class Oracle:
         }
         requesters = target.bed.pci.requester_ids
         self._ways: Final = {
-            device: tuple(
-                (requester & 0xFFFF, write) for requester in requesters(Sbdf(device)) for write in (False, True)
-            )
+            device: tuple((requester, write) for requester in requesters(Sbdf(device)) for write in (False, True))
             for device in self.domains.devices
         }
         """By device: (requester id, whether it writes) of the accesses that it can make."""
@@ -288,7 +286,7 @@ class Oracle:
         shadow = self.domains.shadows[domid]
         if not home and not domid and not shadow.frames.own(at):
             return None
-        translate = self.target.bed.unit.translate
+        translate = self.target.translate
         for dfn in sample(at, min(pages, 1 << 30)):
             if dfn > shadow._max_dfn or (not home and not domid and not shadow.frames.own(dfn)):
                 break
@@ -296,11 +294,10 @@ class Oracle:
                 continue  # what a device of it once needed
             mfn, access = shadow.reach(home, dfn)
             for requester, write in self._ways[device]:
-                found = translate(requester, dfn << PAGE_SHIFT, write)
-                if not isinstance(found, int):
+                actual = translate(requester, dfn, write)
+                if actual is None:
                     self.target.events |= events.FAULT
                 expected = mfn << PAGE_SHIFT if mfn is not None and access >> write & 1 else None
-                actual = found if isinstance(found, int) else None
                 if actual != expected and not self._doorbell(dfn, mfn):
                     kept = actual is None or self._is_kept(domid, actual >> PAGE_SHIFT)
                     if shadow.unsure and kept and self._is_unconfirmed(device):
@@ -319,8 +316,7 @@ class Oracle:
                 continue
             own = any(first <= dfn <= last for first, last in self.domains.devices[device])
             for requester, write in self._ways[device]:
-                found = self.target.bed.unit.translate(requester, dfn << PAGE_SHIFT, write)
-                actual = found if isinstance(found, int) else None
+                actual = self.target.translate(requester, dfn, write)
                 allowed = {dfn << PAGE_SHIFT if own and state != "out" else None}
                 if state == "blocked":
                     allowed.add(None)

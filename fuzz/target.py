@@ -131,6 +131,12 @@ class Target(Watched):
         self._watch()
         bed.snapshot()
 
+    def translate(self, requester: int, dfn: int, write: bool) -> int | None:
+        """The machine address that a requester's access to ``dfn`` reaches behind its unit, ``None`` if it faults."""
+        unit, stream = self.bed.fabric.route(requester)
+        reached = (unit or self.bed.unit).translate(stream, dfn << PAGE_SHIFT, write)
+        return reached if isinstance(reached, int) else None
+
     @property
     def arena(self) -> Arena | None:
         assert self.bed.dom0.iommu is not None

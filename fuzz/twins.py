@@ -181,8 +181,7 @@ class Twins(Runner):
             for write in (False, True):
                 found = []
                 for target in (self.target, self._other):
-                    reached = target.bed.unit.translate(device & 0xFFFF, dfn << PAGE_SHIFT, write)
-                    found.append(reached if isinstance(reached, int) else None)
+                    found.append(target.translate(device, dfn, write))
                 if found[0] != found[1] and not self._in_doorbells(dfn):
                     left, right = ("nothing" if m is None else f"frame {m >> PAGE_SHIFT:#x}" for m in found)
                     kind = "write" if write else "read"
