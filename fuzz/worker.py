@@ -127,6 +127,7 @@ def messages(job: Job) -> Iterator[Found | Report]:
                     path.unlink(missing_ok=True)
                 else:
                     seen.add(small.key)
+                    yield report()  # what it took to find it, should this be the last that is heard
                     yield Found(small, name(small), str(path))
                     _overlook(engine.runners, small)
         if monotonic() - reported > REPORT_EVERY:
