@@ -209,6 +209,10 @@ class Abi:
         """Whether the version has the sub-op of that canonical name."""
         return name in self.by_name
 
+    def offers(self, name: str) -> bool:
+        """The same, if it is more than a number."""
+        return name in self.by_name and self.by_name[name].implemented
+
     def on(self, arch: str) -> "Abi":
         """The same version as callers on ``arch`` have it: every codec is of the layout there."""
         rows = {n: replace(row, codec=row.codec and row.codec_on(arch)) for n, row in self.subops.items()}

@@ -163,15 +163,8 @@ class Concurrent:
         verb, target = str(operation[0]), self._target
         target.call_as(domid)
         if verb in SUBOPS:
-            name = SUBOPS[verb]
-            if not target.abi.has(name):
-                raise ProgramError(f"{target.abi.name} has no sub-op {name}")
-            args, codec = target.arguments(operation), target.abi.by_name[name].codec
-            try:
-                if codec is not None:
-                    codec.encode(*args)
-            except ValueError as error:
-                raise ProgramError(str(error)) from None
+            name, args = SUBOPS[verb], target.arguments(operation)
+            target.encode(name, args)  # it can be expressed
             return Hypercall(name, dict(zip((field.name for field in CANONICAL[name]), args)))
         does: dict[str, Callable[[], object]] = {
             "remove": lambda: self._remove(operation[1], domid),

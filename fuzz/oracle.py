@@ -41,6 +41,8 @@ class Oracle:
             for device in self.domains.devices
         }
         """By device: (requester id, whether it writes) of the accesses that it can make."""
+        self._reserved: Final = [region for regions in self.domains.devices.values() for region in regions]
+        """Every device's reserved regions: (first, last)."""
         self._codecs: Final = {name: subop.codec for name, subop in target.abi.by_name.items()}
         self._told: list[tuple[Shadow, int, range]] = []
         """(domain, context, device frames) that hardware was told to forget during this operation."""
@@ -333,7 +335,7 @@ class Oracle:
         return found.context is None or found.context.stage2.unconfirmed or xen.backend.cut_off(found)
 
     def _is_reserved(self, dfn: int) -> bool:
-        return any(first <= dfn <= last for regions in self.domains.devices.values() for first, last in regions)
+        return any(first <= dfn <= last for first, last in self._reserved)
 
     def _is_kept(self, domid: int, mfn: int) -> bool:
         """Whether a frame that hardware may still remember of a domain cannot be in hands that it has nothing from."""
@@ -378,8 +380,7 @@ class Oracle:
         shadow = self.domains.shadows[domid]
         if not domid or shadow.ending or shadow.unsure:
             return None
-        regions = [region for regions in self.domains.devices.values() for region in regions]
-        found = list(without(joined(tree.leaves), regions))
+        found = list(without(joined(tree.leaves), self._reserved))
         for said, there in diverge(sorted(self.domains.default_spans(domid)), found):
             return Broken("tree", f"context 0 of domain {domid}: its are {words(said)}, the tables say {words(there)}")
         return None

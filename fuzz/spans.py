@@ -27,14 +27,14 @@ def joined(leaves: list[Leaf]) -> Iterator[tuple[int, int, int, int]]:
 def without(spans: Iterable[Span], regions: Iterable[tuple[int, int]]) -> Iterator[Span]:
     """What is left of ranges when the pages of ``regions`` (first, last) are taken out."""
     regions = sorted(regions)
-    for start, end, *rest in spans:
+    for start, end, delta, access in spans:
         for first, last in regions:
             if first < end and last >= start:
                 if first > start:
-                    yield start, first, rest[0], rest[1]
+                    yield start, first, delta, access
                 start = last + 1
         if start < end:
-            yield start, end, rest[0], rest[1]
+            yield start, end, delta, access
 
 
 def diverge(expected: list[Span], found: list[Span]) -> Iterator[tuple[Span | None, Span | None]]:

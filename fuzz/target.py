@@ -259,19 +259,20 @@ class Target(Watched):
 
         ``ProgramError`` if a field does not fit its struct or the version has no such sub-op.
         """
+        raw, subop = self.encode(name, args), self.abi.by_name[name]
+        if holes and subop.codec is not None and subop.codec.hole_mask:
+            raw = _soil(raw, subop.codec.hole_mask, int(str(holes)))
+        return self.issue(subop.number, name, raw, str(argument))
+
+    def encode(self, name: str, args: tuple[int, ...]) -> bytes:
+        """The struct of sub-op ``name`` with canonical fields ``args``; ``ProgramError`` as :meth:`call`."""
         subop = self.abi.by_name.get(name)
         if subop is None:
             raise ProgramError(f"{self.abi.name} has no sub-op {name}")
-        codec = subop.codec
-        raw = b""
-        if codec is not None:
-            try:
-                raw = codec.encode(*args)
-            except ValueError as error:
-                raise ProgramError(str(error)) from None
-            if holes and codec.hole_mask:
-                raw = _soil(raw, codec.hole_mask, int(str(holes)))
-        return self.issue(subop.number, name, raw, str(argument))
+        try:
+            return b"" if subop.codec is None else subop.codec.encode(*args)
+        except ValueError as error:
+            raise ProgramError(str(error)) from None
 
     def issue(self, number: int, name: str, raw: bytes, argument: str) -> Call:
         """Hypercall with ``number`` in the sub-op register and ``raw`` as its struct."""

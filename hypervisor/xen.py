@@ -172,22 +172,24 @@ class Xen:
         self._let_go(domain, context, changes)
         return 0
 
-    def settle(self, domain: Domain, context: IommuContext) -> int:
-        """Let go of what was kept of ``context``, now that hardware confirms that it forgot; -EIO if it does not."""
-        error = self.confirm(context)
-        if not error:
-            for owner, kept_of, changes in [kept for kept in self.kept if kept[1] is context]:
-                self.kept.remove((owner, kept_of, changes))
-                self._let_go(owner, kept_of, changes)
-        return error
-
-    def confirm(self, context: IommuContext) -> int:
-        """Make sure that hardware has forgotten everything that it was ever told to forget of ``context``."""
-        if not context.unconfirmed:
-            return 0
-        error = self.backend.flush_all(context)
-        if not error:
+    def settle(self, context: IommuContext) -> int:
+        """Make sure that hardware has forgotten all that it was ever told to forget of ``context``, and let go of what
+        was kept until then; -EIO if it does not confirm."""
+        if context.unconfirmed:
+            error = self.backend.flush_all(context)
+            if error:
+                return error
             context.unconfirmed = False
+        for kept in [kept for kept in self.kept if kept[1] is context]:
+            self.kept.remove(kept)
+            self._let_go(*kept)
+        return 0
+
+    def forget_context(self, context: IommuContext) -> int:
+        """Give an emptied context back once hardware has forgotten it; -EIO, and it stays, if that is not confirmed."""
+        error = self.settle(context)
+        if not error:
+            self.release_context(context)
         return error
 
     def _let_go(self, domain: Domain, context: IommuContext, changes: Changes) -> None:

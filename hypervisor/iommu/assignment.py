@@ -190,6 +190,5 @@ def _let_go(xen: "Xen", dom_io: Domain) -> None:
     iommu = dom_io.iommu
     assert iommu is not None
     for context in [context for context in iommu.contexts.values() if context.dying]:
-        if not xen.settle(dom_io, context):
-            xen.release_context(context)
+        if not xen.forget_context(context):
             del iommu.contexts[context.number]

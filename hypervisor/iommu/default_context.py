@@ -59,7 +59,7 @@ def remove_page(xen: "Xen", domain: Domain, gfn: int) -> int:
         if table is not None and table.lookup(gfn) is not None:
             error = xen.unmap_default(domain, gfn, 1)
         else:  # an earlier attempt may have taken it out of the table without hardware confirming
-            error = xen.settle(domain, domain.iommu.default)
+            error = xen.settle(domain.iommu.default)
         if error:
             return error
     if not domain.pv:

@@ -64,10 +64,7 @@ def _relinquish_context(xen: "Xen", domain: Domain, context: IommuContext) -> in
     empty, error = tear_down_some(xen, domain, context)
     if not error and not empty:
         return RESTART
-    error = error or xen.settle(domain, context)
-    if not error:
-        xen.release_context(context)
-    return error
+    return error or xen.forget_context(context)
 
 
 def _relinquish_memory(xen: "Xen", domain: Domain) -> None:

@@ -28,8 +28,7 @@ def query_capabilities(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, 
     """What this hypervisor offers the caller."""
     assert domain.iommu is not None
     flags = xen.abi.caps.get("default_identity", 0) if domain.hardware and xen.options.dma else 0
-    nested = xen.abi.by_name.get("alloc_nested")
-    if nested is not None and nested.implemented and nesting_of(xen.backend) is not None:
+    if xen.abi.offers("alloc_nested") and nesting_of(xen.backend) is not None:
         flags |= xen.abi.caps["nested"]
     pasids = offered_pasids(xen)
     max_pasid = 0
@@ -143,10 +142,9 @@ def free_context(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], 
         if not empty and preempt is not None and preempt(vcpu):
             vcpu.restart = (0,)
             return RESTART, ()
-    error = xen.settle(domain, context)
+    error = xen.forget_context(context)
     if error:
         return error, ()
-    xen.release_context(context)
     del iommu.contexts[CtxNo(number)]
     return 0, ()
 

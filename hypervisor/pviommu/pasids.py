@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def offered_pasids(xen: "Xen") -> PasidBackend | None:
     """The backend's PASIDs, if the interface has them too."""
-    subop = xen.abi.by_name.get("attach_pasid")
-    return pasids_of(xen.backend) if subop is not None and subop.implemented else None
+    return pasids_of(xen.backend) if xen.abi.offers("attach_pasid") else None
 
 
 def attach_pasid(xen: "Xen", vcpu: Vcpu, domain: Domain, args: tuple[int, ...], start: int) -> Result:
