@@ -26,7 +26,7 @@ from abi.errno import errno_name
 from fuzz import machines
 from fuzz.linearize import Name, linearize
 from fuzz.passes import Heard, PassByPass, Pauses, WantedElsewhere, passes_of
-from fuzz.program import Program, format_op
+from fuzz.program import Bench, Program, format_op
 from fuzz.run import Runner, raised
 from fuzz.sweep import Broken, sweep
 from fuzz.target import SUBOPS
@@ -76,6 +76,12 @@ class Attempt:
         return str(self.run.schedule)
 
 
+def check_machine(bench: Bench) -> None:
+    """``ProgramError`` for a bench whose machine runs one vCPU at a time."""
+    if machines.get(bench.machine).code_32:
+        raise ProgramError(f"machine={bench.machine} runs one vCPU at a time")
+
+
 def take_apart(program: Program) -> Parts:
     """What happens before, what each vCPU does, and the schedule that the program itself names."""
     before: list[Op] = []
@@ -119,8 +125,7 @@ class Concurrent:
         ``looked_at``: it is known not to."""
         if program.bench.level == "driver" or program.bench.against:
             raise ProgramError("schedules are explored of hypercalls on one machine")
-        if machines.get(program.bench.machine).code_32:
-            raise ProgramError(f"machine={program.bench.machine} runs one vCPU at a time")
+        check_machine(program.bench)
         self.parts: Final = take_apart(program)
         self.program: Final = replace(program, bench=replace(program.bench, vcpus=len(self.parts.vcpus)))
         runner = Runner(self.program.bench)

@@ -11,8 +11,7 @@ from dataclasses import replace
 from itertools import chain
 
 from abi.versions import Abi
-from fuzz import machines
-from fuzz.concurrent import Concurrent
+from fuzz.concurrent import Concurrent, check_machine
 from fuzz.engines.schedules import Explorer, simplify
 from fuzz.faults import PlannedFaults
 from fuzz.program import Bench, Program
@@ -32,8 +31,7 @@ class ConcurrentRunner:
     def __init__(self, bench: Bench, sabotage: Callable[[TestBed], None] | None = None) -> None:
         if sabotage is not None:
             raise ProgramError("a bench of several vCPUs is built anew for each program")
-        if machines.get(bench.machine).code_32:
-            raise ProgramError(f"machine={bench.machine} runs one vCPU at a time")
+        check_machine(bench)
         self.bench = bench
         self.ops = 0
         """Operations that have run, under every schedule."""
